@@ -1,0 +1,367 @@
+"""Every key of config/, its type, unit and default. Unknown keys are errors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from plait.errors import ConfigError
+from plait.layout import WILDCARDS
+
+Name = Annotated[str, StringConstraints(pattern=f"^{WILDCARDS['run']}$")]
+FormatName = Annotated[str, StringConstraints(pattern=f"^{WILDCARDS['format']}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """Frozen, and no key that nothing reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# Data
+
+
+class EmojiCaptions(Strict):
+    """Built-in pictures with captions: emoji drawn from an OFL font, named in many languages."""
+
+    kind: Literal["emoji-captions"]
+    languages: tuple[Literal["en", "ja", "zh", "ko", "de", "fr", "es", "it", "pt", "ru"], ...] = Field(
+        ("en", "ja", "zh"), description="languages of the captions, one sample each a picture"
+    )
+    size: PositiveInt = Field(64, description="side of a picture, in pixels")
+
+
+class ChatterbotDialogues(Strict):
+    """Built-in short dialogues of the chatterbot corpus."""
+
+    kind: Literal["chatterbot-dialogues"]
+    languages: tuple[Literal["english", "japanese", "chinese"], ...] = Field(
+        ("english", "japanese", "chinese"), description="languages of the dialogues"
+    )
+
+
+class ChatJsonl(Strict):
+    """Your own chat records: .jsonl, plain or .gz, .lz4, .zst."""
+
+    kind: Literal["chat-jsonl"]
+    path: str = Field(description="a file, or a folder of such files, anywhere")
+
+
+Source = Annotated[EmojiCaptions | ChatterbotDialogues | ChatJsonl, Field(discriminator="kind")]
+
+
+class Pictures(Strict):
+    """How pictures are resized when they become chat records."""
+
+    rule: Literal["keep", "patches", "longest_side"] = Field(
+        "keep", description="keep: as they are; patches: SOLO's grid; longest_side: shrink to max_side"
+    )
+    patch_size: PositiveInt = Field(32, description="side of a patch, in pixels (rule patches)")
+    max_side: PositiveInt = Field(1024, description="longest side, in pixels")
+
+
+class Dataset(Strict):
+    """A raw source, or several packed together."""
+
+    source: Source | None = Field(None, description="where the raw data come from")
+    pack_together: tuple[Name, ...] = Field((), description="datasets whose records are packed jointly")
+    shards: PositiveInt = Field(1, description="shards, one job each")
+    pictures: Pictures = Field(Pictures(), description="how pictures are resized")
+    reject_limit: Share = Field(0.01, description="share of rejected lines at which a shard fails")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.source is None) == (not self.pack_together):
+            raise ValueError("a dataset has either `source` or `pack_together`")
+        return self
+
+
+class PackageTokenizer(Strict):
+    """A SentencePiece model shipped in an installed Python package."""
+
+    kind: Literal["package"]
+    package: str = Field(description="import name, e.g. mistral_common")
+    file: str = Field(description="path inside it, e.g. data/tokenizer.model.v1")
+
+
+class FolderTokenizer(Strict):
+    """The tokenizer files of a local folder, e.g. a downloaded model."""
+
+    kind: Literal["folder"]
+    path: str = Field(description="a folder with tokenizer.json or tokenizer.model")
+
+
+class ExtendedTokenizer(Strict):
+    """Another tokenizer plus tokens appended to its vocabulary."""
+
+    kind: Literal["extend"]
+    base: Name = Field(description="a tokenizer of this config")
+    add: tuple[Literal["vision", "locations", "chatml"], ...] = Field(
+        description="groups of tokens, appended in this order"
+    )
+
+
+TokenizerSource = Annotated[
+    PackageTokenizer | FolderTokenizer | ExtendedTokenizer, Field(discriminator="kind")
+]
+
+
+class Format(Strict):
+    """What turns chat records into tokens: `{format}` in a path."""
+
+    tokenizer: Name = Field(description="a tokenizer of this config")
+    template: Literal["pretrain", "chatml", "mistral", "llama2", "tokenizer"] = Field(
+        description="markup of a conversation; tokenizer: the tokenizer's own chat_template"
+    )
+    packing: Literal["best_fit", "next_fit", "sorted_next_fit"] = Field(
+        "best_fit", description="how documents share a sequence"
+    )
+    overlong: Literal["split", "drop"] = Field(
+        "split", description="what happens to a document longer than a sequence; counted either way"
+    )
+    pictures: Literal["encoded", "patches"] = Field(
+        "encoded", description="encoded: picture files as they are; patches: raw fp16, 6 KiB a token"
+    )
+    patch_size: PositiveInt = Field(32, description="side of a patch, in pixels")
+    max_resolution: PositiveInt = Field(1024, description="longest side of a picture, in pixels")
+
+
+class Mixture(Strict):
+    """Which indexed datasets a run samples from, and how often."""
+
+    format: FormatName = Field(description="a format of this config")
+    pack: PositiveInt = Field(description="tokens of a sequence")
+    datasets: tuple[Name, ...] = Field((), description="datasets at their natural weights")
+    weights: dict[Name, PositiveFloat] = Field({}, description="explicit weights by dataset; they sum to 1")
+
+    @model_validator(mode="after")
+    def _datasets_or_weights(self) -> Self:
+        if bool(self.datasets) == bool(self.weights):
+            raise ValueError("a mixture has either `datasets` (natural weights) or `weights`")
+        if self.weights and abs(sum(self.weights.values()) - 1) > 1e-6:
+            raise ValueError(f"weights sum to {sum(self.weights.values()):g}, expected 1")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The datasets, in the order of the config."""
+        return self.datasets or tuple(self.weights)
+
+
+# Models
+
+
+class InitModel(Strict):
+    """A Mistral-shaped model with random weights."""
+
+    kind: Literal["init"]
+    tokenizer: Name = Field(description="a tokenizer of this config")
+    num_hidden_layers: PositiveInt = 4
+    hidden_size: PositiveInt = 64
+    intermediate_size: PositiveInt = 160
+    num_attention_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt = 2
+    head_dim: PositiveInt = 16
+    max_position_embeddings: PositiveInt = 4096
+    rope_theta: PositiveFloat = 10000.0
+    rms_norm_eps: PositiveFloat = 1e-5
+    initializer_range: PositiveFloat = Field(0.02, description="standard deviation of the weights")
+    seed: NonNegativeInt = 0
+
+
+class FolderModel(Strict):
+    """A model folder that is already on this machine; it is linked, not copied."""
+
+    kind: Literal["folder"]
+    path: str = Field(description="a folder with config.json and safetensors")
+
+
+class SoloModel(Strict):
+    """A base model plus vision tokens and a patch projection."""
+
+    kind: Literal["solo"]
+    base: Name = Field(description="a model of raw_hf")
+    tokenizer: Name = Field(description="the base's tokenizer extended by `vision`")
+    patch_size: PositiveInt = Field(32, description="side of a patch, in pixels")
+    new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
+    seed: NonNegativeInt = 0
+
+
+class ExtendedModel(Strict):
+    """A base model with rows for the tokens its tokenizer gained."""
+
+    kind: Literal["extend"]
+    base: Name = Field(description="a model of raw_hf")
+    tokenizer: Name = Field(description="the base's tokenizer, extended")
+    new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
+    seed: NonNegativeInt = 0
+
+
+HfSource = Annotated[InitModel | FolderModel | SoloModel | ExtendedModel, Field(discriminator="kind")]
+
+
+class Model(Strict):
+    """A model under data/models/raw and data/models/sharded."""
+
+    source: Name = Field(description="the folder of data/models/raw_hf it is converted from")
+
+
+# Training
+
+
+class Run(Strict):
+    """One training run, in Megatron's words."""
+
+    recipe: Literal["chat", "solo"] = Field(description="what kind of model is trained on what")
+    model: Name = Field(description="a model of `models`, or of `raw_hf`")
+    mixture: Name = Field(description="a mixture of this config")
+    tensor_model_parallel_size: PositiveInt = 1
+    pipeline_model_parallel_size: PositiveInt = 1
+    micro_batch_size: PositiveInt = Field(1, description="sequences a rank sees in one forward pass")
+    global_batch_size: PositiveInt = Field(8, description="sequences of one optimizer step, all ranks")
+    epochs: PositiveInt | None = Field(None, description="passes over the mixture; gives train_iters")
+    train_iters: PositiveInt | None = Field(None, description="optimizer steps, if not by epochs")
+    save_interval: PositiveInt | None = Field(None, description="iterations between two checkpoints")
+    save_every: Literal["epoch"] | None = Field(None, description="a checkpoint at the end of each epoch")
+    lr: PositiveFloat = 1e-5
+    min_lr: NonNegativeFloat = 1e-6
+    lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_warmup_iters: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.1
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.95
+    adam_eps: PositiveFloat = 1e-8
+    clip_grad: NonNegativeFloat = 1.0
+    seed: NonNegativeInt = 1234
+    params_dtype: Literal["fp32", "bf16"] = "bf16"
+    loss_roles: tuple[Literal["system", "user", "assistant"], ...] = Field(
+        ("assistant",), description="whose tokens are trained"
+    )
+    exports: tuple[PositiveInt, ...] = Field((), description="iterations that the default target exports")
+
+    @model_validator(mode="after")
+    def _lengths_are_given_once(self) -> Self:
+        if (self.epochs is None) == (self.train_iters is None):
+            raise ValueError("a run has either `epochs` or `train_iters`")
+        if (self.save_interval is None) == (self.save_every is None):
+            raise ValueError("a run has either `save_interval` or `save_every: epoch`")
+        if self.save_every and self.epochs is None:
+            raise ValueError("`save_every: epoch` needs `epochs`")
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of "
+                f"micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class Config(Strict):
+    """The whole of config/."""
+
+    datasets: dict[Name, Dataset] = Field({}, description="data/raw and data/processed")
+    tokenizers: dict[Name, TokenizerSource] = Field({}, description="data/tokenizers")
+    formats: dict[FormatName, Format] = Field({}, description="{format} of data/megatron_format")
+    mixtures: dict[Name, Mixture] = Field({}, description="data/analysis")
+    raw_hf: dict[Name, HfSource] = Field({}, description="data/models/raw_hf")
+    models: dict[Name, Model] = Field({}, description="names under data/models/raw, where they differ")
+    runs: dict[Name, Run] = Field({}, description="data/ckpts")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for section, name, key, target, known in self._references():
+            if target not in known:
+                raise ValueError(
+                    f"{section}.{name}.{key} names {target!r}, which is not defined; "
+                    f"defined are: {', '.join(sorted(known)) or 'none'}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _packed_together_have_the_same_shards(self) -> Self:
+        for name, dataset in self.datasets.items():
+            for part in dataset.pack_together:
+                if self.datasets[part].shards != dataset.shards:
+                    raise ValueError(
+                        f"datasets.{name} has {dataset.shards} shards and packs {part} with "
+                        f"{self.datasets[part].shards} together; the numbers must be equal"
+                    )
+                if self.datasets[part].pack_together:
+                    raise ValueError(f"datasets.{name} packs {part} together, which has no source itself")
+        return self
+
+    def _references(self) -> list[tuple[str, str, str, str, Mapping[str, Any]]]:
+        """Every name that must be defined elsewhere: section, name, key, target, where."""
+        found: list[tuple[str, str, str, str, Mapping[str, Any]]] = []
+        for name, dataset in self.datasets.items():
+            found += [("datasets", name, "pack_together", p, self.datasets) for p in dataset.pack_together]
+        for name, tokenizer in self.tokenizers.items():
+            if isinstance(tokenizer, ExtendedTokenizer):
+                found.append(("tokenizers", name, "base", tokenizer.base, self.tokenizers))
+        for name, form in self.formats.items():
+            found.append(("formats", name, "tokenizer", form.tokenizer, self.tokenizers))
+        for name, mixture in self.mixtures.items():
+            found.append(("mixtures", name, "format", mixture.format, self.formats))
+            found += [("mixtures", name, "datasets", d, self.datasets) for d in mixture.names]
+        for name, hf in self.raw_hf.items():
+            if isinstance(hf, SoloModel | ExtendedModel):
+                found.append(("raw_hf", name, "base", hf.base, self.raw_hf))
+            if not isinstance(hf, FolderModel):
+                found.append(("raw_hf", name, "tokenizer", hf.tokenizer, self.tokenizers))
+        found += [("models", name, "source", model.source, self.raw_hf) for name, model in self.models.items()]
+        for name, run in self.runs.items():
+            found.append(("runs", name, "model", run.model, self.raw_hf | self.models))
+            found.append(("runs", name, "mixture", run.mixture, self.mixtures))
+        return found
+
+
+def load(values: Mapping[str, Any]) -> Config:
+    """Check a config.
+
+    Raises:
+        ConfigError: one sentence a mistake, each with the key it is at.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentences(error)), hint="config/README.md lists every key") from error
+
+
+def load_file(path: Path | str) -> Config:
+    """Check a config file.
+
+    Raises:
+        ConfigError: it is missing, is not YAML, or a value in it is wrong.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist", hint="name a config file with --config") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    return load(values)
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    lines = []
+    for found in error.errors():
+        where = ".".join(str(part) for part in found["loc"]) or "config"
+        if found["type"] == "extra_forbidden":
+            lines.append(f"{where}: no such key")
+        else:
+            lines.append(f"{where}: {found['msg'].removeprefix('Value error, ')}")
+    return lines

@@ -1,0 +1,244 @@
+"""What follows from a config: which artifact is made from which, and with what settings.
+
+``settings`` is the slice of the config that decides an artifact's content, plus the version of the
+stage's code. Rules carry it as a parameter and manifests record it: a changed slice or a raised
+version remakes the artifact, an edited comment does not. Raise a stage's version with every change
+of its code that changes what it writes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from plait import layout
+from plait.config.model import Config, ExtendedTokenizer, FolderModel, InitModel, Run
+from plait.config.schedule import Schedule, train_iters
+from plait.errors import ConfigError
+from plait.files import canonical, read_json
+
+VERSIONS = {
+    "raw": 1,
+    "chat": 1,
+    "tokenizer": 1,
+    "index": 1,
+    "analyse": 1,
+    "model": 1,
+    "convert": 1,
+    "shard": 1,
+    "verify": 1,
+    "schedule": 1,
+    "train": 1,
+    "export": 1,
+}
+
+
+class Plan:
+    """The config, asked by artifact."""
+
+    def __init__(self, config: Config) -> None:
+        """Take a checked config."""
+        self.config = config
+
+    # What is made from what
+
+    def dataset(self, name: str) -> Any:
+        """The dataset of this name, or an error that lists the known ones."""
+        return _known("dataset", name, self.config.datasets)
+
+    def run(self, name: str) -> Run:
+        """The run of this name, or an error that lists the known ones."""
+        run: Run = _known("run", name, self.config.runs)
+        return run
+
+    def chats(self, indexed: layout.Indexed) -> list[layout.Chat]:
+        """The shards of chat records that make one indexed shard."""
+        dataset = self.dataset(indexed.dataset)
+        _check_shard(indexed.dataset, indexed.shard, dataset.shards)
+        names = dataset.pack_together or (indexed.dataset,)
+        return [layout.Chat(dataset=name, shard=indexed.shard) for name in names]
+
+    def raw(self, chat: layout.Chat) -> layout.Raw:
+        """The raw source of a shard of chat records."""
+        dataset = self.dataset(chat.dataset)
+        if dataset.source is None:
+            raise ConfigError(f"dataset {chat.dataset} packs others together and has no records itself")
+        _check_shard(chat.dataset, chat.shard, dataset.shards)
+        return layout.Raw(dataset=chat.dataset)
+
+    def tokenizer_of(self, indexed: layout.Indexed) -> layout.Tokenizer:
+        """The tokenizer that makes the tokens of an indexed shard."""
+        form = _known("format", indexed.format, self.config.formats)
+        return layout.Tokenizer(tokenizer=form.tokenizer)
+
+    def base_tokenizer(self, tokenizer: layout.Tokenizer) -> list[layout.Tokenizer]:
+        """The tokenizer that this one extends, if any."""
+        source = _known("tokenizer", tokenizer.tokenizer, self.config.tokenizers)
+        if isinstance(source, ExtendedTokenizer):
+            return [layout.Tokenizer(tokenizer=source.base)]
+        return []
+
+    def indexed(self, analysis: layout.Analysis) -> list[layout.Indexed]:
+        """Every indexed shard of a mixture."""
+        mixture = _known("mixture", analysis.mixture, self.config.mixtures)
+        return [
+            layout.Indexed(format=mixture.format, dataset=name, seq=mixture.pack, shard=shard)
+            for name in mixture.names
+            for shard in range(self.dataset(name).shards)
+        ]
+
+    def parts(self, hf: layout.HfModel) -> list[layout.HfModel | layout.Tokenizer]:
+        """The base model and the tokenizer that a Hugging Face model is made from."""
+        source = _known("raw_hf", hf.model, self.config.raw_hf)
+        if isinstance(source, FolderModel):
+            return []
+        tokenizer = layout.Tokenizer(tokenizer=source.tokenizer)
+        if isinstance(source, InitModel):
+            return [tokenizer]
+        return [layout.HfModel(model=source.base), tokenizer]
+
+    def hf(self, model: str) -> layout.HfModel:
+        """The Hugging Face folder that a Megatron model is converted from."""
+        if model in self.config.models:
+            return layout.HfModel(model=self.config.models[model].source)
+        _known("model", model, self.config.raw_hf | self.config.models)
+        return layout.HfModel(model=model)
+
+    def sharded(self, name: str) -> layout.Sharded:
+        """The sharded model that a run starts from."""
+        run = self.run(name)
+        return layout.Sharded(
+            model=run.model,
+            tp=run.tensor_model_parallel_size,
+            pp=run.pipeline_model_parallel_size,
+        )
+
+    def exports(self) -> list[layout.Export]:
+        """What the default target asks for."""
+        return [
+            layout.Export(run=name, step=step)
+            for name, run in self.config.runs.items()
+            for step in run.exports
+        ]
+
+    # Checks that need no data
+
+    def check_grid(self, sharded: layout.Sharded) -> None:
+        """Refuse a grid that the model cannot be cut for.
+
+        Raises:
+            ConfigError: it names the number that does not divide.
+        """
+        shape = self.shape(sharded.model)
+        for axis, size, keys in (
+            ("tp", sharded.tp, ("num_attention_heads", "num_key_value_heads", "intermediate_size")),
+            ("pp", sharded.pp, ("num_hidden_layers",)),
+        ):
+            for key in keys:
+                if key in shape and shape[key] % size:
+                    legal = [n for n in range(1, shape[key] + 1) if not any(shape.get(k, n) % n for k in keys)]
+                    raise ConfigError(
+                        f"grid tp{sharded.tp} x pp{sharded.pp} cannot hold {sharded.model}: "
+                        f"{key} {shape[key]} is not a multiple of {axis} {size}",
+                        hint=f"{axis} may be {', '.join(map(str, legal))}",
+                    )
+
+    def shape(self, model: str) -> dict[str, int]:
+        """The sizes that a grid must divide, as far as they are known before the model exists."""
+        name = self.hf(model).model
+        source = self.config.raw_hf[name]
+        while not isinstance(source, InitModel | FolderModel):
+            source = self.config.raw_hf[source.base]
+        if isinstance(source, InitModel):
+            return {key: value for key, value in source if isinstance(value, int)}
+        path = Path(source.path) / "config.json"
+        return read_json(path) if path.is_file() else {}
+
+    def schedule(self, name: str, instances: int | None = None) -> Schedule | None:
+        """The run's length and save interval; None where they wait for the data.
+
+        Args:
+            name: the run.
+            instances: packed sequences in its mixture, where they are known.
+        """
+        run = self.run(name)
+        if run.epochs is None:
+            assert run.train_iters is not None
+            total, epoch = run.train_iters, 0
+        elif instances is None:
+            return None
+        else:
+            size = run.global_batch_size
+            total = train_iters(instances=instances, global_batch_size=size, epochs=run.epochs)
+            epoch = train_iters(instances=instances, global_batch_size=size, epochs=1)
+        return Schedule(train_iters=total, save_interval=run.save_interval or epoch)
+
+    # Settings
+
+    def settings(self, artifact: layout.Artifact, stage: str = "") -> dict[str, Any]:
+        """What decides the content of an artifact besides its inputs."""
+        stage = stage or STAGE_OF[type(artifact)]
+        return {"stage": stage, "version": VERSIONS[stage], **self._slice(stage, artifact)}
+
+    def settings_text(self, artifact: layout.Artifact, stage: str = "") -> str:
+        """The settings as one canonical JSON text."""
+        return canonical(self.settings(artifact, stage))
+
+    def _slice(self, stage: str, artifact: Any) -> dict[str, Any]:
+        if stage == "raw":
+            return {"source": _dump(self.dataset(artifact.dataset).source)}
+        if stage == "chat":
+            dataset = self.dataset(artifact.dataset)
+            keys = {"source", "shards", "pictures", "reject_limit"}
+            return dict(dataset.model_dump(mode="json", include=keys))
+        if stage == "tokenizer":
+            return {"source": _dump(_known("tokenizer", artifact.tokenizer, self.config.tokenizers))}
+        if stage == "index":
+            return {"format": _dump(_known("format", artifact.format, self.config.formats))}
+        if stage == "analyse":
+            return {"mixture": _dump(_known("mixture", artifact.mixture, self.config.mixtures))}
+        if stage == "model":
+            return {"source": _dump(_known("raw_hf", artifact.model, self.config.raw_hf))}
+        if stage == "schedule":
+            keys = {"epochs", "train_iters", "save_interval", "save_every", "global_batch_size"}
+            return dict(self.run(artifact.run).model_dump(mode="json", include=keys))
+        if stage == "train":
+            without = {"exports", "epochs", "train_iters", "save_interval", "save_every"}
+            return dict(self.run(artifact.run).model_dump(mode="json", exclude=without))
+        if stage == "export":
+            run = self.run(artifact.run)
+            return {"recipe": run.recipe}
+        return {}
+
+
+STAGE_OF: dict[type[layout.Artifact], str] = {
+    layout.Raw: "raw",
+    layout.Chat: "chat",
+    layout.Tokenizer: "tokenizer",
+    layout.Indexed: "index",
+    layout.Analysis: "analyse",
+    layout.HfModel: "model",
+    layout.Megatron: "convert",
+    layout.Sharded: "shard",
+    layout.Run: "schedule",
+    layout.Iteration: "train",
+    layout.Export: "export",
+}
+
+
+def _known(what: str, name: str, among: Any) -> Any:
+    if name not in among:
+        raise ConfigError(
+            f"there is no {what} {name!r} in config/",
+            hint=f"known: {', '.join(sorted(among)) or 'none'}",
+        )
+    return among[name]
+
+
+def _check_shard(dataset: str, shard: int, shards: int) -> None:
+    if shard >= shards:
+        raise ConfigError(f"dataset {dataset} has shards 00000 to {shards - 1:05d}; {shard:05d} is beyond")
+
+
+def _dump(model: Any) -> Any:
+    return None if model is None else model.model_dump(mode="json")
+
+

@@ -1,0 +1,65 @@
+"""How long a run is and which iterations it saves: arithmetic of counts, nothing else.
+
+>>> train_iters(instances=195_122, global_batch_size=128, epochs=1)
+1525
+>>> train_iters(instances=4_833, global_batch_size=32, epochs=5)
+760
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from plait.errors import ConfigError
+
+
+def train_iters(*, instances: int, global_batch_size: int, epochs: int) -> int:
+    """Iterations of a run over ``instances`` packed sequences, as SOLO and CodeAct count them.
+
+    Each epoch takes one iteration more than fit whole, so that none of its sequences is left out.
+    """
+    return (instances // global_batch_size + 1) * epochs
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Iterations in all, and between two persistent checkpoints."""
+
+    train_iters: int
+    save_interval: int
+
+    def check(self, step: int, *, run: str) -> None:
+        """Refuse an iteration that is never saved.
+
+        Raises:
+            ConfigError: it names the legal iterations.
+        """
+        if not self.saves(step):
+            raise ConfigError(f"iteration {step} of run {run} is never saved: {self.describe(step)}")
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is kept at this iteration."""
+        return 0 < step <= self.train_iters and (
+            step % self.save_interval == 0 or step == self.train_iters
+        )
+
+    def previous(self, step: int) -> int:
+        """The saved iteration before this one; 0 is the start."""
+        return (step - 1) // self.save_interval * self.save_interval
+
+    def steps(self) -> list[int]:
+        """Every saved iteration."""
+        return [*range(self.save_interval, self.train_iters, self.save_interval), self.train_iters]
+
+    def describe(self, step: int) -> str:
+        """The legal iterations in words, and the nearest to ``step``."""
+        steps = self.steps()
+        nearest = sorted(sorted(steps, key=lambda legal: abs(legal - step))[:2])
+        some = steps if len(steps) <= 12 else [*steps[:3], "...", steps[-2], steps[-1]]
+        return (
+            f"it saves every {self.save_interval} iterations and its final one "
+            f"({', '.join(map(str, some))}); nearest: {' or '.join(map(str, nearest))}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The file data/ckpts/{run}/schedule.json."""
+        return {"train_iters": self.train_iters, "save_interval": self.save_interval}

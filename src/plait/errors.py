@@ -1,0 +1,52 @@
+"""Every error a user can cause, and nothing else.
+
+PlaitError
+├── ConfigError        a value in config/ is wrong
+├── LayoutError        a path does not follow the artifact layout
+├── RecordError        one line of one input file is wrong (counted, never fatal by itself)
+├── DataError          a data artifact is not what it should be
+├── CheckpointError    a checkpoint does not hold what its name says
+└── ProofError         an artifact failed its proof
+
+A message says what was found, where, and what is expected; ``hint`` says what to do. The command
+line prints both and exits with status 2. Anything else that is raised is a bug and keeps its
+traceback.
+"""
+
+
+class PlaitError(Exception):
+    """A mistake that the reader of the message can correct."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        """Keep the sentence and the advice apart, so that each has its own line."""
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """One text for frames that print only one."""
+        message = super().__str__()
+        return f"{message}\nhint:  {self.hint}" if self.hint else message
+
+
+class ConfigError(PlaitError):
+    """A value in config/ is wrong."""
+
+
+class LayoutError(PlaitError):
+    """A path does not follow the artifact layout."""
+
+
+class RecordError(PlaitError):
+    """One line of one input file is wrong."""
+
+
+class DataError(PlaitError):
+    """A data artifact is not what it should be."""
+
+
+class CheckpointError(PlaitError):
+    """A checkpoint does not hold what its name says."""
+
+
+class ProofError(PlaitError):
+    """An artifact failed its proof."""

@@ -1,0 +1,189 @@
+"""Files that appear whole or not at all, their digests, and the manifest of a folder.
+
+A manifest ``plait.json`` is written last and is what other stages depend on. It says what the
+artifact is, the digests of its files and of its inputs, and the settings and stage version that
+made it. It holds no time, host or absolute path: an equal rebuild gives an equal manifest.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from plait.errors import DataError, LayoutError
+from plait.layout import MANIFEST
+
+SCHEMA = 1
+SNAKEMAKE_LEFTOVERS = {".snakemake_timestamp"}
+
+
+def digest(path: Path | str) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_input(path: Path | str) -> str:
+    """What stands for an input in a manifest: its manifest's digest, or its own if it is a file."""
+    path = Path(path)
+    return digest(path / MANIFEST if path.is_dir() else path)
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write readable, deterministic JSON, whole or not at all."""
+    with appears_whole(path) as part:
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read JSON.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def made_by_plait(target: Path) -> bool:
+    """Whether replacing what stands at this path loses nothing that plait did not make."""
+    if target.is_symlink() or not target.is_dir():
+        return target.is_file() or not os.path.lexists(target)
+    return (target / MANIFEST).is_file() or set(os.listdir(target)) <= SNAKEMAKE_LEFTOVERS
+
+
+@contextlib.contextmanager
+def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]:
+    """Give a path beside the target to write to; rename it into place if nothing went wrong.
+
+    Raises:
+        LayoutError: a folder that plait did not make stands at the target.
+    """
+    target = Path(target)
+    if folder and not made_by_plait(target):
+        raise LayoutError(
+            f"{target} stands where plait would write, and plait did not make it",
+            hint="move it away, or name it in config/ as the source of another artifact",
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    remove(part)
+    try:
+        if folder:
+            part.mkdir()
+        yield part
+        sync(part)
+        if folder:
+            remove(target)
+        part.replace(target)
+        sync(target.parent, deep=False)
+    finally:
+        remove(part)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path, *, deep: bool = True) -> None:
+    """Make a file, or a folder and all in it, durable."""
+    found = [path, *sorted(path.rglob("*"))] if deep and path.is_dir() else [path]
+    for entry in found:
+        if entry.is_symlink():
+            continue
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    kind: str,
+    settings: Mapping[str, Any],
+    inputs: Iterable[Path | str] = (),
+    facts: Mapping[str, Any] | None = None,
+    unhashed: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Write the manifest of a folder that is whole but for it.
+
+    Args:
+        folder: the folder; every file in it is digested but those whose name is in ``unhashed``.
+        kind: what the artifact is, e.g. ``indexed``.
+        settings: the config slice and stage version that made it.
+        inputs: the artifacts it was made from, by path as the user knows them.
+        facts: counts and roots worth reading without opening the artifact.
+        unhashed: names of files whose bytes differ between equal rebuilds.
+    """
+    manifest = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "settings": settings,
+        "inputs": {os.path.relpath(path): digest_of_input(path) for path in inputs},
+        "files": {
+            path.relative_to(folder).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": "" if path.name in unhashed else digest(path),
+            }
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        },
+        "facts": dict(facts or {}),
+    }
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path | str, *, kind: str = "") -> dict[str, Any]:
+    """Read the manifest of an artifact.
+
+    Raises:
+        DataError: there is none, it is of a newer schema, or of another kind.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{folder} has no {MANIFEST}: it is not whole, or plait did not make it")
+    manifest: dict[str, Any] = read_json(path)
+    if manifest.get("schema") != SCHEMA:
+        raise DataError(f"{path} has schema {manifest.get('schema')}; this plait reads {SCHEMA}")
+    if kind and manifest["kind"] != kind:
+        raise DataError(f"{folder} is of kind {manifest['kind']!r}, expected {kind!r}")
+    return manifest
+
+
+def check_manifest(folder: Path | str) -> dict[str, Any]:
+    """Compare every file of an artifact with its manifest.
+
+    Raises:
+        DataError: a file is missing, has another size or other bytes; it is named.
+    """
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing; {MANIFEST} lists it")
+        if path.stat().st_size != entry["bytes"]:
+            raise DataError(f"{path} has {path.stat().st_size} bytes, {MANIFEST} says {entry['bytes']}")
+        if entry["sha256"] and digest(path) != entry["sha256"]:
+            raise DataError(f"{path} does not have the sha256 that {MANIFEST} records")
+    return manifest

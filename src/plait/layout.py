@@ -1,0 +1,250 @@
+"""The path of every artifact: written, parsed and constrained here and nowhere else.
+
+A path says what the artifact is. Rules take their patterns and wildcards from these classes, the
+command line reads ``tp``, ``pp`` and steps back from a target with :func:`parse`.
+
+>>> str(Sharded(model="solo-tiny", tp=2, pp=1))
+'data/models/sharded/solo-tiny-megatron-tp2-pp1'
+>>> parse("data/models/sharded/solo-tiny-megatron-tp2-pp1").tp
+2
+>>> Iteration(run="x", iteration=100).proof
+'data/verify/ckpts/x/iter_0000100/parity.json'
+"""
+
+import os
+import re
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, ClassVar, Self
+
+from plait.errors import LayoutError
+
+MANIFEST = "plait.json"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+NUMBER = r"[1-9]\d*"
+
+WILDCARDS: dict[str, str] = {
+    "dataset": NAME,
+    "shard": r"\d{5}",
+    "format": r"[A-Za-z0-9][A-Za-z0-9.+-]*",
+    "seq": NUMBER,
+    "mixture": NAME,
+    "tokenizer": NAME,
+    "model": NAME,
+    "tp": NUMBER,
+    "pp": NUMBER,
+    "run": NAME,
+    "iteration": r"\d{7}",
+    "step": NUMBER,
+}
+WIDTHS = {"shard": 5, "iteration": 7}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A file or folder whose name says what it is."""
+
+    PATTERN: ClassVar[str]
+
+    def __str__(self) -> str:
+        """Write the path, and refuse a name that would be read back as something else."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        path = self.PATTERN.format(
+            **{k: f"{v:0{WIDTHS.get(k, 1)}d}" if isinstance(v, int) else v for k, v in values.items()}
+        )
+        if self.read(path) != self:
+            kind = type(self).__name__
+            raise LayoutError(f"{values} cannot name a {kind}: {path!r} would be read otherwise")
+        return path
+
+    @classmethod
+    def read(cls, path: str) -> Self | None:
+        """Read a path of this kind; None where it is not one."""
+        match = _regex(cls.PATTERN).fullmatch(path)
+        if match is None:
+            return None
+        types = {f.name: f.type for f in fields(cls)}
+        return cls(**{k: int(v) if types[k] is int else v for k, v in match.groupdict().items()})
+
+    @classmethod
+    def parse(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a path of this kind.
+
+        Raises:
+            LayoutError: the path is of another kind.
+        """
+        relative = inside(path)
+        found = cls.read(relative)
+        if found is None:
+            name = cls.__name__
+            raise LayoutError(f"{relative!r} is not a {name} path", hint=f"expected {cls.PATTERN}")
+        return found
+
+    @property
+    def manifest(self) -> str:
+        """The manifest of this artifact: written last, what other rules depend on."""
+        return f"{self}/{MANIFEST}"
+
+    @property
+    def proof(self) -> str:
+        """The proof of this artifact."""
+        return f"data/verify/{str(self).removeprefix('data/')}/parity.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw(Artifact):
+    """A raw source: fetched, linked or built in."""
+
+    PATTERN = "data/raw/{dataset}"
+    dataset: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(Artifact):
+    """One shard of chat records with base64 pictures; its ledger is its manifest."""
+
+    PATTERN = "data/processed/{dataset}/shard_{shard}.jsonl.gz"
+    LEDGER = "data/processed/{dataset}/shard_{shard}.ledger.json"
+    REJECTS = "data/processed/{dataset}/shard_{shard}.rejects.jsonl"
+    dataset: str
+    shard: int
+
+    @property
+    def manifest(self) -> str:
+        """Counts and digest of the shard: kept + rejected = read."""
+        return str(self).removesuffix(".jsonl.gz") + ".ledger.json"
+
+    @property
+    def rejects(self) -> str:
+        """The rejected lines with file, line number and reason."""
+        return str(self).removesuffix(".jsonl.gz") + ".rejects.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer(Artifact):
+    """A tokenizer with its added tokens and chat template."""
+
+    PATTERN = "data/tokenizers/{tokenizer}"
+    tokenizer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexed(Artifact):
+    """One shard of packed Megatron indexed data."""
+
+    PATTERN = "data/megatron_format/{format}_{dataset}_pack{seq}/shard_{shard}"
+    format: str
+    dataset: str
+    seq: int
+    shard: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis(Artifact):
+    """Token counts, pictures and sampling weights of a mixture."""
+
+    PATTERN = "data/analysis/{mixture}"
+    mixture: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfModel(Artifact):
+    """A Hugging Face model: downloaded, linked, made or built."""
+
+    PATTERN = "data/models/raw_hf/{model}"
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Megatron(Artifact):
+    """A whole Megatron model."""
+
+    PATTERN = "data/models/raw/{model}-megatron"
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharded(Artifact):
+    """A Megatron model cut for one tensor x pipeline grid."""
+
+    PATTERN = "data/models/sharded/{model}-megatron-tp{tp}-pp{pp}"
+    model: str
+    tp: int
+    pp: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Artifact):
+    """The folder of a training run."""
+
+    PATTERN = "data/ckpts/{run}"
+    run: str
+
+    @property
+    def schedule(self) -> str:
+        """Iterations in all and between two checkpoints, as the data give them."""
+        return f"{self}/schedule.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iteration(Artifact):
+    """A persistent training checkpoint."""
+
+    PATTERN = "data/ckpts/{run}/iter_{iteration}"
+    run: str
+    iteration: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Artifact):
+    """A trained model as a Hugging Face folder."""
+
+    PATTERN = "data/ckpts/{run}/hf/model_iter_{step}"
+    run: str
+    step: int
+
+
+KINDS: tuple[type[Artifact], ...] = (
+    Raw, Chat, Tokenizer, Indexed, Analysis, HfModel, Sharded, Megatron, Export, Iteration, Run,
+)  # fmt: skip
+
+
+def pattern(kind: type[Artifact], suffix: str = "") -> str:
+    """The Snakemake pattern of a kind of artifact, or of a file inside it."""
+    return kind.PATTERN + (f"/{suffix}" if suffix else "")
+
+
+def proof_pattern(kind: type[Artifact]) -> str:
+    """The Snakemake pattern of the proof of a kind of artifact."""
+    return f"data/verify/{kind.PATTERN.removeprefix('data/')}/parity.json"
+
+
+def inside(path: str | os.PathLike[str]) -> str:
+    """The path relative to the working folder, normalised, without a trailing slash."""
+    return os.path.relpath(os.path.abspath(path))  # noqa: PTH100 - no link may be resolved: data/ may be one
+
+
+def parse(path: str | os.PathLike[str]) -> Any:
+    """Read any artifact's path.
+
+    Raises:
+        LayoutError: no artifact has such a path.
+    """
+    relative = inside(path)
+    for kind in KINDS:
+        found = kind.read(relative)
+        if found is not None:
+            return found
+    known = "\n       ".join(kind.PATTERN for kind in KINDS)
+    raise LayoutError(f"{relative!r} is not the path of an artifact", hint=f"one of\n       {known}")
+
+
+@cache
+def _regex(template: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", template)
+    return re.compile(
+        "".join(
+            f"(?P<{part}>{WILDCARDS[part]})" if odd % 2 else re.escape(part)
+            for odd, part in enumerate(parts)
+        )
+    )
