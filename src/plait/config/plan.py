@@ -205,7 +205,8 @@ class Plan:
             return dict(self.run(artifact.run).model_dump(mode="json", exclude=without))
         if stage == "export":
             run = self.run(artifact.run)
-            return {"recipe": run.recipe}
+            template = self.config.formats[self.config.mixtures[run.mixture].format].template
+            return {"recipe": run.recipe, "template": template}
         return {}
 
 

@@ -1,0 +1,49 @@
+"""What the stages' commands share: where their settings come from."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from plait.errors import ConfigError
+from plait.layout import Artifact
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
+else:
+    Subparsers = Any
+
+
+def add_stage(stages: Subparsers, name: str, help_: str, example: str) -> argparse.ArgumentParser:
+    """Add a command whose ``--help`` ends with an example."""
+    return stages.add_parser(
+        name,
+        help=help_,
+        description=help_[0].upper() + help_[1:] + ".",
+        epilog=f"example:\n  plait {name} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Let a command take its settings from config/, or from the workflow as one JSON text."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--config", default="config/config.yaml", help="config file (default: %(default)s)")
+    group.add_argument("--settings", metavar="JSON", help="the settings themselves, as the workflow gives them")
+
+
+def settings(args: argparse.Namespace, artifact: Artifact, stage: str = "") -> dict[str, Any]:
+    """The settings that decide the content of ``artifact``.
+
+    Raises:
+        ConfigError: the JSON text or the config file is wrong.
+    """
+    if args.settings is None:
+        from plait.config import Plan
+        from plait.config.model import load_file
+
+        return Plan(load_file(args.config)).settings(artifact, stage)
+    try:
+        found: dict[str, Any] = json.loads(args.settings)
+    except ValueError as error:
+        raise ConfigError(f"--settings is not JSON: {error}") from error
+    return found

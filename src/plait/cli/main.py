@@ -1,0 +1,55 @@
+"""The command line: ``plait STAGE INPUT... OUTPUT``."""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+import plait
+from plait.errors import PlaitError
+
+STAGES = (
+    "raw",
+    "chat",
+    "tokenizer",
+    "index",
+    "analyse",
+    "model",
+    "convert",
+    "shard",
+    "verify",
+    "schedule",
+    "train",
+    "export",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every command; a stage's own code is loaded when it runs."""
+    top = argparse.ArgumentParser(
+        prog="plait",
+        description="From raw jsonl to a Hugging Face checkpoint by way of Megatron Core: one command a stage.",
+        epilog="The workflow runs these for you: snakemake --cores 2 data/ckpts/RUN/hf/model_iter_N",
+    )
+    top.add_argument("--version", action="version", version=f"plait {plait.__version__}")
+    stages = top.add_subparsers(title="stages", metavar="STAGE", required=True)
+    for name in STAGES:
+        importlib.import_module(f"plait.cli.{name}").add(stages)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage; 0 if it went well, 2 if its input or its words were wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except PlaitError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
