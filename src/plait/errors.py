@@ -37,7 +37,12 @@ class LayoutError(PlaitError):
 
 
 class RecordError(PlaitError):
-    """One line of one input file is wrong."""
+    """One line of one input file is wrong; ``reason`` is the short code that ledgers count by."""
+
+    def __init__(self, message: str, *, reason: str = "", hint: str = "") -> None:
+        """Keep the code apart from the sentence."""
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class DataError(PlaitError):

@@ -1,0 +1,1 @@
+"""Records and pictures; nothing here knows of tokens."""

@@ -1,0 +1,186 @@
+"""One conversation: what a line of chat jsonl may look like, and the one form it is written in.
+
+A line may hold ``{"messages": [...]}``, ``{"conversations": [...]}``, a bare list of messages or a
+bare message. A message has ``role`` and ``content``, or ShareGPT's ``from`` and ``value``. Content
+is a string or a list of parts. The form that is written (``config/chat.schema.json``):
+
+    {"id": "...", "messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}},
+        {"type": "text", "text": "..."}]}]}
+
+Written are no empty texts and no empty system messages; other keys than these are not kept.
+
+>>> parse(b'{"role": "assistant", "content": "Hello"}').to_line("toy-1")
+b'{"id":"toy-1","messages":[{"role":"assistant","content":[{"type":"text","text":"Hello"}]}]}'
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from plait.data import images
+from plait.errors import RecordError
+
+ROLES = ("system", "user", "assistant")
+SPEAKERS = {name: name for name in ROLES} | {"human": "user", "gpt": "assistant"}
+"""Whose turn ShareGPT's ``from`` says it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of text, never empty."""
+
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The part as it is written."""
+        return {"type": "text", "text": self.text}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture file's bytes."""
+
+    encoded: bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """The part as it is written, with the bytes in base64."""
+        return {"type": "image_url", "image_url": {"url": images.to_url(self.encoded)}}
+
+
+Part = Text | Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn."""
+
+    role: str
+    parts: tuple[Part, ...]
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there is a picture, or text other than white space."""
+        return any(isinstance(part, Picture) or not part.text.isspace() for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation; ``id`` is empty where the line had none."""
+
+    messages: tuple[Message, ...]
+    id: str = ""
+
+    @property
+    def pictures(self) -> list[bytes]:
+        """The encoded pictures, in order of appearance."""
+        return [part.encoded for m in self.messages for part in m.parts if isinstance(part, Picture)]
+
+    def with_pictures(self, change: Callable[[bytes], bytes]) -> "Sample":
+        """The same conversation with every picture file changed."""
+
+        def changed(part: Part) -> Part:
+            return Picture(change(part.encoded)) if isinstance(part, Picture) else part
+
+        messages = (replace(m, parts=tuple(map(changed, m.parts))) for m in self.messages)
+        return replace(self, messages=tuple(messages))
+
+    def to_line(self, id_: str = "") -> bytes:
+        """The conversation as it is written, without a line end; ``id_`` is used if it has none."""
+        messages = [
+            {"role": message.role, "content": [part.to_json() for part in message.parts]}
+            for message in self.messages
+        ]
+        return orjson.dumps({"id": self.id or id_, "messages": messages})
+
+
+def parse(line: bytes | str) -> Sample:
+    """Read one line. Pictures are unpacked from base64; whether they decode is for images to say.
+
+    Raises:
+        RecordError: the line is malformed; its ``reason`` is one of bad_json, not_a_record,
+            no_messages, unknown_role, unknown_part, not_text, not_base64, empty_text.
+    """
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise RecordError(f"not JSON: {error}", reason="bad_json") from error
+    id_, turns = _turns(value)
+    if not turns:
+        raise RecordError("the conversation has no messages", reason="no_messages")
+    messages = tuple(_message(turn, f"message {number}") for number, turn in enumerate(turns))
+    spoken = tuple(message for message in messages if message.parts or message.role != "system")
+    _check_words(spoken)
+    return Sample(messages=spoken, id=id_)
+
+
+def _turns(value: Any) -> tuple[str, list[Any]]:
+    """The id and the list of messages of any of the accepted shapes."""
+    if isinstance(value, list):
+        return "", value
+    if not isinstance(value, dict):
+        raise RecordError(f"expected an object or a list, found {_kind(value)}", reason="not_a_record")
+    found = [value[key] for key in ("messages", "conversations") if key in value]
+    if not found and value.keys() & {"role", "from"}:
+        return _id(value), [value]
+    if len(found) != 1 or not isinstance(found[0], list):
+        keys = ", ".join(sorted(value)[:8])
+        sentence = f"expected one list under `messages` or `conversations`; the object has: {keys}"
+        raise RecordError(sentence, reason="not_a_record")
+    return _id(value), found[0]
+
+
+def _id(value: dict[str, Any]) -> str:
+    found = value.get("id", "")
+    return str(found) if isinstance(found, str | int) else ""
+
+
+def _message(turn: Any, where: str) -> Message:
+    if not isinstance(turn, dict):
+        raise RecordError(f"{where} is {_kind(turn)}, not an object", reason="not_a_record")
+    role = turn["role"] if "role" in turn else SPEAKERS.get(str(turn.get("from")), turn.get("from"))
+    if role not in ROLES:
+        sentence = f"{where} has role {str(role)[:40]!r}, expected {', '.join(ROLES)}"
+        raise RecordError(sentence, reason="unknown_role")
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise RecordError(f"{where} has {_kind(content)} as content, not text or parts", reason="not_text")
+    parts = (_part(part, f"{where}, part {number}") for number, part in enumerate(content))
+    return Message(role=role, parts=tuple(part for part in parts if part != Text("")))
+
+
+def _part(part: Any, where: str) -> Part:
+    kind = part.get("type") if isinstance(part, dict) else _kind(part)
+    if kind == "text":
+        return Text(_string(part.get("text"), where))
+    if kind == "image_url":
+        address = part.get("image_url")
+        url = address.get("url") if isinstance(address, dict) else address
+        if not isinstance(url, str):
+            raise RecordError(f"{where} has no image_url.url", reason="not_base64")
+        return Picture(images.from_url(url))
+    raise RecordError(f"{where} is of type {str(kind)[:40]!r}, not text or image_url", reason="unknown_part")
+
+
+def _string(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise RecordError(f"{where} has {_kind(value)} as text", reason="not_text")
+    return value
+
+
+def _check_words(messages: tuple[Message, ...]) -> None:
+    """A turn that says nothing would teach a model to say nothing."""
+    for number, message in enumerate(messages):
+        if not message.says_something:
+            raise RecordError(f"turn {number} ({message.role}) is empty", reason="empty_text")
+    if not messages:
+        raise RecordError("the conversation says nothing", reason="empty_text")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a boolean"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,125 @@
+"""Lines of text files, plain or compressed with gzip, lz4 or zstd, in constant memory."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from plait.errors import DataError
+
+if TYPE_CHECKING:
+    import zstandard
+
+MAGIC = {".gz": b"\x1f\x8b", ".lz4": b"\x04\x22\x4d\x18", ".zst": b"\x28\xb5\x2f\xfd"}
+CHUNK = 1 << 14
+
+
+def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
+    """Give (line number from 1, line without its end) of a file that may be compressed.
+
+    How a file is compressed is read from its first bytes; its name must not say otherwise.
+
+    Raises:
+        DataError: the file is missing, cut short, damaged, or not what its name says.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file, _unpacked(file, path) as lines:
+            for number, line in enumerate(lines, start=1):
+                yield number, line.rstrip(b"\r\n")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except _damage() as error:
+        sentence = f"{path} is cut short or damaged: {error}"
+        raise DataError(sentence, hint="fetch or copy the file again") from error
+
+
+@contextlib.contextmanager
+def _unpacked(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
+    head = file.read(4)
+    file.seek(0)
+    found = next((kind for kind, magic in MAGIC.items() if head.startswith(magic)), "")
+    if path.suffix in MAGIC and path.suffix != found:
+        raise DataError(f"{path} is named {path.suffix} but does not hold such data")
+    with OPENERS[found](file) as stream:
+        yield stream
+
+
+def _plain(file: BinaryIO) -> BinaryIO:
+    return file
+
+
+def _gzip(file: BinaryIO) -> BinaryIO:
+    from isal import igzip
+
+    return cast("BinaryIO", igzip.open(file, "rb"))
+
+
+def _lz4(file: BinaryIO) -> BinaryIO:
+    import lz4.frame
+
+    return cast("BinaryIO", lz4.frame.open(file, "rb"))
+
+
+def _zstd(file: BinaryIO) -> BinaryIO:
+    return cast("BinaryIO", io.BufferedReader(ZstdFile(file), 1 << 20))
+
+
+OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {"": _plain, ".gz": _gzip, ".lz4": _lz4, ".zst": _zstd}
+
+
+class ZstdFile(io.RawIOBase):
+    """The content of a zstd file of one or more frames; unlike zstandard's own, it minds the end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Take an open file."""
+        super().__init__()
+        self.file = file
+        self.unread = b""
+        self.ready = memoryview(b"")
+        self.frame = self._next_frame()
+        self.inside = False
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill as much of ``buffer`` as is at hand; 0 at the end.
+
+        Raises:
+            EOFError: the file ends inside a frame.
+        """
+        while not self.ready:
+            chunk = self.unread or self.file.read(CHUNK)
+            self.unread = b""
+            if not chunk:
+                if self.inside:
+                    raise EOFError("it ends inside a zstd frame")
+                return 0
+            self._decompress(chunk)
+        size = min(len(buffer), len(self.ready))
+        buffer[:size], self.ready = self.ready[:size], self.ready[size:]
+        return size
+
+    def _decompress(self, chunk: bytes) -> None:
+        self.ready = memoryview(self.frame.decompress(chunk))
+        self.inside = not self.frame.eof
+        if self.frame.eof:
+            self.unread = self.frame.unused_data
+            self.frame = self._next_frame()
+
+    def _next_frame(self) -> "zstandard.ZstdDecompressionObj":
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompressobj()
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What the four readers raise on cut or damaged files."""
+    import zstandard
+    from isal import isal_zlib
+
+    igzip = cast("type[Exception]", isal_zlib.error)
+    return (OSError, EOFError, RuntimeError, igzip, zstandard.ZstdError)

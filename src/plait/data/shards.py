@@ -1,0 +1,158 @@
+"""A shard of chat records: every line of its share of a raw source ends as kept or rejected.
+
+Beside ``shard_00000.jsonl.gz`` stand ``shard_00000.rejects.jsonl``, one line a rejected line with
+its file, number, reason and a sentence, and, written last, ``shard_00000.ledger.json`` with the counts.
+"""
+
+import gzip
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+from tqdm import tqdm
+
+from plait import files
+from plait.data import chat, images, sources
+from plait.data.lines import read_lines
+from plait.errors import DataError, RecordError
+from plait.layout import Chat
+
+log = logging.getLogger(__name__)
+
+GZIP_LEVEL = 1
+"""Most bytes are base64, which no level shrinks by more than a quarter."""
+
+
+@dataclass
+class Counts:
+    """What became of the lines of a shard."""
+
+    read: int = 0
+    kept: int = 0
+    images: int = 0
+    blank: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def rejected(self) -> int:
+        """Lines that were rejected, for whatever reason."""
+        return self.reasons.total()
+
+    def check(self) -> None:
+        """Every line that was read was kept or rejected."""
+        if self.kept + self.rejected != self.read:
+            raise DataError(f"{self.kept} kept + {self.rejected} rejected lines are not {self.read} read")
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts of a ledger."""
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "rejected": self.rejected,
+            "blank": self.blank,
+            "images": self.images,
+            "reasons": dict(sorted(self.reasons.items())),
+        }
+
+
+def write(raw: Path, shard: Chat, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write one shard, its rejects and its ledger.
+
+    Args:
+        raw: the folder of the raw source.
+        shard: what to write.
+        settings: ``source``, ``shards``, ``pictures`` and ``reject_limit``, as the config has them.
+
+    Returns:
+        The ledger.
+
+    Raises:
+        DataError: more lines are rejected than ``reject_limit`` allows, or there is no line at all.
+    """
+    for path in (shard.manifest, str(shard), shard.rejects):
+        files.remove(Path(path))
+    with files.appears_whole(str(shard)) as part:
+        with files.appears_whole(shard.rejects) as rejects:
+            counts = _sort(raw, shard, settings, part, rejects)
+        counts.check()
+        _check_share(counts, shard, settings)
+    ledger = {
+        "schema": files.SCHEMA,
+        "kind": "chat",
+        "settings": settings,
+        "inputs": {str(raw): files.digest_of_input(raw)},
+        **counts.to_json(),
+        "bytes": Path(str(shard)).stat().st_size,
+        "sha256": files.digest(str(shard)),
+    }
+    files.write_json(shard.manifest, ledger)
+    log.info("%s: kept %d of %d lines, %d pictures", shard, counts.kept, counts.read, counts.images)
+    return ledger
+
+
+def read(path: Path | str) -> Iterator[chat.Sample]:
+    """The conversations of a shard, in file order, pictures as encoded bytes.
+
+    Raises:
+        DataError: the file is missing, cut short, or holds a line that plait did not write.
+    """
+    for number, line in read_lines(path):
+        try:
+            yield chat.parse(line)
+        except RecordError as error:
+            raise DataError(f"{path} line {number}: {error}", hint="make the shard again") from error
+
+
+def _sort(raw: Path, shard: Chat, settings: Mapping[str, Any], kept: Path, rejects: Path) -> Counts:
+    """Write each line of the shard's share to one of the two files."""
+    counts = Counts()
+    read_line = sources.KINDS[settings["source"]["kind"]].read
+    resize = partial(images.resized, pictures=settings["pictures"])
+    share = islice(sources.read(raw), shard.shard, None, settings["shards"])
+    with ExitStack() as stack:
+        good, bad = stack.enter_context(_gzip(kept)), stack.enter_context(rejects.open("wb"))
+        for line in tqdm(share, desc=str(shard), unit="line", disable=None):
+            if not line.content.strip():
+                counts.blank += 1
+                continue
+            counts.read += 1
+            try:
+                sample = read_line(line.content, raw).with_pictures(resize)
+            except RecordError as error:
+                counts.reasons[error.reason] += 1
+                bad.write(_reject(line, error))
+                continue
+            good.write(sample.to_line(f"{shard.dataset}-{line.position}") + b"\n")
+            counts.kept += 1
+            counts.images += len(sample.pictures)
+    return counts
+
+
+def _gzip(path: Path) -> gzip.GzipFile:
+    """A gzip stream without a name or a time in it; its bytes follow from its content alone."""
+    return gzip.GzipFile(path, "wb", compresslevel=GZIP_LEVEL, mtime=0)
+
+
+def _reject(line: sources.RawLine, error: RecordError) -> bytes:
+    entry = {"file": line.file, "line": line.number, "reason": error.reason, "message": str(error)}
+    return orjson.dumps(entry) + b"\n"
+
+
+def _check_share(counts: Counts, shard: Chat, settings: Mapping[str, Any]) -> None:
+    if not counts.read:
+        raise DataError(f"no line of the raw source falls to {shard}", hint="lower `shards` in config/")
+    limit = settings["reject_limit"]
+    if counts.rejected > limit * counts.read:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in counts.reasons.most_common())
+        raise DataError(
+            f"{counts.rejected} of {counts.read} lines of {shard} are rejected ({reasons}); "
+            f"at most {limit:.2%} may be",
+            hint=f"read {shard.rejects}; mend the source, or raise `reject_limit` in config/",
+        )
