@@ -1,0 +1,46 @@
+"""``plait export``: a trained checkpoint as a Hugging Face folder, proven before it appears."""
+
+import argparse
+import os
+from pathlib import Path
+
+from plait import files, layout
+from plait.cli.common import Subparsers, add_settings, add_stage, settings
+
+
+def add(stages: Subparsers) -> None:
+    """Add the command."""
+    stage = add_stage(
+        stages,
+        "export",
+        "make a Hugging Face folder of a trained checkpoint, and the proofs of both",
+        "data/models/raw_hf/Mistral-tiny-chatml data/ckpts/chat-tiny/iter_0000100 "
+        "data/ckpts/chat-tiny/hf/model_iter_100",
+    )
+    stage.add_argument("source", help="the Hugging Face folder that the run's model was made from")
+    stage.add_argument("iteration", help="the checkpoint, data/ckpts/RUN/iter_NNNNNNN")
+    stage.add_argument("target", help="the export, data/ckpts/RUN/hf/model_iter_N")
+    add_settings(stage)
+    stage.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the folder, prove it and the checkpoint, and only then let it appear."""
+    target = layout.Export.parse(args.target)
+    iteration = layout.Iteration.parse(args.iteration)
+    found = settings(args, target)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from plait.convert.export import export_folder
+    from plait.tokens.templates import chat_template
+    from plait.verify import parity
+
+    source, checkpoint = Path(args.source), Path(str(iteration))
+    with files.appears_whole(str(target), folder=True) as folder:
+        template = chat_template(found["template"])
+        facts = export_folder(source, checkpoint, folder, recipe=found["recipe"], chat_template=template)
+        trained, rows = parity.prove_trained(checkpoint, folder, root=facts["merkle"])
+        facts["grid"] = trained["grid"]
+        files.write_manifest(folder, kind="export", settings=found, inputs=[source, checkpoint], facts=facts)
+        for artifact, known in ((iteration, trained), (target, facts)):
+            proof = Path(artifact.proof)
+            parity.write(proof, str(artifact), facts=known, reference=str(target), root=facts["merkle"], rows=rows)

@@ -1,0 +1,42 @@
+"""``plait train``: from a sharded model or a checkpoint to the next checkpoint."""
+
+import argparse
+from pathlib import Path
+
+from plait import layout
+from plait.cli.common import Subparsers, add_settings, add_stage, settings
+
+
+def add(stages: Subparsers) -> None:
+    """Add the command."""
+    stage = add_stage(
+        stages,
+        "train",
+        "train a run up to one of its checkpoints, under torchrun",
+        "data/models/sharded/chat-tiny-megatron-tp1-pp2 data/analysis/talk "
+        "data/ckpts/chat-tiny/schedule.json data/ckpts/chat-tiny/iter_0000050",
+    )
+    stage.add_argument("start", help="a sharded model, or the run's previous checkpoint")
+    stage.add_argument("analysis", help="the mixture's analysis, data/analysis/MIXTURE")
+    stage.add_argument("schedule", help="the run's schedule.json")
+    stage.add_argument("target", help="the checkpoint, data/ckpts/RUN/iter_NNNNNNN")
+    add_settings(stage)
+    stage.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check what can be checked without starting a process, then start them."""
+    from plait.train.job import Job, lock
+    from plait.train.launch import launch
+
+    target = layout.Iteration.parse(args.target)
+    job = Job(
+        start=layout.inside(args.start),
+        analysis=layout.inside(args.analysis),
+        schedule=layout.inside(args.schedule),
+        target=str(target),
+        settings=settings(args, target),
+    )
+    job.check()
+    with lock(Path(str(layout.Run(run=target.run)))):
+        launch(job)

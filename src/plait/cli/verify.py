@@ -1,0 +1,37 @@
+"""``plait verify``: the proof of a converted or sharded model."""
+
+import argparse
+import os
+from pathlib import Path
+
+from plait import layout
+from plait.cli.common import Subparsers, add_stage
+from plait.errors import LayoutError
+
+
+def add(stages: Subparsers) -> None:
+    """Add the command."""
+    stage = add_stage(
+        stages,
+        "verify",
+        "prove a converted or sharded model against the Hugging Face folder it was made from",
+        "data/models/raw_hf/Mistral-tiny-chatml data/models/sharded/chat-tiny-megatron-tp1-pp2 "
+        "data/verify/models/sharded/chat-tiny-megatron-tp1-pp2/parity.json",
+    )
+    stage.add_argument("reference", help="the Hugging Face folder")
+    stage.add_argument("artifact", help="the Megatron model")
+    stage.add_argument("proof", help="the proof to write")
+    stage.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prove it, in as many processes as its grid has ranks."""
+    artifact = layout.parse(args.artifact)
+    if not isinstance(artifact, layout.Megatron | layout.Sharded):
+        raise LayoutError(f"{artifact} is not a converted or sharded model")
+    if layout.inside(args.proof) != artifact.proof:
+        raise LayoutError(f"the proof of {artifact} is {artifact.proof}, not {args.proof}")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from plait.verify.parity import prove_converted
+
+    prove_converted(Path(args.reference), Path(str(artifact)), Path(args.proof))

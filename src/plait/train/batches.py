@@ -1,0 +1,203 @@
+"""Which sequences an iteration sees, and the tensors of a micro-batch.
+
+The order is a pure function of seed and step, the same for every grid: nothing of it is saved. At
+draw ``k`` the source that lags most behind its weight gives its next pack (Megatron Core's own
+blending helper), and a source's packs are permuted anew for each of its epochs.
+
+B = sequences of a micro-batch, S = tokens of a sequence, N = patches, P = values of a patch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plait.data import images
+from plait.tokens import roles
+from plait.tokens.indexed import Pack, PackedShard
+
+
+@dataclass(frozen=True)
+class Order:
+    """The sequence of (source, pack) pairs of a run.
+
+    Attributes:
+        weights: sampling weight of each source.
+        sizes: packs of each source.
+        seed: seed of the permutations.
+        draws: how many pairs there are.
+    """
+
+    weights: tuple[float, ...]
+    sizes: tuple[int, ...]
+    seed: int
+    draws: int
+
+    def __post_init__(self) -> None:
+        """Blend once; 12 bytes a draw."""
+        from megatron.core.datasets import helpers
+
+        sources = np.zeros(self.draws, dtype=np.int16)
+        nth = np.zeros(self.draws, dtype=np.int64)
+        weights = np.asarray(self.weights, dtype=np.float64)
+        helpers.build_blending_indices(
+            sources, nth, weights / weights.sum(), len(weights), self.draws, False
+        )
+        object.__setattr__(self, "_sources", sources)
+        object.__setattr__(self, "_nth", nth)
+
+    def __getitem__(self, draw: int) -> tuple[int, int]:
+        """Source and pack of a draw."""
+        source, nth = int(self._sources[draw]), int(self._nth[draw])  # type: ignore[attr-defined]
+        epoch, place = divmod(nth, self.sizes[source])
+        return source, int(_permutation(self.seed, source, epoch, self.sizes[source])[place])
+
+
+@lru_cache(maxsize=256)
+def _permutation(seed: int, source: int, epoch: int, size: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, source, epoch)).permutation(size)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch; what its tensors hold is said in :meth:`PackedGPTModel.forward`."""
+
+    input_ids: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    patches: Tensor | None
+    patch_indices: Tensor | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        moved = {k: v if v is None else v.to(device, non_blocking=True) for k, v in vars(self).items()}
+        return Batch(**moved)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """What turns packs into a micro-batch.
+
+    Attributes:
+        seq_length: S; packs are padded to it.
+        pad_id: id under the padding; it is attended by padding only and never trained.
+        loss_roles: role codes whose tokens are trained.
+        no_loss_ids: ids that are never trained, whoever speaks them: vision tokens.
+        patch_size: side of a patch in pixels.
+        max_resolution: longest side of a picture in pixels.
+        vision: whether the model has a patch projection.
+    """
+
+    seq_length: int
+    pad_id: int
+    loss_roles: tuple[int, ...]
+    no_loss_ids: tuple[int, ...]
+    patch_size: int
+    max_resolution: int
+    vision: bool
+
+    def __call__(self, packs: Sequence[Pack]) -> Batch:
+        """Pad and stack: each document sees itself only and starts at position 0."""
+        text_BS = self._padded([pack.text for pack in packs], self.pad_id)
+        role_BS = self._padded([pack.role for pack in packs], roles.PADDING)
+        document_BS = np.cumsum(role_BS == roles.PACK_SEP, axis=1)
+        document_BS[role_BS == roles.PADDING] = -1
+        trained_BS = np.isin(role_BS, self.loss_roles) & ~np.isin(text_BS, self.no_loss_ids)
+        patches, indices = self._patches(packs) if self.vision else (None, None)
+        return Batch(
+            input_ids=torch.from_numpy(text_BS),
+            labels=torch.from_numpy(_shifted(text_BS, self.pad_id)),
+            loss_mask=torch.from_numpy(_shifted(trained_BS, fill=False)).float(),
+            position_ids=torch.from_numpy(positions(document_BS)),
+            attention_mask=masked_out(torch.from_numpy(document_BS)),
+            patches=patches,
+            patch_indices=indices,
+        )
+
+    def _padded(self, rows: Sequence[NDArray[np.int64]], fill: int) -> NDArray[np.int64]:
+        padded = np.full((len(rows), self.seq_length), fill, dtype=np.int64)
+        for target, row in zip(padded, rows, strict=True):
+            target[: len(row)] = row
+        return padded
+
+    def _patches(self, packs: Sequence[Pack]) -> tuple[Tensor, Tensor]:
+        """Patches [N, P] of all packs and indices [B, S] into them; -1 stays -1."""
+        indices_BS = self._padded([pack.patch_indices for pack in packs], -1)
+        found: list[NDArray[np.float32]] = []
+        first = 0
+        for row, pack in zip(indices_BS, packs, strict=True):
+            of_pack = self._patches_of(pack)
+            row[row >= 0] += first
+            first += len(of_pack)
+            found.append(of_pack)
+        return torch.from_numpy(np.concatenate(found)), torch.from_numpy(indices_BS)
+
+    def _patches_of(self, pack: Pack) -> NDArray[np.float32]:
+        if pack.patches is not None:
+            return pack.patches.astype(np.float32)
+        size, longest = self.patch_size, self.max_resolution
+        decoded = [images.patches(p, patch_size=size, max_resolution=longest) for p in pack.pictures]
+        return np.concatenate([*decoded, np.zeros((0, 3 * size * size), dtype=np.float32)])
+
+
+def _shifted(values_BS: NDArray[np.generic], fill: int | bool) -> NDArray[np.generic]:  # type: ignore[type-arg]
+    """Each token's successor; ``fill`` after the last."""
+    shifted = np.full_like(values_BS, fill)
+    shifted[:, :-1] = values_BS[:, 1:]
+    return shifted
+
+
+def positions(document_BS: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of each token in its document, from 0.
+
+    >>> positions(np.array([[0, 0, 1, 1, 1, -1]]))
+    array([[0, 1, 0, 1, 2, 0]])
+    """
+    places = np.broadcast_to(np.arange(document_BS.shape[1]), document_BS.shape)
+    starts = np.zeros_like(document_BS)
+    starts[:, 1:] = np.where(document_BS[:, 1:] != document_BS[:, :-1], places[:, 1:], 0)
+    return places - np.maximum.accumulate(starts, axis=1)
+
+
+def masked_out(document_BS: Tensor) -> Tensor:
+    """Where attention is masked out [B, 1, S, S]: later tokens and other documents."""
+    same = document_BS[:, :, None] == document_BS[:, None, :]
+    causal = torch.ones(same.shape[-2:], dtype=torch.bool).tril()
+    return ~(same & causal)[:, None]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Micro-batches of one data parallel rank.
+
+    Attributes:
+        shards: the sources, in the order of ``order``.
+        order: which pack is drawn when.
+        collate: what makes a micro-batch.
+        micro: sequences of a micro-batch.
+        total: sequences of an iteration, all ranks together.
+        dp_rank: this rank.
+        dp_size: number of data parallel ranks.
+    """
+
+    shards: Sequence[PackedShard]
+    order: Order
+    collate: Collator
+    micro: int
+    total: int
+    dp_rank: int
+    dp_size: int
+
+    def batches(self, iteration: int) -> Iterator[Batch]:
+        """The micro-batches of the iteration after ``iteration`` finished ones."""
+        stride = self.micro * self.dp_size
+        for start in range(0, self.total, stride):
+            first = iteration * self.total + start + self.dp_rank * self.micro
+            drawn = [self.order[draw] for draw in range(first, first + self.micro)]
+            yield self.collate([self.shards[source].pack(pack) for source, pack in drawn])

@@ -1,0 +1,128 @@
+"""From an HF model's shape and a run's settings to Megatron Core's model, optimizer and schedule."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its customary name
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from plait.models.specs import Spec
+from plait.tokens.vocabulary import padded_vocab_size
+from plait.train.model import PackedGPTModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def transformer_config(spec: Spec, *, dtype: torch.dtype) -> TransformerConfig:
+    """Megatron's config of a model of this shape on the current grid, without fused kernels."""
+    return TransformerConfig(
+        num_layers=spec.num_layers,
+        hidden_size=spec.hidden_size,
+        num_attention_heads=spec.num_attention_heads,
+        num_query_groups=spec.num_key_value_heads,
+        kv_channels=spec.head_dim,
+        ffn_hidden_size=spec.intermediate_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=spec.rms_norm_eps,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        attention_softmax_in_fp32=True,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        calculate_per_token_loss=True,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+    )
+
+
+def build_model(spec: Spec, *, dtype: torch.dtype) -> PackedGPTModel:
+    """This rank's stage of the model; its weights are not initialised, they are loaded."""
+    config = transformer_config(spec, dtype=dtype)
+    return PackedGPTModel(
+        config,
+        get_gpt_layer_local_spec(normalization="RMSNorm"),
+        vocab_size=padded_vocab_size(spec.vocab_size, config.tensor_model_parallel_size),
+        max_sequence_length=spec.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        parallel_output=True,
+        share_embeddings_and_output_weights=False,
+        rotary_base=spec.rope_theta,
+        patch_dim=spec.patch_dim,
+    )
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load this rank's weights; a missing or unknown name is an error."""
+    model.load_state_dict(dict(weights), strict=True)
+
+
+def wrap(model: PackedGPTModel) -> DistributedDataParallel:
+    """The model behind Megatron's data parallel gradients."""
+    config = model.config
+    ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=False)
+    inner = Float16Module(config, model) if config.bf16 else model
+    return DistributedDataParallel(config, ddp, inner)
+
+
+def optimizer_of(model: DistributedDataParallel, run: Mapping[str, Any]) -> Any:
+    """Megatron's optimizer with a run's settings; gradients are finalised per token."""
+    config = model.config
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=run["lr"],
+            min_lr=run["min_lr"],
+            weight_decay=run["weight_decay"],
+            adam_beta1=run["adam_beta1"],
+            adam_beta2=run["adam_beta2"],
+            adam_eps=run["adam_eps"],
+            clip_grad=run["clip_grad"],
+            bf16=config.bf16,
+            params_dtype=config.params_dtype,
+        ),
+        [model],
+    )
+    config.grad_scale_func = optimizer.scale_loss
+    config.finalize_model_grads_func = finalize_model_grads
+    return optimizer
+
+
+def schedule_of(optimizer: Any, run: Mapping[str, Any], *, train_iters: int) -> OptimizerParamScheduler:
+    """The learning rate over the whole run, whatever segment of it this job trains; in samples."""
+    samples = run["global_batch_size"]
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=run["lr"],
+        min_lr=run["min_lr"],
+        lr_warmup_steps=run["lr_warmup_iters"] * samples,
+        lr_decay_steps=train_iters * samples,
+        lr_decay_style=run["lr_decay_style"],
+        start_wd=run["weight_decay"],
+        end_wd=run["weight_decay"],
+        wd_incr_steps=train_iters * samples,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=True,
+        override_opt_param_scheduler=False,
+    )

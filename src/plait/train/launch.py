@@ -1,0 +1,37 @@
+"""The torchrun command of a training job."""
+
+import os
+import subprocess
+import sys
+
+from plait.errors import CheckpointError
+from plait.train.job import Job
+
+
+def command(job: Job) -> list[str]:
+    """One process a rank of the grid on this machine, with a rendezvous of its own."""
+    processes = job.settings["tensor_model_parallel_size"] * job.settings["pipeline_model_parallel_size"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*torchrun, f"--nproc-per-node={processes}", "-m", "plait.train.worker", job.to_json()]
+
+
+def environment(processes: int) -> dict[str, str]:
+    """The ranks share the cores: as many threads each as there are cores to share."""
+    cores = len(os.sched_getaffinity(0))
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // processes))}
+    return {**threads, **os.environ, "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def launch(job: Job) -> None:
+    """Run the job's processes to their end.
+
+    Raises:
+        CheckpointError: one of them failed; what it said is above.
+    """
+    processes = job.settings["tensor_model_parallel_size"] * job.settings["pipeline_model_parallel_size"]
+    ended = subprocess.run(command(job), env=environment(processes), check=False)
+    if ended.returncode:
+        raise CheckpointError(
+            f"training {job.target} ended with status {ended.returncode}; what its ranks said is above",
+            hint="asking for the same target again goes on from the last whole checkpoint",
+        )

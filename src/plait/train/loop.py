@@ -1,0 +1,115 @@
+"""The training loop: Megatron's schedule, gradients, optimizer and learning rate, in that order."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from plait.train.batches import Batch, Feed
+from plait.train.metrics import Metrics
+from plait.train.state import TrainState
+
+
+def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
+    """One micro-batch through this rank's stage, and what makes its loss."""
+    device = torch.device(torch.cuda.current_device())
+    batch = next(batches).to(device)
+    output = model(
+        batch.input_ids,
+        batch.position_ids,
+        batch.attention_mask,
+        patches=batch.patches,
+        patch_indices=batch.patch_indices,
+        labels=batch.labels,
+    )
+
+    def loss(losses_BS: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        total = (losses_BS.float() * batch.loss_mask).sum()
+        tokens = batch.loss_mask.sum()
+        return total, tokens.int(), {"lm loss": torch.stack((total.detach(), tokens))}
+
+    return output, loss
+
+
+@dataclass
+class Trainer:
+    """A run on this rank.
+
+    Attributes:
+        model: Megatron's data parallel wrapper of this rank's stage.
+        state: what a checkpoint holds.
+        feed: this rank's micro-batches.
+        run: the run's settings.
+    """
+
+    model: Any
+    state: TrainState
+    feed: Feed
+    run: Mapping[str, Any]
+
+    def train(self, stop: int, *, folder: Path) -> None:
+        """Train up to iteration ``stop``; metrics go into the run's folder."""
+        with ExitStack() as stack:
+            metrics = None
+            if self._reports():
+                metrics = stack.enter_context(Metrics(folder, start=self.state.iteration, stop=stop))
+            while self.state.iteration < stop:
+                row = self._iteration()
+                if metrics is not None:
+                    metrics.write(row)
+
+    def _reports(self) -> bool:
+        """The loss is known on the last stage; one rank of it writes."""
+        return (
+            parallel_state.is_pipeline_last_stage()
+            and parallel_state.get_tensor_model_parallel_rank() == 0
+            and parallel_state.get_data_parallel_rank() == 0
+        )
+
+    def _iteration(self) -> dict[str, Any]:
+        """One optimizer step."""
+        began = time.perf_counter()
+        self.model.zero_grad_buffer()
+        self.state.optimizer.zero_grad()
+        reduced = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=self.feed.batches(self.state.iteration),
+            model=[self.model],
+            num_microbatches=self.feed.total // (self.feed.micro * self.feed.dp_size),
+            seq_length=self.feed.collate.seq_length,
+            micro_batch_size=self.feed.micro,
+            forward_only=False,
+        )
+        _, grad_norm, _ = self.state.optimizer.step()
+        lr = self.state.optimizer.param_groups[0]["lr"]
+        self.state.schedule.step(self.feed.total)
+        self.state.iteration += 1
+        loss, tokens = _mean_loss(reduced)
+        seconds = time.perf_counter() - began
+        return {
+            "iteration": self.state.iteration,
+            "lm loss": loss,
+            "loss tokens": tokens,
+            "grad norm": float(grad_norm or 0.0),
+            "learning-rate": lr,
+            "iteration-time": seconds,
+            "tokens/s": self.feed.total * self.feed.collate.seq_length / seconds,
+        }
+
+
+def _mean_loss(reduced: list[dict[str, Tensor]]) -> tuple[float, float]:
+    """Loss per trained token over all ranks' micro-batches, and how many there were."""
+    if not reduced:
+        return 0.0, 0.0
+    total = torch.stack([found["lm loss"] for found in reduced]).sum(dim=0)
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    loss, tokens = total.tolist()
+    return loss / max(tokens, 1.0), tokens

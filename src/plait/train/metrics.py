@@ -1,0 +1,63 @@
+"""What a run tells while it trains: a jsonl file, TensorBoard, and a bar or lines."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+LINES_EVERY = 10  # iterations between two lines where there is no terminal
+
+
+class Metrics:
+    """The record of a run; rows after the iteration that a job starts from are dropped first."""
+
+    def __init__(self, run: Path, *, start: int, stop: int) -> None:
+        """Open the run's files to go on after iteration ``start``."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in self._lines() if json.loads(line)["iteration"] <= start]
+        self.path.write_text("".join(kept), encoding="utf-8")
+        self.writer = SummaryWriter(run / "tensorboard", purge_step=start + 1)
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=stop, initial=start, unit="it", disable=not terminal)
+        self.lines = not terminal
+        self.stop = stop
+
+    def _lines(self) -> list[str]:
+        """The whole lines of the file; a job killed while writing may have left half of one."""
+        if not self.path.exists():
+            return []
+        return [line for line in self.path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+
+    def __enter__(self) -> Self:
+        """The record itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the files."""
+        self.writer.close()
+        self.bar.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Keep one iteration: its number and its figures by Megatron's names."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        iteration = row["iteration"]
+        for name, value in row.items():
+            if name != "iteration":
+                self.writer.add_scalar(name, value, iteration)
+        self.bar.update(iteration - self.bar.n)
+        self.bar.set_postfix_str(f"lm loss {row['lm loss']:.3f}")
+        if self.lines and (iteration % LINES_EVERY == 0 or iteration == self.stop):
+            figures = " | ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
+            log.info("iteration %d/%d | %s", iteration, self.stop, figures)

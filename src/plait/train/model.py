@@ -1,0 +1,86 @@
+"""Megatron Core's GPT, with packed documents and, on the first stage, SOLO's patch projection.
+
+B = sequences of a micro-batch, S = tokens of a sequence, D = hidden size, H = head size,
+N = patches of a micro-batch, P = values of a patch (3 x side x side).
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from torch import Tensor
+
+
+class PackedRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]
+    """Rotary angles by each token's own position, which restarts with every document of a pack."""
+
+    position_ids: Tensor | None = None
+
+    def forward(self, max_seq_len: int, *_: Any, **__: Any) -> Tensor:
+        """Angles [S, B, 1, H] of the micro-batch whose ``position_ids`` [B, S] were set before."""
+        positions_BS = self.position_ids
+        assert positions_BS is not None
+        assert positions_BS.shape[1] == max_seq_len
+        angles_SBF = positions_BS.t()[..., None].float() * self.inv_freq.to(positions_BS.device)
+        return torch.cat((angles_SBF, angles_SBF), dim=-1)[:, :, None, :]
+
+
+class PackedGPTModel(GPTModel):  # type: ignore[misc]
+    """One pipeline stage of a Mistral- or Llama-shaped model, or of SOLO where ``patch_dim`` is not 0."""
+
+    def __init__(self, *args: Any, rotary_base: float, patch_dim: int = 0, **kwargs: Any) -> None:
+        """Take GPTModel's arguments; ``patch_dim`` is P."""
+        super().__init__(*args, position_embedding_type="rope", rotary_base=rotary_base, **kwargs)
+        self.rotary_pos_emb = PackedRotaryEmbedding(
+            kv_channels=self.config.kv_channels,
+            rotary_percent=1.0,
+            rotary_base=rotary_base,
+            use_cpu_initialization=self.config.use_cpu_initialization,
+        )
+        if patch_dim and self.pre_process:
+            self.vision_patch = ColumnParallelLinear(
+                patch_dim,
+                self.config.hidden_size,
+                config=self.config,
+                init_method=self.config.init_method,
+                bias=False,
+                gather_output=True,
+            )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        patches: Tensor | None = None,
+        patch_indices: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Losses [B, S] on the last stage if there are labels, else its logits, else hidden states.
+
+        Args:
+            input_ids: [B, S].
+            position_ids: [B, S], from 0 in every document.
+            attention_mask: [B, 1, S, S], true where attention is masked out.
+            patches: [N, P], read by the first stage of SOLO.
+            patch_indices: [B, S], a row of ``patches``, or -1 where a token is no patch.
+            labels: [B, S], the next token.
+        """
+        self.rotary_pos_emb.position_ids = position_ids
+        decoder_input = None
+        if self.pre_process and patches is not None and len(patches):
+            assert patch_indices is not None
+            decoder_input = self.embedding(input_ids, position_ids)
+            decoder_input = decoder_input + self._patch_embedding(patches, patch_indices)
+        return super().forward(
+            input_ids, position_ids, attention_mask, decoder_input=decoder_input, labels=labels
+        )
+
+    def _patch_embedding(self, patches_NP: Tensor, indices_BS: Tensor) -> Tensor:
+        """Projected patches [S, B, D]; a zero row stands last, where index -1 finds it."""
+        projected_ND, _ = self.vision_patch(patches_NP.to(self.vision_patch.weight.dtype))
+        rows_ND = torch.cat((projected_ND, projected_ND.new_zeros(1, projected_ND.shape[1])))
+        return rows_ND[indices_BS.t()]

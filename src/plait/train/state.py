@@ -1,0 +1,145 @@
+"""Saving and loading a run: Megatron's dist_checkpointing in a folder that appears whole.
+
+Model, optimizer and schedule are stored by global tensors, so another grid can read them. The
+generators' states belong to a grid; a job on another grid starts its own.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from plait import files
+from plait.convert import checkpoint
+from plait.errors import CheckpointError, LayoutError
+from plait.models.specs import Spec
+
+RUN = "run.json"
+HF_CONFIG = "hf_config.json"
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds, live."""
+
+    model: Any
+    optimizer: Any
+    schedule: Any
+    iteration: int = 0
+
+    def sharded(self, *, is_loading: bool) -> dict[str, Any]:
+        """The state by global tensors, as dist_checkpointing wants it."""
+        model = self.model.sharded_state_dict()
+        return {
+            **model,
+            "optimizer": self.optimizer.sharded_state_dict(model, is_loading=is_loading),
+            "opt_param_scheduler": self.schedule.state_dict(),
+            "rng_state": _generators(),
+            "iteration": self.iteration,
+        }
+
+    def load(self, folder: Path) -> None:
+        """Take everything from a checkpoint of the same grid."""
+        found = dist_checkpointing.load(self.sharded(is_loading=True), str(folder))
+        names = self.model.sharded_state_dict().keys()
+        self.model.load_state_dict({name: found[name] for name in names}, strict=True)
+        with torch.no_grad():
+            self.optimizer.load_state_dict(found["optimizer"])
+        self.schedule.load_state_dict(found["opt_param_scheduler"])
+        torch.set_rng_state(found["rng_state"]["torch"])
+        get_cuda_rng_tracker().set_states(found["rng_state"]["tracker"])
+        self.iteration = found["iteration"]
+
+
+def _generators() -> ShardedObject:
+    """The states of this rank's generators, stored by its place in the grid."""
+    state = {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
+    pp, tp = (
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
+    place = (
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_rank(),
+    )
+    replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    return ShardedObject("rng_state", state, (pp, tp), place, replica_id=replica)
+
+
+def save(
+    state: TrainState, target: Path, *, spec: Spec, hf_config: bytes, settings: Mapping[str, Any], inputs: list[Path]
+) -> None:
+    """Write a persistent checkpoint with its manifest; all ranks take part, rank 0 publishes.
+
+    Args:
+        state: what to save.
+        target: the iteration's folder.
+        spec: the model's shape.
+        hf_config: the source model's config.json.
+        settings: the run's settings; they go into the manifest.
+        inputs: what the manifest names as inputs.
+
+    Raises:
+        LayoutError: a folder that plait did not make stands at the target.
+    """
+    part = target.with_name(f".{target.name}.part")
+    if dist.get_rank() == 0:
+        if not ours(target):
+            raise LayoutError(f"{target} holds files that plait did not make", hint="move them away")
+        files.remove(part)
+        part.mkdir(parents=True)
+    dist.barrier()
+    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+    dist_checkpointing.save(state.sharded(is_loading=False), str(part), strategy)
+    if dist.get_rank() == 0:
+        (part / HF_CONFIG).write_bytes(hf_config)
+        files.write_json(part / RUN, settings)
+        publish(part, target, spec=spec, settings=settings, inputs=inputs)
+    dist.barrier()
+
+
+def publish(
+    part: Path, target: Path, *, spec: Spec, settings: Mapping[str, Any], inputs: list[Path]
+) -> None:
+    """Check what was written, write the manifest and rename the folder into place."""
+    facts = checkpoint.facts_of_iteration(part, spec)
+    grid = {
+        "tp": parallel_state.get_tensor_model_parallel_world_size(),
+        "pp": parallel_state.get_pipeline_model_parallel_world_size(),
+    }
+    files.write_manifest(
+        part, kind="iteration", settings=settings, inputs=inputs, facts={**facts, "grid": grid}
+    )
+    files.sync(part)
+    files.remove(target)
+    part.rename(target)
+    with files.appears_whole(target.parent / TRACKER) as tracker:
+        tracker.write_text(str(int(target.name.removeprefix("iter_"))))
+
+
+def ours(target: Path) -> bool:
+    """Whether a folder was written here: Snakemake takes the manifest away before a rerun, not the rest."""
+    return files.made_by_plait(target) or (target / RUN).is_file()
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint of ours.
+    """
+    if not (folder / RUN).is_file():
+        raise CheckpointError(f"{folder} has no {RUN}: it is not a checkpoint of plait")
+    found: dict[str, Any] = json.loads((folder / RUN).read_text())
+    return found
+
+

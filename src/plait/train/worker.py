@@ -1,0 +1,30 @@
+"""What torchrun starts on every rank: ``python -m plait.train.worker JOB``.
+
+It imports nothing heavy by itself: saving a checkpoint spawns a process that imports this module again.
+"""
+
+import json
+import logging
+import os
+import sys
+
+
+def main() -> int:
+    """Run the job given as JSON; only rank 0 tells what went wrong."""
+    from plait.errors import PlaitError
+    from plait.train.job import Job, run_rank
+
+    first = os.environ["RANK"] == "0"
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    try:
+        run_rank(Job(**json.loads(sys.argv[1])))
+    except PlaitError as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The processes of a job: the only place that starts and ends process groups."""
+
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from plait.train import compat
+
+
+@contextmanager
+def world(*, tp: int, pp: int, seed: int, rendezvous: str | None = None) -> Iterator[None]:
+    """Join the processes that torchrun, or a test, has started, as a tp x pp x dp grid.
+
+    Args:
+        tp: tensor model parallel size.
+        pp: pipeline model parallel size; what is left of the world is data parallel.
+        seed: seed of every generator; tensor parallel ranks get their own beside it.
+        rendezvous: where the processes meet, if not where torchrun says; ``file://...`` needs no port.
+    """
+    warnings.filterwarnings("ignore", module="megatron")
+    compat.install()
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    place = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    dist.init_process_group("nccl" if gpu else "gloo", init_method=rendezvous, **place)
+    try:
+        parallel_state.initialize_model_parallel(tp, pp)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - Megatron Core reads the global generator
+        torch.manual_seed(seed)
+        model_parallel_cuda_manual_seed(seed)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

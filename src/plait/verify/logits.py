@@ -1,0 +1,185 @@
+"""Logits of a Megatron artifact on its own grid, and of transformers, on the same inputs.
+
+B = sequences, S = tokens, V = vocabulary, N = patches, P = values of a patch.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait import files
+from plait.errors import ProofError
+from plait.models import remote
+from plait.models.specs import Spec
+from plait.parallel.grid import Grid
+from plait.verify.ranks import run_ranks
+
+TOLERANCE = 1e-5
+SEQUENCES, TOKENS, PATCHES = 2, 48, 4
+Loader = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input of a proof: ids [B, S] and, for pictures, patches [N, P] and their indices [B, S]."""
+
+    name: str
+    input_ids: Tensor
+    patches: Tensor | None = None
+    patch_indices: Tensor | None = None
+
+
+def cases(spec: Spec) -> list[Case]:
+    """Inputs drawn by a fixed seed over the whole vocabulary; SOLO gets one with pictures too."""
+    draw = torch.Generator().manual_seed(20_240)
+    shape = (SEQUENCES, TOKENS)
+    found = [Case("text", torch.randint(spec.vocab_size, shape, generator=draw))]
+    if spec.patch_dim:
+        indices = torch.full(shape, -1)
+        indices[0, 3 : 3 + PATCHES // 2] = torch.arange(PATCHES // 2)
+        indices[1, 7 : 7 + PATCHES // 2] = torch.arange(PATCHES // 2, PATCHES)
+        patches = torch.randn(PATCHES, spec.patch_dim, generator=draw)
+        ids = torch.randint(spec.vocab_size, shape, generator=draw)
+        found.append(Case("picture", ids, patches, indices))
+    return found
+
+
+def of_transformers(folder: Path, inputs: list[Case]) -> list[Tensor]:
+    """Logits [B, S, V] in fp32, by the model class that users load.
+
+    Raises:
+        ProofError: the folder carries code that plait did not write.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as modules:
+        os.environ.setdefault("HF_MODULES_CACHE", modules)
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            trust_remote_code=_carries_our_code(folder),
+        ).eval()
+    with torch.no_grad():
+        return [model(**_arguments(case)).logits for case in inputs]
+
+
+def _arguments(case: Case) -> dict[str, Tensor]:
+    if case.patches is None:
+        return {"input_ids": case.input_ids}
+    assert case.patch_indices is not None
+    return {
+        "input_ids": case.input_ids,
+        "vision_patches": case.patches,
+        "vision_patch_indices": case.patch_indices,
+    }
+
+
+def _carries_our_code(folder: Path) -> bool:
+    """Whether the folder has modelling code; it is run only if it is byte for byte plait's."""
+    found = sorted(folder.glob("*.py"))
+    for path in found:
+        ours = Path(remote.__path__[0]) / path.name
+        if not ours.is_file() or files.digest(ours) != files.digest(path):
+            raise ProofError(f"{path} is not plait's own code, and is not run")
+    return bool(found)
+
+
+def of_megatron(spec: Spec, grid: Grid, load: Loader, inputs: list[Case]) -> list[Tensor]:
+    """Logits [B, S, V] in fp32 of a Megatron model on its grid.
+
+    Args:
+        spec: the model's shape.
+        grid: the artifact's grid; one process a rank is forked.
+        load: loads this rank's weights into its stage of the model.
+        inputs: what to compute.
+    """
+    ranks = run_ranks(_megatron_rank, grid, spec, load, inputs)
+    found: list[Tensor] = next(result for result in ranks if result is not None)
+    return found
+
+
+def _megatron_rank(spec: Spec, load: Loader, inputs: list[Case]) -> list[Tensor] | None:
+    """The logits on one rank of the last stage, None on the others."""
+    from megatron.core import parallel_state
+
+    from plait.train.build import build_model
+
+    model = build_model(spec, dtype=torch.float32).eval()
+    load(model)
+    with torch.no_grad():
+        logits = [_forward(model, case, spec) for case in inputs]
+    last = parallel_state.is_pipeline_last_stage()
+    first = parallel_state.get_tensor_model_parallel_rank() == 0
+    return [found.numpy() for found in logits] if last and first else None  # type: ignore[misc]
+
+
+def _forward(model: Any, case: Case, spec: Spec) -> Tensor:
+    """One pass through all stages: Megatron's schedule, forward only, logits gathered over tp."""
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+    from plait.train.batches import masked_out
+
+    batch, tokens = case.input_ids.shape
+    positions = torch.arange(tokens).expand(batch, -1)
+    mask = masked_out(torch.zeros(batch, tokens, dtype=torch.long))
+    found: list[Tensor] = []
+
+    def step(_: Any, stage: Any) -> Any:
+        output = stage(
+            case.input_ids, positions, mask, patches=case.patches, patch_indices=case.patch_indices
+        )
+
+        def keep(logits: Tensor, **_: Any) -> Tensor:
+            found.append(gather_from_tensor_model_parallel_region(logits)[..., : spec.vocab_size])
+            return logits
+
+        return output, keep
+
+    get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=None,
+        model=[model],
+        num_microbatches=1,
+        seq_length=tokens,
+        micro_batch_size=batch,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    return found[0] if found else torch.empty(0)
+
+
+def compare(inputs: list[Case], reference: list[Tensor], found: list[Any]) -> list[dict[str, Any]]:
+    """One row a case: the largest difference and how many positions agree on the likeliest token."""
+    rows = []
+    for case, want, have in zip(inputs, reference, found, strict=True):
+        have_BSV = torch.as_tensor(have)
+        rows.append(
+            {
+                "case": case.name,
+                "positions": case.input_ids.numel(),
+                "max_abs_logit": float(want.abs().max()),
+                "max_abs_diff": float((want - have_BSV).abs().max()),
+                "top1_equal": int((want.argmax(-1) == have_BSV.argmax(-1)).sum()),
+                "tolerance": TOLERANCE,
+            }
+        )
+    return rows
+
+
+def failures(rows: list[Mapping[str, Any]]) -> list[str]:
+    """What is wrong with a comparison, in words; nothing if it holds."""
+    return [
+        f"{row['case']}: max abs difference {row['max_abs_diff']:.3g} (tolerance {row['tolerance']:g}), "
+        f"{row['top1_equal']} of {row['positions']} likeliest tokens equal"
+        for row in rows
+        if not row["max_abs_diff"] <= row["tolerance"] or row["top1_equal"] != row["positions"]
+    ]

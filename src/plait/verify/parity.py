@@ -1,0 +1,132 @@
+"""The proof of a model artifact: coverage, Merkle root, and logits against transformers.
+
+Coverage (each destination element written once, each source element read once) and the root over
+(name, dtype, shape, bytes) of the Hugging Face view are made by the job that writes the artifact.
+This module checks that they hold, adds the logits, and writes ``parity.json`` only if all is well.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from plait import files, layout
+from plait.convert import checkpoint
+from plait.errors import ProofError
+from plait.models.specs import Spec
+from plait.parallel.grid import Grid
+from plait.verify import logits
+
+log = logging.getLogger(__name__)
+
+HF_CONFIG = "hf_config.json"
+
+
+def prove_converted(reference: Path, artifact: Path, proof: Path) -> dict[str, Any]:
+    """Prove a whole or sharded Megatron model against the Hugging Face folder it was made from.
+
+    Raises:
+        ProofError: the artifact does not compute what the reference computes; nothing is written.
+    """
+    manifest = files.check_manifest(artifact)
+    facts = manifest["facts"]
+    grid = Grid(**facts["grid"])
+    spec = Spec.of(reference)
+    inputs = logits.cases(spec)
+    found = logits.of_megatron(spec, grid, _Classic(artifact, grid), inputs)
+    rows = logits.compare(inputs, logits.of_transformers(reference, inputs), found)
+    root = files.check_manifest(reference)["facts"]["merkle"]
+    return write(proof, artifact, facts=facts, reference=reference, root=root, rows=rows)
+
+
+def prove_trained(iteration: Path, export: Path, *, root: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Compare a checkpoint on its grid with the Hugging Face folder made from it.
+
+    Args:
+        iteration: the checkpoint.
+        export: the folder, not yet in its place.
+        root: Merkle root of the export's tensors.
+
+    Returns:
+        The checkpoint's facts and the rows of the comparison.
+
+    Raises:
+        ProofError: they differ.
+    """
+    facts = files.check_manifest(iteration)["facts"]
+    grid = Grid(**facts["grid"])
+    spec = Spec.of(export)
+    inputs = logits.cases(spec)
+    found = logits.of_megatron(spec, grid, _Trained(iteration), inputs)
+    rows = logits.compare(inputs, logits.of_transformers(export, inputs), found)
+    _check(iteration, facts=facts, root=root, rows=rows)
+    return facts, rows
+
+
+def write(
+    proof: Path,
+    artifact: Path | str,
+    *,
+    facts: dict[str, Any],
+    reference: Path | str,
+    root: str,
+    rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Write the proof of an artifact if all of it holds.
+
+    Raises:
+        ProofError: a part of it does not.
+    """
+    _check(artifact, facts=facts, root=root, rows=rows)
+    parity = {
+        "schema": files.SCHEMA,
+        "artifact": layout.inside(artifact),
+        "reference": layout.inside(reference),
+        "grid": facts["grid"],
+        "coverage": facts["coverage"],
+        "merkle_root": root,
+        "logits": rows,
+        "passed": True,
+    }
+    files.write_json(proof, parity)
+    worst = max(row["max_abs_diff"] for row in rows)
+    log.info("%s: proven; merkle %s, logits within %.2g of transformers", artifact, root[:16], worst)
+    return parity
+
+
+def _check(artifact: Path | str, *, facts: dict[str, Any], root: str, rows: list[dict[str, Any]]) -> None:
+    wrong = logits.failures(rows)  # type: ignore[arg-type]
+    if facts["merkle"] != root:
+        wrong.append(f"merkle root {facts['merkle'][:16]} of its Hugging Face view, reference {root[:16]}")
+    if not facts["coverage"]["complete"]:
+        wrong.append(f"coverage is not complete: {facts['coverage']}")
+    if wrong:
+        raise ProofError(f"{artifact} failed its proof: " + "; ".join(wrong), hint="do not use it")
+
+
+class _Classic:
+    """Loads a rank of Megatron's classic layout."""
+
+    def __init__(self, folder: Path, grid: Grid) -> None:
+        self.folder, self.grid = folder, grid
+
+    def __call__(self, model: Any) -> None:
+        from megatron.core import parallel_state
+
+        from plait.train.build import load_weights
+
+        tp_rank = parallel_state.get_tensor_model_parallel_rank()
+        pp_rank = parallel_state.get_pipeline_model_parallel_rank()
+        load_weights(model, checkpoint.read_rank(self.folder, self.grid, tp_rank, pp_rank))
+
+
+class _Trained:
+    """Loads a training checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, model: Any) -> None:
+        from megatron.core import dist_checkpointing
+
+        found = dist_checkpointing.load(model.sharded_state_dict(), str(self.folder))
+        model.load_state_dict(found, strict=True)

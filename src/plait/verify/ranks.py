@@ -1,0 +1,85 @@
+"""Run a function on the ranks of a grid, in forked processes of this one that meet in a file."""
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from plait.errors import ProofError
+from plait.parallel.grid import Grid
+
+
+def run_ranks(function: Callable[..., Any], grid: Grid, *args: Any, copies: int = 1, seed: int = 0) -> list[Any]:
+    """Call ``function(*args)`` on every rank of ``copies`` data parallel copies of a grid, with gloo.
+
+    Forking after the imports saves seconds a rank; torch must not have computed with threads before.
+
+    Returns:
+        What each rank returned, by rank; results are pickled between the processes.
+
+    Raises:
+        ProofError: a rank failed; its traceback is in the message.
+    """
+    context = multiprocessing.get_context("fork")
+    world = len(grid) * copies
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = []
+        for rank in range(world):
+            here, there = context.Pipe(duplex=False)
+            job = (there, f"file://{folder}/store", rank, world, grid, seed, function, args)
+            process = context.Process(target=_rank, args=job)
+            process.start()
+            there.close()
+            ranks.append((process, here))
+        return _collect(ranks)
+
+
+def _collect(ranks: list[tuple[Any, Connection]]) -> list[Any]:
+    """Every rank's result; the first failure ends the rest."""
+    waiting = {here: (rank, process) for rank, (process, here) in enumerate(ranks)}
+    results: list[Any] = [None] * len(ranks)
+    try:
+        while waiting:
+            for ready in multiprocessing.connection.wait(list(waiting)):
+                rank, process = waiting.pop(ready)  # type: ignore[call-overload]
+                results[rank] = _result(ready, rank)  # type: ignore[arg-type]
+                process.join()
+    finally:
+        for process, _ in waiting.values():
+            process.terminate()
+            process.join()
+    return results
+
+
+def _result(pipe: Connection, rank: int) -> Any:
+    try:
+        failed, value = pipe.recv()
+    except EOFError as error:
+        raise ProofError(f"rank {rank} ended without a word; was it killed for want of memory?") from error
+    if failed:
+        raise ProofError(f"rank {rank} failed:\n{value}")
+    return value
+
+
+def _rank(
+    pipe: Connection,
+    rendezvous: str,
+    rank: int,
+    world_size: int,
+    grid: Grid,
+    seed: int,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    from plait.train.world import world
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    try:
+        with world(tp=grid.tp, pp=grid.pp, seed=seed, rendezvous=rendezvous):
+            value = function(*args)
+        pipe.send((False, value))
+    except BaseException:  # noqa: BLE001 - whatever it was, the parent raises it
+        pipe.send((True, traceback.format_exc()))
