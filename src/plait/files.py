@@ -66,6 +66,19 @@ def made_by_plait(target: Path) -> bool:
     return (target / MANIFEST).is_file() or set(os.listdir(target)) <= SNAKEMAKE_LEFTOVERS
 
 
+def refuse_foreign(target: Path) -> None:
+    """Refuse to write a folder where something stands that plait did not make.
+
+    Raises:
+        LayoutError: it names the folder.
+    """
+    if not made_by_plait(target):
+        raise LayoutError(
+            f"{target} stands where plait would write, and plait did not make it",
+            hint="move it away, or name it in config/ as the source of another artifact",
+        )
+
+
 @contextlib.contextmanager
 def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]:
     """Give a path beside the target to write to; rename it into place if nothing went wrong.
@@ -74,11 +87,8 @@ def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]
         LayoutError: a folder that plait did not make stands at the target.
     """
     target = Path(target)
-    if folder and not made_by_plait(target):
-        raise LayoutError(
-            f"{target} stands where plait would write, and plait did not make it",
-            hint="move it away, or name it in config/ as the source of another artifact",
-        )
+    if folder:
+        refuse_foreign(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     remove(part)

@@ -119,7 +119,76 @@ class Plan:
             for step in run.exports
         ]
 
+    def inputs(self, artifact: Any) -> dict[str, list[layout.Artifact]]:
+        """The artifacts that one is made from, by the name its rule has for them.
+
+        What an iteration starts from depends on its schedule: see :meth:`start`.
+
+        Raises:
+            ConfigError: the artifact cannot exist; it says what is legal.
+        """
+        found: dict[str, list[Any]] = {}
+        match artifact:
+            case layout.Raw():
+                self.check_source(artifact)
+            case layout.Chat():
+                found = {"raw": [self.raw(artifact)]}
+            case layout.Tokenizer():
+                found = {"base": self.base_tokenizer(artifact)}
+            case layout.Indexed():
+                found = {"tokenizer": [self.tokenizer_of(artifact)], "chats": self.chats(artifact)}
+            case layout.Analysis():
+                found = {"indexed": self.indexed(artifact)}
+            case layout.HfModel():
+                found = {"parts": self.parts(artifact)}
+            case layout.Megatron():
+                found = {"hf": [self.hf(artifact.model)]}
+            case layout.Sharded():
+                self.check_grid(artifact)
+                found = {"megatron": [layout.Megatron(model=artifact.model)]}
+            case layout.Run():
+                found = {"analysis": [self.analysis(artifact.run)]}
+            case layout.Iteration():
+                analysis = self.analysis(artifact.run)
+                found = {"analysis": [analysis], "indexed": self.indexed(analysis)}
+            case layout.Export():
+                iteration = layout.Iteration(run=artifact.run, iteration=artifact.step)
+                found = {"hf": [self.hf(self.run(artifact.run).model)], "iteration": [iteration]}
+        return found
+
+    def analysis(self, run: str) -> layout.Analysis:
+        """The analysis of the mixture that a run trains on."""
+        return layout.Analysis(mixture=self.run(run).mixture)
+
+    def start(self, iteration: layout.Iteration, schedule: Schedule | None) -> layout.Artifact:
+        """What an iteration is trained from: the saved one before it, or the sharded model.
+
+        Args:
+            iteration: the one to be trained.
+            schedule: the run's schedule, where it is known. Without it ``save_interval`` is enough;
+                where that waits for the data too, the sharded model stands in.
+        """
+        run = self.run(iteration.run)
+        interval = schedule.save_interval if schedule else run.save_interval
+        previous = (iteration.iteration - 1) // interval * interval if interval else 0
+        if previous:
+            return layout.Iteration(run=iteration.run, iteration=previous)
+        return self.sharded(iteration.run)
+
     # Checks that need no data
+
+    def check_source(self, raw: layout.Raw) -> None:
+        """Refuse a raw source that has no records itself, or whose path is not there.
+
+        Raises:
+            ConfigError: it names the key.
+        """
+        source = self.dataset(raw.dataset).source
+        if source is None:
+            raise ConfigError(f"dataset {raw.dataset} packs others together and has no raw source itself")
+        path = getattr(source, "path", "")
+        if path and not Path(path).exists():
+            raise ConfigError(f"datasets.{raw.dataset}.source.path: {path} does not exist")
 
     def check_grid(self, sharded: layout.Sharded) -> None:
         """Refuse a grid that the model cannot be cut for.

@@ -7,9 +7,11 @@
 """
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
-from plait.errors import ConfigError
+from plait.errors import ConfigError, DataError
+from plait.files import read_json
 
 
 def train_iters(*, instances: int, global_batch_size: int, epochs: int) -> int:
@@ -26,6 +28,19 @@ class Schedule:
 
     train_iters: int
     save_interval: int
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Read data/ckpts/{run}/schedule.json.
+
+        Raises:
+            DataError: it is missing, or is not a schedule.
+        """
+        found = read_json(path)
+        try:
+            return cls(train_iters=int(found["train_iters"]), save_interval=int(found["save_interval"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is not a schedule: {error!r}", hint="remove it; it is remade") from error
 
     def check(self, step: int, *, run: str) -> None:
         """Refuse an iteration that is never saved.

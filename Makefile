@@ -1,0 +1,59 @@
+# make tiny    environment, then the whole default plan: both recipes, to data/ckpts/*/hf/
+# make test    environment, then the tests
+# make check   format, lint, types, workflow lint, import order, spelling
+
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+CORES ?= 2
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: tiny env dev test test-long check format config goldens
+
+tiny: env
+	snakemake --cores $(CORES)
+
+env: $(VENV)/.runtime
+
+dev: $(VENV)/.dev
+
+$(VENV)/.runtime: envs/cpu.lock pyproject.toml
+	command -v $(PYTHON) > /dev/null || { echo "error: no $(PYTHON) on PATH; name one: make PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet pip==26.3
+	$(VENV)/bin/python -m pip install --quiet -r envs/cpu.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+$(VENV)/.dev: envs/dev.lock $(VENV)/.runtime
+	$(VENV)/bin/python -m pip install --quiet -r envs/dev.lock
+	touch $@
+
+test: dev
+	pytest -m "not long" -n $(CORES) --dist loadfile
+
+test-long: dev
+	pytest -m long
+
+check: dev
+	ruff format --check src tests
+	ruff check src tests
+	mypy
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+	lint-imports
+	codespell
+	python -m plait.config.document --check
+
+format: dev
+	ruff format src tests
+	ruff check --fix src tests
+	snakefmt Snakefile workflow
+
+# The keys of config/, from their types: config/README.md and config/schema.json.
+config: dev
+	python -m plait.config.document
+
+# The plans that tests/workflow compares with.
+goldens: dev
+	REWRITE_GOLDENS=1 pytest tests/workflow -k golden

@@ -1,0 +1,46 @@
+"""From raw data to a Hugging Face checkpoint: ask for a file and its stages run.
+
+data/raw/{dataset}                                       raw source
+data/processed/{dataset}/shard_{shard}.jsonl.gz          chat records
+data/tokenizers/{tokenizer}                              tokenizer with its added tokens
+data/megatron_format/{format}_{dataset}_pack{seq}/shard_{shard}   packed tokens
+data/analysis/{mixture}                                  token counts, sampling weights
+data/models/raw_hf/{model}                               Hugging Face model
+data/models/raw/{model}-megatron                         Megatron model
+data/models/sharded/{model}-megatron-tp{tp}-pp{pp}       Megatron model, cut for a grid
+data/ckpts/{run}/iter_{iteration}                        training checkpoint
+data/ckpts/{run}/hf/model_iter_{step}                    trained Hugging Face model
+data/verify/.../parity.json                              proof of a model artifact
+"""
+
+from snakemake.utils import min_version
+
+from plait import files, layout
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+# Only `--sdm apptainer` uses it; everything else runs in the environment of Snakemake itself.
+container: "envs/megatron.sif"
+
+
+wildcard_constraints:
+    **layout.WILDCARDS,
+
+
+include: "workflow/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/verify.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/export.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        [ancient(str(export)) for export in plan.exports()],
+        [export.manifest for export in plan.exports()],

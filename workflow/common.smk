@@ -1,0 +1,99 @@
+"""The plan, and the functions by which rules ask it."""
+
+from functools import wraps
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+
+from plait.config import Plan, Schedule, load
+from plait.errors import PlaitError
+
+
+def in_snakemakes_frame(function):
+    """Show a mistake in config/ or in a target as Snakemake shows its own."""
+
+    @wraps(function)
+    def framed(*args):
+        try:
+            return function(*args)
+        except PlaitError as error:
+            raise WorkflowError(str(error)) from None
+
+    return framed
+
+
+def made(kind, wildcards):
+    """The artifact that a job makes."""
+    return kind.read(kind.PATTERN.format(**dict(wildcards.items())))
+
+
+def inputs(kind):
+    """The artifacts that one of this kind is made from, by name, and their manifests.
+
+    Only the manifests count as changed: folders are ancient, so touching or cloning plans nothing.
+    The folder of an iteration is no output of its rule, and so no input: its manifest stands for it.
+    """
+
+    def folder(one):
+        return one.manifest if isinstance(one, layout.Iteration) else ancient(str(one))
+
+    @in_snakemakes_frame
+    def find(wildcards):
+        artifact = made(kind, wildcards)
+        found = plan.inputs(artifact)
+        if kind not in {layout.Chat, layout.Run, layout.Iteration}:
+            files.refuse_foreign(Path(str(artifact)))
+        manifests = [one.manifest for several in found.values() for one in several]
+        folders = {name: [folder(one) for one in several] for name, several in found.items()}
+        return folders | {"manifests": manifests}
+
+    return find
+
+
+def settings(kind, stage=""):
+    """The config slice and stage version that decide an artifact's content."""
+    return in_snakemakes_frame(lambda wildcards: plan.settings_text(made(kind, wildcards), stage))
+
+
+@in_snakemakes_frame
+def start(wildcards):
+    """What a checkpoint is trained from: the one before it, or the proven sharded model."""
+    iteration = made(layout.Iteration, wildcards)
+    schedule = plan.schedule(iteration.run)
+    saved = Path(layout.Run(run=iteration.run).schedule)
+    if schedule is None and saved.is_file():
+        schedule = Schedule.read(saved)
+    before = plan.start(iteration, schedule)
+    proven = isinstance(before, layout.Sharded)
+    return {"start": before.manifest} | ({"sharded": ancient(str(before)), "proof": before.proof} if proven else {})
+
+
+@in_snakemakes_frame
+def legal_schedule(wildcards):
+    """schedule.json, for an iteration that it saves; as soon as it is known, others are refused."""
+    iteration = made(layout.Iteration, wildcards)
+    saved = Path(layout.Run(run=iteration.run).schedule)
+    schedule = plan.schedule(iteration.run)
+    if schedule is None:
+        if not saved.is_file() and iteration.run not in waiting:
+            waiting.add(iteration.run)
+            logger.info(
+                f"The length of run {iteration.run} follows from data that do not exist yet: "
+                f"any iteration is accepted until {saved} is made, which then refuses those never saved."
+            )
+        checkpoints.schedule.get(run=iteration.run)
+        schedule = Schedule.read(saved)
+    schedule.check(iteration.iteration, run=iteration.run)
+    return str(saved)
+
+
+@in_snakemakes_frame
+def processes(wildcards):
+    """The processes of a grid: one core each here, one GPU each on a cluster."""
+    grid = wildcards if "tp" in wildcards.keys() else plan.sharded(wildcards.run)
+    return int(grid.tp) * int(grid.pp)
+
+
+waiting = set()
+plan = in_snakemakes_frame(lambda: Plan(load(config)))()

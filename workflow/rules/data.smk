@@ -1,0 +1,87 @@
+"""Raw data -> chat records -> packed tokens -> mixture."""
+
+
+rule raw:
+    """Fetch, link or draw a raw source."""
+    input:
+        unpack(inputs(layout.Raw)),
+    output:
+        folder=directory(layout.Raw.PATTERN),
+        manifest=layout.pattern(layout.Raw, layout.MANIFEST),
+    log:
+        "data/logs/raw/{dataset}.log",
+    benchmark:
+        "data/benchmarks/raw/{dataset}.tsv"
+    params:
+        settings=settings(layout.Raw),
+    shell:
+        "plait raw {output.folder} --settings {params.settings:q} > {log} 2>&1"
+
+
+rule chat:
+    """Make one shard of chat records with base64 pictures; count what is rejected."""
+    input:
+        unpack(inputs(layout.Chat)),
+    output:
+        shard=layout.Chat.PATTERN,
+        rejects=layout.Chat.REJECTS,
+        ledger=layout.Chat.LEDGER,
+    log:
+        "data/logs/chat/{dataset}/shard_{shard}.log",
+    benchmark:
+        "data/benchmarks/chat/{dataset}/shard_{shard}.tsv"
+    params:
+        settings=settings(layout.Chat),
+    shell:
+        "plait chat {input.raw} {output.shard} --settings {params.settings:q} > {log} 2>&1"
+
+
+rule tokenizer:
+    """Take a tokenizer, or add tokens to one."""
+    input:
+        unpack(inputs(layout.Tokenizer)),
+    output:
+        folder=directory(layout.Tokenizer.PATTERN),
+        manifest=layout.pattern(layout.Tokenizer, layout.MANIFEST),
+    log:
+        "data/logs/tokenizer/{tokenizer}.log",
+    benchmark:
+        "data/benchmarks/tokenizer/{tokenizer}.tsv"
+    params:
+        settings=settings(layout.Tokenizer),
+    shell:
+        "plait tokenizer {input.base} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+
+
+rule index:
+    """Tokenise chat records and pack them into one indexed shard."""
+    input:
+        unpack(inputs(layout.Indexed)),
+    output:
+        folder=directory(layout.Indexed.PATTERN),
+        manifest=layout.pattern(layout.Indexed, layout.MANIFEST),
+    log:
+        "data/logs/index/{format}_{dataset}_pack{seq}/shard_{shard}.log",
+    benchmark:
+        "data/benchmarks/index/{format}_{dataset}_pack{seq}/shard_{shard}.tsv"
+    params:
+        settings=settings(layout.Indexed),
+    shell:
+        "plait index {input.tokenizer} {input.chats} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+
+
+rule analyse:
+    """Count the tokens of a mixture and weigh its sources."""
+    input:
+        unpack(inputs(layout.Analysis)),
+    output:
+        folder=directory(layout.Analysis.PATTERN),
+        manifest=layout.pattern(layout.Analysis, layout.MANIFEST),
+    log:
+        "data/logs/analyse/{mixture}.log",
+    benchmark:
+        "data/benchmarks/analyse/{mixture}.tsv"
+    params:
+        settings=settings(layout.Analysis),
+    shell:
+        "plait analyse {input.indexed} {output.folder} --settings {params.settings:q} > {log} 2>&1"

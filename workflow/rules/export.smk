@@ -1,0 +1,39 @@
+"""Training checkpoint -> proven Hugging Face model."""
+
+
+rule export:
+    """Convert a training checkpoint back; it appears only if its proof holds."""
+    input:
+        unpack(inputs(layout.Export)),
+    output:
+        folder=directory(layout.Export.PATTERN),
+        manifest=layout.pattern(layout.Export, layout.MANIFEST),
+        proof=layout.proof_pattern(layout.Export),
+    log:
+        "data/logs/export/{run}/model_iter_{step}.log",
+    benchmark:
+        "data/benchmarks/export/{run}/model_iter_{step}.tsv"
+    threads: processes
+    params:
+        settings=settings(layout.Export),
+    shell:
+        "plait export {input.hf} $(dirname {input.iteration}) {output.folder}"
+        " --settings {params.settings:q} > {log} 2>&1"
+
+
+localrules:
+    short,
+
+
+rule short:
+    """ckpts/... is short for data/ckpts/..."""
+    input:
+        ancient(layout.Export.PATTERN),
+    output:
+        directory(layout.Export.PATTERN.removeprefix("data/")),
+    log:
+        "data/logs/short/{run}/model_iter_{step}.log",
+    benchmark:
+        "data/benchmarks/short/{run}/model_iter_{step}.tsv"
+    shell:
+        "ln -srfnT {input} {output} > {log} 2>&1"

@@ -1,0 +1,53 @@
+"""Hugging Face model -> Megatron model -> Megatron model cut for a grid."""
+
+
+rule model:
+    """Make, link or build a Hugging Face model."""
+    input:
+        unpack(inputs(layout.HfModel)),
+    output:
+        folder=directory(layout.HfModel.PATTERN),
+        manifest=layout.pattern(layout.HfModel, layout.MANIFEST),
+    log:
+        "data/logs/model/{model}.log",
+    benchmark:
+        "data/benchmarks/model/{model}.tsv"
+    params:
+        settings=settings(layout.HfModel),
+    shell:
+        "plait model {input.parts} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+
+
+rule convert:
+    """Convert a Hugging Face model to Megatron's names and shapes."""
+    input:
+        unpack(inputs(layout.Megatron)),
+    output:
+        folder=directory(layout.Megatron.PATTERN),
+        manifest=layout.pattern(layout.Megatron, layout.MANIFEST),
+    log:
+        "data/logs/convert/{model}.log",
+    benchmark:
+        "data/benchmarks/convert/{model}.tsv"
+    params:
+        settings=settings(layout.Megatron),
+    shell:
+        "plait convert {input.hf} {output.folder} > {log} 2>&1"
+
+
+rule shard:
+    """Cut a proven Megatron model for a tensor x pipeline grid."""
+    input:
+        unpack(inputs(layout.Sharded)),
+        proof=layout.proof_pattern(layout.Megatron),
+    output:
+        folder=directory(layout.Sharded.PATTERN),
+        manifest=layout.pattern(layout.Sharded, layout.MANIFEST),
+    log:
+        "data/logs/shard/{model}-tp{tp}-pp{pp}.log",
+    benchmark:
+        "data/benchmarks/shard/{model}-tp{tp}-pp{pp}.tsv"
+    params:
+        settings=settings(layout.Sharded),
+    shell:
+        "plait shard {input.megatron} {output.folder} > {log} 2>&1"

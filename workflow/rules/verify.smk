@@ -1,0 +1,38 @@
+"""Proofs: a model artifact computes what its Hugging Face source computes."""
+
+
+rule verify_megatron:
+    """Compare the logits of a whole Megatron model with its source's."""
+    input:
+        unpack(inputs(layout.Megatron)),
+        megatron=ancient(layout.Megatron.PATTERN),
+        manifest=layout.pattern(layout.Megatron, layout.MANIFEST),
+    output:
+        layout.proof_pattern(layout.Megatron),
+    log:
+        "data/logs/verify_megatron/{model}.log",
+    benchmark:
+        "data/benchmarks/verify_megatron/{model}.tsv"
+    params:
+        settings=settings(layout.Megatron, "verify"),
+    shell:
+        "plait verify {input.hf} {input.megatron} {output} > {log} 2>&1"
+
+
+rule verify_sharded:
+    """Compare the logits of a sharded model, computed on its grid, with its source's."""
+    input:
+        unpack(inputs(layout.Megatron)),
+        sharded=ancient(layout.Sharded.PATTERN),
+        manifest=layout.pattern(layout.Sharded, layout.MANIFEST),
+    output:
+        layout.proof_pattern(layout.Sharded),
+    log:
+        "data/logs/verify_sharded/{model}-tp{tp}-pp{pp}.log",
+    benchmark:
+        "data/benchmarks/verify_sharded/{model}-tp{tp}-pp{pp}.tsv"
+    threads: processes
+    params:
+        settings=settings(layout.Sharded, "verify"),
+    shell:
+        "plait verify {input.hf} {input.sharded} {output} > {log} 2>&1"
