@@ -28,7 +28,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Let a command take its settings from config/, or from the workflow as one JSON text."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--config", default="config/config.yaml", help="config file (default: %(default)s)")
-    group.add_argument("--settings", metavar="JSON", help="the settings themselves, as the workflow gives them")
+    group.add_argument("--settings", metavar="JSON", help="the settings, as the workflow gives them")
 
 
 def settings(args: argparse.Namespace, artifact: Artifact, stage: str = "") -> dict[str, Any]:

@@ -43,4 +43,5 @@ def run(args: argparse.Namespace) -> None:
         files.write_manifest(folder, kind="export", settings=found, inputs=[source, checkpoint], facts=facts)
         for artifact, known in ((iteration, trained), (target, facts)):
             proof = Path(artifact.proof)
-            parity.write(proof, str(artifact), facts=known, reference=str(target), root=facts["merkle"], rows=rows)
+            root = facts["merkle"]
+            parity.write(proof, str(artifact), facts=known, reference=str(target), root=root, rows=rows)

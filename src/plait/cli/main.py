@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of every command; a stage's own code is loaded when it runs."""
     top = argparse.ArgumentParser(
         prog="plait",
-        description="From raw jsonl to a Hugging Face checkpoint by way of Megatron Core: one command a stage.",
+        description="From raw jsonl to a Hugging Face checkpoint through Megatron Core: one command a stage.",
         epilog="The workflow runs these for you: snakemake --cores 2 data/ckpts/RUN/hf/model_iter_N",
     )
     top.add_argument("--version", action="version", version=f"plait {plait.__version__}")

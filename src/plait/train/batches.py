@@ -10,6 +10,7 @@ B = sequences of a micro-batch, S = tokens of a sequence, N = patches, P = value
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from plait.data import images
 from plait.tokens import roles
 from plait.tokens.indexed import Pack, PackedShard
+
+PADDING = -1  # stands where a sequence has no token: a role no token has
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,7 @@ class Order:
         sources = np.zeros(self.draws, dtype=np.int16)
         nth = np.zeros(self.draws, dtype=np.int64)
         weights = np.asarray(self.weights, dtype=np.float64)
-        helpers.build_blending_indices(
-            sources, nth, weights / weights.sum(), len(weights), self.draws, False
-        )
+        helpers.build_blending_indices(sources, nth, weights / weights.sum(), len(weights), self.draws, False)
         object.__setattr__(self, "_sources", sources)
         object.__setattr__(self, "_nth", nth)
 
@@ -76,7 +77,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        moved = {k: v if v is None else v.to(device, non_blocking=True) for k, v in vars(self).items()}
+        moved: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in vars(self).items()}
         return Batch(**moved)
 
 
@@ -105,15 +106,15 @@ class Collator:
     def __call__(self, packs: Sequence[Pack]) -> Batch:
         """Pad and stack: each document sees itself only and starts at position 0."""
         text_BS = self._padded([pack.text for pack in packs], self.pad_id)
-        role_BS = self._padded([pack.role for pack in packs], roles.PADDING)
+        role_BS = self._padded([pack.role for pack in packs], PADDING)
         document_BS = np.cumsum(role_BS == roles.PACK_SEP, axis=1)
-        document_BS[role_BS == roles.PADDING] = -1
+        document_BS[role_BS == PADDING] = -1
         trained_BS = np.isin(role_BS, self.loss_roles) & ~np.isin(text_BS, self.no_loss_ids)
         patches, indices = self._patches(packs) if self.vision else (None, None)
         return Batch(
             input_ids=torch.from_numpy(text_BS),
             labels=torch.from_numpy(_shifted(text_BS, self.pad_id)),
-            loss_mask=torch.from_numpy(_shifted(trained_BS, fill=False)).float(),
+            loss_mask=torch.from_numpy(_shifted(trained_BS, 0)).float(),
             position_ids=torch.from_numpy(positions(document_BS)),
             attention_mask=masked_out(torch.from_numpy(document_BS)),
             patches=patches,
@@ -146,7 +147,7 @@ class Collator:
         return np.concatenate([*decoded, np.zeros((0, 3 * size * size), dtype=np.float32)])
 
 
-def _shifted(values_BS: NDArray[np.generic], fill: int | bool) -> NDArray[np.generic]:  # type: ignore[type-arg]
+def _shifted(values_BS: NDArray[Any], fill: int) -> NDArray[Any]:
     """Each token's successor; ``fill`` after the last."""
     shifted = np.full_like(values_BS, fill)
     shifted[:, :-1] = values_BS[:, 1:]

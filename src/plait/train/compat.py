@@ -53,8 +53,9 @@ def install() -> None:
     """
     if torch.cuda.is_available():
         return
-    if version("megatron-core") != MEGATRON:
-        raise RuntimeError(f"the CPU path is made for megatron-core {MEGATRON}, found {version('megatron-core')}")
+    found = version("megatron-core")
+    if found != MEGATRON:
+        raise RuntimeError(f"the CPU path is made for megatron-core {MEGATRON}, found {found}")
     current_device_is_the_cpu()
     random_state_is_the_cpu_generator()
     literal_devices_are_the_cpu()
@@ -106,7 +107,7 @@ def literal_devices_are_the_cpu() -> None:
             function = _function(module, name)
             code = _respelled(function.__code__)
             if code is function.__code__:
-                raise RuntimeError(f"{module_name}.{name} no longer spells a CUDA device: review compat.LITERALS")
+                raise RuntimeError(f"{module_name}.{name} spells no CUDA device: review compat.LITERALS")
             function.__code__ = code
 
 

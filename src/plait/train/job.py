@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 import yaml
 
 from plait import files, layout
@@ -77,11 +76,14 @@ class Job:
 
 def _check_grid(start: str, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
     if manifest["kind"] not in {"sharded", "iteration"}:
-        raise CheckpointError(f"{start} is of kind {manifest['kind']!r}; training starts from a sharded model")
+        kind = manifest["kind"]
+        raise CheckpointError(f"{start} is of kind {kind!r}; training starts from a sharded model")
     found = manifest["facts"]["grid"]
     want = (settings["tensor_model_parallel_size"], settings["pipeline_model_parallel_size"])
     if (found["tp"], found["pp"]) != want:
-        raise CheckpointError(f"{start} is cut for tp{found['tp']} x pp{found['pp']}, the run wants tp{want[0]} x pp{want[1]}")
+        raise CheckpointError(
+            f"{start} is cut for tp{found['tp']} x pp{found['pp']}, the run wants tp{want[0]} x pp{want[1]}"
+        )
 
 
 def _check_shard(shard: Path, start: str) -> None:
@@ -106,7 +108,8 @@ def lock(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CheckpointError(f"another job is training in {run}", hint="wait for it, or end it") from error
+            message = f"another job is training in {run}"
+            raise CheckpointError(message, hint="wait for it, or end it") from error
         yield
 
 
@@ -140,9 +143,7 @@ def _train(job: Job) -> None:
         state.load(Path(job.start))
     trainer = Trainer(model, state, _feed(job, spec), job.settings)
     trainer.train(stop, folder=Path(job.target).parent)
-    save(
-        state, Path(job.target), spec=spec, hf_config=hf_config, settings=job.settings, inputs=job.inputs
-    )
+    save(state, Path(job.target), spec=spec, hf_config=hf_config, settings=job.settings, inputs=job.inputs)
 
 
 def _load_sharded(model: Any, folder: Path) -> None:
@@ -196,5 +197,3 @@ def _feed(job: Job, spec: Any) -> Any:
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
     )
-
-

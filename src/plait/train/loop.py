@@ -68,11 +68,11 @@ class Trainer:
 
     def _reports(self) -> bool:
         """The loss is known on the last stage; one rank of it writes."""
-        return (
-            parallel_state.is_pipeline_last_stage()
-            and parallel_state.get_tensor_model_parallel_rank() == 0
+        first_of_stage = (
+            parallel_state.get_tensor_model_parallel_rank() == 0
             and parallel_state.get_data_parallel_rank() == 0
         )
+        return first_of_stage and bool(parallel_state.is_pipeline_last_stage())
 
     def _iteration(self) -> dict[str, Any]:
         """One optimizer step."""

@@ -35,7 +35,8 @@ class Metrics:
         """The whole lines of the file; a job killed while writing may have left half of one."""
         if not self.path.exists():
             return []
-        return [line for line in self.path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [line for line in lines if line.endswith("\n")]
 
     def __enter__(self) -> Self:
         """The record itself."""

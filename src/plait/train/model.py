@@ -75,9 +75,10 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
             assert patch_indices is not None
             decoder_input = self.embedding(input_ids, position_ids)
             decoder_input = decoder_input + self._patch_embedding(patches, patch_indices)
-        return super().forward(
+        output: Tensor = super().forward(
             input_ids, position_ids, attention_mask, decoder_input=decoder_input, labels=labels
         )
+        return output
 
     def _patch_embedding(self, patches_NP: Tensor, indices_BS: Tensor) -> Tensor:
         """Projected patches [S, B, D]; a zero row stands last, where index -1 finds it."""

@@ -76,7 +76,13 @@ def _generators() -> ShardedObject:
 
 
 def save(
-    state: TrainState, target: Path, *, spec: Spec, hf_config: bytes, settings: Mapping[str, Any], inputs: list[Path]
+    state: TrainState,
+    target: Path,
+    *,
+    spec: Spec,
+    hf_config: bytes,
+    settings: Mapping[str, Any],
+    inputs: list[Path],
 ) -> None:
     """Write a persistent checkpoint with its manifest; all ranks take part, rank 0 publishes.
 
@@ -107,9 +113,7 @@ def save(
     dist.barrier()
 
 
-def publish(
-    part: Path, target: Path, *, spec: Spec, settings: Mapping[str, Any], inputs: list[Path]
-) -> None:
+def publish(part: Path, target: Path, *, spec: Spec, settings: Mapping[str, Any], inputs: list[Path]) -> None:
     """Check what was written, write the manifest and rename the folder into place."""
     facts = checkpoint.facts_of_iteration(part, spec)
     grid = {
@@ -141,5 +145,3 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} has no {RUN}: it is not a checkpoint of plait")
     found: dict[str, Any] = json.loads((folder / RUN).read_text())
     return found
-
-

@@ -32,8 +32,12 @@ def world(*, tp: int, pp: int, seed: int, rendezvous: str | None = None) -> Iter
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    place = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-    dist.init_process_group("nccl" if gpu else "gloo", init_method=rendezvous, **place)
+    dist.init_process_group(
+        "nccl" if gpu else "gloo",
+        init_method=rendezvous,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
     try:
         parallel_state.initialize_model_parallel(tp, pp)
         random.seed(seed)

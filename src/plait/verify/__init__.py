@@ -1,0 +1,1 @@
+"""Proofs of model artifacts: coverage, Merkle roots, logits against transformers."""

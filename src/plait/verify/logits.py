@@ -27,26 +27,40 @@ Loader = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Case:
-    """One input of a proof: ids [B, S] and, for pictures, patches [N, P] and their indices [B, S]."""
+    """One input of a proof.
+
+    Attributes:
+        name: what it tries.
+        input_ids: [B, S].
+        documents: [B, S], the document of each token; the reference sees each document alone.
+        patches: [N, P], for pictures.
+        patch_indices: [B, S], a row of ``patches``, or -1.
+    """
 
     name: str
     input_ids: Tensor
+    documents: Tensor
     patches: Tensor | None = None
     patch_indices: Tensor | None = None
 
 
 def cases(spec: Spec) -> list[Case]:
-    """Inputs drawn by a fixed seed over the whole vocabulary; SOLO gets one with pictures too."""
+    """Inputs drawn by a fixed seed over the whole vocabulary: alone, packed, and SOLO's with pictures."""
     draw = torch.Generator().manual_seed(20_240)
     shape = (SEQUENCES, TOKENS)
-    found = [Case("text", torch.randint(spec.vocab_size, shape, generator=draw))]
+    alone = torch.zeros(shape, dtype=torch.long)
+    packed = torch.tensor([0] * 11 + [1] * 1 + [2] * (TOKENS - 12)).expand(shape)
+    found = [
+        Case(name, torch.randint(spec.vocab_size, shape, generator=draw), documents)
+        for name, documents in (("text", alone), ("packed", packed))
+    ]
     if spec.patch_dim:
         indices = torch.full(shape, -1)
         indices[0, 3 : 3 + PATCHES // 2] = torch.arange(PATCHES // 2)
         indices[1, 7 : 7 + PATCHES // 2] = torch.arange(PATCHES // 2, PATCHES)
         patches = torch.randn(PATCHES, spec.patch_dim, generator=draw)
         ids = torch.randint(spec.vocab_size, shape, generator=draw)
-        found.append(Case("picture", ids, patches, indices))
+        found.append(Case("picture", ids, alone, patches, indices))
     return found
 
 
@@ -68,18 +82,17 @@ def of_transformers(folder: Path, inputs: list[Case]) -> list[Tensor]:
             trust_remote_code=_carries_our_code(folder),
         ).eval()
     with torch.no_grad():
-        return [model(**_arguments(case)).logits for case in inputs]
+        return [_alone(model, case) for case in inputs]
 
 
-def _arguments(case: Case) -> dict[str, Tensor]:
-    if case.patches is None:
-        return {"input_ids": case.input_ids}
-    assert case.patch_indices is not None
-    return {
-        "input_ids": case.input_ids,
-        "vision_patches": case.patches,
-        "vision_patch_indices": case.patch_indices,
-    }
+def _alone(model: Any, case: Case) -> Tensor:
+    """Logits of every document by itself, laid end to end."""
+    pictures: dict[str, Tensor] = {}
+    if case.patches is not None and case.patch_indices is not None:
+        pictures = {"vision_patches": case.patches, "vision_patch_indices": case.patch_indices}
+    _, lengths = case.documents[0].unique_consecutive(return_counts=True)
+    parts = case.input_ids.split(lengths.tolist(), dim=1)
+    return torch.cat([model(input_ids=part, **pictures).logits for part in parts], dim=1)
 
 
 def _carries_our_code(folder: Path) -> bool:
@@ -126,17 +139,15 @@ def _forward(model: Any, case: Case, spec: Spec) -> Tensor:
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-    from plait.train.batches import masked_out
+    from plait.train.batches import masked_out, positions
 
     batch, tokens = case.input_ids.shape
-    positions = torch.arange(tokens).expand(batch, -1)
-    mask = masked_out(torch.zeros(batch, tokens, dtype=torch.long))
+    places = torch.from_numpy(positions(case.documents.numpy()))
+    mask = masked_out(case.documents)
     found: list[Tensor] = []
 
     def step(_: Any, stage: Any) -> Any:
-        output = stage(
-            case.input_ids, positions, mask, patches=case.patches, patch_indices=case.patch_indices
-        )
+        output = stage(case.input_ids, places, mask, patches=case.patches, patch_indices=case.patch_indices)
 
         def keep(logits: Tensor, **_: Any) -> Tensor:
             found.append(gather_from_tensor_model_parallel_region(logits)[..., : spec.vocab_size])

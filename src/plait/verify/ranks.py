@@ -12,7 +12,9 @@ from plait.errors import ProofError
 from plait.parallel.grid import Grid
 
 
-def run_ranks(function: Callable[..., Any], grid: Grid, *args: Any, copies: int = 1, seed: int = 0) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], grid: Grid, *args: Any, copies: int = 1, seed: int = 0
+) -> list[Any]:
     """Call ``function(*args)`` on every rank of ``copies`` data parallel copies of a grid, with gloo.
 
     Forking after the imports saves seconds a rank; torch must not have computed with threads before.
@@ -39,16 +41,16 @@ def run_ranks(function: Callable[..., Any], grid: Grid, *args: Any, copies: int 
 
 def _collect(ranks: list[tuple[Any, Connection]]) -> list[Any]:
     """Every rank's result; the first failure ends the rest."""
-    waiting = {here: (rank, process) for rank, (process, here) in enumerate(ranks)}
+    waiting: dict[Any, tuple[int, Any]] = {here: (n, process) for n, (process, here) in enumerate(ranks)}
     results: list[Any] = [None] * len(ranks)
     try:
         while waiting:
             for ready in multiprocessing.connection.wait(list(waiting)):
-                rank, process = waiting.pop(ready)  # type: ignore[call-overload]
-                results[rank] = _result(ready, rank)  # type: ignore[arg-type]
+                rank, process = waiting.pop(ready)
+                results[rank] = _result(ready, rank)
                 process.join()
     finally:
-        for process, _ in waiting.values():
+        for _, process in waiting.values():
             process.terminate()
             process.join()
     return results
