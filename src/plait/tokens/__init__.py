@@ -1,0 +1,1 @@
+"""Text and pictures to ids: tokenizers, templates, packing, Megatron's format, mixtures."""

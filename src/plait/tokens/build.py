@@ -1,0 +1,232 @@
+"""The index stage: chat records to packed shards in Megatron's indexed format.
+
+    chat shards -> samples -> pieces of text and pictures -> documents -> packs -> .bin/.idx
+
+Every record ends as packed or as rejected with a reason; every document longer than a pack is split
+or dropped, and counted either way.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from plait import files
+from plait.data import chat
+from plait.data.images import patches
+from plait.data.lines import read_lines
+from plait.errors import DataError, RecordError
+from plait.tokens import indexed
+from plait.tokens.documents import Document, Documents
+from plait.tokens.pack import Packing, Pieces, cut, pack
+from plait.tokens.render import Renderer, batches
+from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
+from plait.tokens.templates import Piece
+
+log = logging.getLogger(__name__)
+
+BATCH = 256
+"""Conversations tokenised at once: enough for every core, little enough for memory."""
+
+
+def build(
+    folder: Path, tokenizer: Path, chats: Sequence[Path], form: Mapping[str, Any], limit: int
+) -> dict[str, Any]:
+    """Write an indexed shard into an empty folder.
+
+    Args:
+        folder: where the files go.
+        tokenizer: the tokenizer's folder.
+        chats: files of chat records; they are packed jointly, in this order.
+        form: a format of the config.
+        limit: tokens of a pack.
+
+    Returns:
+        The facts of its manifest, which data_stats.json holds too.
+
+    Raises:
+        DataError: an input is not what it should be, or no document is left to pack.
+    """
+    renderer = Renderer(tokenizer, form)
+    rejected: Counter[str] = Counter()
+    with Documents() as documents:
+        for document in _documents(renderer, chats, rejected):
+            documents.append(document)
+        cuts = cut(documents.lengths, limit, form["overlong"])
+        packing = pack(cuts.lengths, limit, form["packing"])
+        if not len(packing):
+            raise DataError(
+                f"no document is left to pack: {len(documents)} were read, {cuts.dropped} are too long, "
+                f"rejected are {dict(sorted(rejected.items()))}"
+            )
+        writer = PackWriter(folder, renderer, form)
+        rows = writer.write(_packs(documents, cuts, packing))
+        facts = {
+            **_counts(rows, packing, cuts),
+            "documents": len(documents) - cuts.dropped,
+            "read": len(documents) + rejected.total(),
+            "rejected": dict(sorted(rejected.items())),
+            **{key: renderer.facts[key] for key in ("vocab_size", "bos_id", "eos_id", "vision")},
+            **{key: form[key] for key in ("patch_size", "max_resolution")},
+        }
+    indexed.write_rows(folder / "data.jsonl", rows)
+    files.write_json(folder / "data_stats.json", facts)
+    _report(facts, packing)
+    return facts
+
+
+# Records to documents
+
+
+def _documents(renderer: Renderer, chats: Iterable[Path], rejected: Counter[str]) -> Iterator[Document]:
+    """Render and tokenise every record; those that cannot be trained are counted by reason."""
+    for batch in batches(_pieces(renderer, chats, rejected), BATCH):
+        for document in renderer.documents(batch):
+            if loss_tokens(document.text, document.role, renderer.vision):
+                yield document
+            else:
+                rejected["no_loss_tokens"] += 1
+
+
+def _pieces(renderer: Renderer, chats: Iterable[Path], rejected: Counter[str]) -> Iterator[list[Piece]]:
+    for path in chats:
+        for number, line in tqdm(read_lines(path), desc=path.name, unit=" records", disable=None):
+            try:
+                sample = chat.parse(line)
+            except RecordError as error:
+                raise DataError(
+                    f"{path} line {number}: {error}",
+                    hint="`plait chat` makes such files and rejects such lines",
+                ) from error
+            try:
+                yield renderer.pieces(sample)
+            except RecordError as error:
+                log.debug("%s line %d: %s", path, number, error)
+                rejected[error.reason] += 1
+
+
+def loss_tokens(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> int:
+    """The number of tokens that an assistant wrote, picture markup not counted."""
+    return int(np.count_nonzero((role == ASSISTANT) & ~np.isin(text, list(vision.values()))))
+
+
+# Documents to packs
+
+
+def _packs(documents: Documents, cuts: Pieces, packing: Packing) -> Iterator[list[Document]]:
+    """The documents of each pack."""
+    for pieces in tqdm(packing, total=len(packing), desc="packs", unit=" packs", disable=None):
+        yield [
+            documents[int(cuts.document[piece])].part(int(cuts.start[piece]), int(cuts.end[piece]))
+            for piece in pieces
+        ]
+
+
+class PackWriter:
+    """Writes packs to the files of an indexed shard."""
+
+    def __init__(self, folder: Path, renderer: Renderer, form: Mapping[str, Any]) -> None:
+        """Take what decides the files' types and content."""
+        self.folder = folder
+        self.renderer = renderer
+        self.grid = {key: form[key] for key in ("patch_size", "max_resolution")}
+        self.encoded = form["pictures"] == "encoded"
+
+    def write(self, packs: Iterable[list[Document]]) -> list[dict[str, int]]:
+        """Write all packs and give a row of counts for each."""
+        with ExitStack() as stack:
+
+            def opened(name: str, dtype: Any) -> indexed.IndexedWriter:
+                return stack.enter_context(indexed.IndexedWriter(self.folder / name, dtype))
+
+            text = opened(indexed.TEXT, indexed.text_dtype(self.renderer.facts["vocab_size"]))
+            role = opened(indexed.ROLE, np.uint16)
+            if self.renderer.vision:
+                indices = opened(indexed.INDICES, np.int32)
+                name, dtype = (indexed.IMAGE, np.uint8) if self.encoded else (indexed.PATCHES, np.uint16)
+                pictures = opened(name, dtype)
+            rows = []
+            for documents in packs:
+                columns = joined(documents, self.renderer.separator)
+                text.document(columns[0])
+                role.document(columns[1])
+                if self.renderer.vision:
+                    indices.document(columns[2])
+                    pictures.document(*self._pictures(documents))
+                rows.append(self._row(columns[0], columns[1], documents))
+        return rows
+
+    def _pictures(self, documents: list[Document]) -> list[NDArray[Any] | bytes]:
+        """Each picture's file, or the patches of all of them as the bits of halves."""
+        encoded = [picture.encoded for document in documents for picture in document.pictures]
+        if self.encoded:
+            return list(encoded)
+        empty = np.empty((0, 3 * self.grid["patch_size"] ** 2), np.float32)
+        values = np.concatenate([empty, *(patches(picture, **self.grid) for picture in encoded)])
+        return [values.astype("<f2").view("<u2")]
+
+    def _row(self, text: NDArray[Any], role: NDArray[Any], documents: list[Document]) -> dict[str, int]:
+        return {
+            "n_tokens": len(text),
+            "n_image_tokens": int(np.count_nonzero(role == IMAGE)),
+            "n_images": sum(len(document.pictures) for document in documents),
+            "n_loss_tokens": loss_tokens(text, role, self.renderer.vision),
+        }
+
+
+def joined(
+    documents: Sequence[Document], separator: int
+) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]]:
+    """Text, role and patch indices of a pack: a separator of role PACK_SEP between two documents."""
+    size = sum(map(len, documents)) + len(documents) - 1
+    text = np.full(size, separator, np.int32)
+    role = np.full(size, PACK_SEP, np.uint16)
+    indices = np.full(size, -1, np.int32)
+    start, before = 0, 0
+    for document in documents:
+        place, own = slice(start, start + len(document)), document.patch_indices
+        text[place], role[place] = document.text, document.role
+        indices[place] = np.where(own >= 0, own + before, -1)
+        start += len(document) + 1
+        before += sum(picture.patches for picture in document.pictures)
+    return text, role, indices
+
+
+# Figures
+
+
+def _counts(rows: list[dict[str, int]], packing: Packing, cuts: Pieces) -> dict[str, Any]:
+    totals = {key: sum(row[key] for row in rows) for key in rows[0]}
+    return {
+        "packs": len(rows),
+        "tokens": totals["n_tokens"],
+        "image_tokens": totals["n_image_tokens"],
+        "images": totals["n_images"],
+        "loss_tokens": totals["n_loss_tokens"],
+        "limit": packing.limit,
+        "lower_bound": packing.lower_bound,
+        "fill": round(packing.fill, 6),
+        "split": cuts.split,
+        "dropped": cuts.dropped,
+        "dropped_tokens": cuts.dropped_tokens,
+    }
+
+
+def _report(facts: Mapping[str, Any], packing: Packing) -> None:
+    log.info(
+        "%d records: %d rejected, %d dropped as too long (%d tokens), %d split",
+        facts["read"], sum(facts["rejected"].values()),
+        facts["dropped"], facts["dropped_tokens"], facts["split"],
+    )  # fmt: skip
+    log.info(
+        "fill %.2f %%, %d packs more than the lower bound, %d loss tokens, %d pictures in %d patches",
+        100 * facts["fill"], facts["packs"] - facts["lower_bound"], facts["loss_tokens"],
+        facts["images"], facts["image_tokens"],
+    )  # fmt: skip
+    log.info("%s", packing.summary)

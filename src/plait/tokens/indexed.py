@@ -1,0 +1,254 @@
+r"""Megatron's indexed dataset: arrays in ``.bin``, where each begins in ``.idx``. Little-endian.
+
+===========  ======  ==================================================================
+offset       bytes   what
+===========  ======  ==================================================================
+0            9       magic ``MMIDIDX\0\0``
+9            8       version, always 1 (unsigned)
+17           1       dtype code: 1 uint8, 4 int32, 8 uint16, ... (``CODES``)
+18           8       S, number of items (Megatron: sequences)
+26           8       D, number of document bounds: documents + 1
+34           4 * S   length of each item, in elements (int32)
+34 + 4S      8 * S   where each item begins in ``.bin``, in bytes (int64)
+34 + 12S     8 * D   first item of each document, and S at the end (int64)
+===========  ======  ==================================================================
+
+An indexed shard is a folder of four such pairs and a manifest. Item i of the first three is pack i::
+
+    data-text                  uint16, or int32 from 65,500 tokens on: token ids
+    data-role                  uint16: who speaks (``plait.tokens.roles``)
+    data-vision_patch_indices  int32: index into the pack's patches, -1 where a token has none
+    data-image                 uint8: one item a picture = its file; one document a pack, maybe empty
+    data-vision_patch          instead of data-image: uint16 = fp16 bits of the pack's patches
+
+>>> index_size(items=35_000, documents=35_000)
+700042
+"""
+
+import json
+import mmap
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from plait.errors import DataError
+from plait.files import read_manifest
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<QBQQ")
+CODES: dict[str, int] = {
+    "uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float64": 6, "float32": 7, "uint16": 8,
+}  # fmt: skip
+NAMES = {code: name for name, code in CODES.items()}
+LARGEST_UINT16_VOCABULARY = 65_499
+
+TEXT, ROLE, INDICES, IMAGE, PATCHES = (
+    "data-text", "data-role", "data-vision_patch_indices", "data-image", "data-vision_patch",
+)  # fmt: skip
+
+
+def index_size(*, items: int, documents: int) -> int:
+    """Bytes of an ``.idx`` file."""
+    return len(MAGIC) + HEADER.size + 12 * items + 8 * (documents + 1)
+
+
+def text_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The type of token ids: two bytes where the vocabulary allows."""
+    return np.dtype(np.uint16 if vocab_size <= LARGEST_UINT16_VOCABULARY else np.int32)
+
+
+class IndexedWriter:
+    """Writes ``prefix.bin`` item by item, and ``prefix.idx`` when it is closed without an error."""
+
+    def __init__(self, prefix: Path, dtype: DTypeLike) -> None:
+        """Start both files.
+
+        Args:
+            prefix: path of the pair without ``.bin`` and ``.idx``.
+            dtype: type of every element; values are not checked to fit.
+        """
+        self.prefix = prefix
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._sizes: list[int] = []
+        self._bounds: list[int] = [0]
+        self._bin = _with(prefix, ".bin").open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bin.close()
+        if kind is None:
+            _with(self.prefix, ".idx").write_bytes(self._index())
+
+    def item(self, values: NDArray[Any] | bytes) -> None:
+        """Append an item to the open document."""
+        array = np.frombuffer(values, np.uint8) if isinstance(values, bytes) else values.ravel()
+        self._bin.write(np.ascontiguousarray(array, self.dtype).data)
+        self._sizes.append(array.size)
+
+    def end_document(self) -> None:
+        """Close the open document, which may be empty."""
+        self._bounds.append(len(self._sizes))
+
+    def document(self, *items: NDArray[Any] | bytes) -> None:
+        """Append a document of these items."""
+        for values in items:
+            self.item(values)
+        self.end_document()
+
+    def _index(self) -> bytes:
+        sizes = np.array(self._sizes, "<i8")
+        starts = np.zeros(len(sizes), "<i8")
+        np.cumsum(sizes[:-1] * self.dtype.itemsize, out=starts[1:])
+        header = HEADER.pack(1, CODES[self.dtype.name], len(sizes), len(self._bounds))
+        bounds = np.array(self._bounds, "<i8")
+        return MAGIC + header + sizes.astype("<i4").tobytes() + starts.tobytes() + bounds.tobytes()
+
+
+class IndexedReader:
+    """Reads a pair; items are views of the mapped file."""
+
+    def __init__(self, prefix: Path) -> None:
+        """Map both files.
+
+        Raises:
+            DataError: a file is missing, is not of this format, or has another size than its index.
+        """
+        self._prefix = prefix
+        index = _mapped(_with(prefix, ".idx"))
+        if bytes(index[:9]) != MAGIC or len(index) < len(MAGIC) + HEADER.size:
+            raise DataError(f"{prefix}.idx is not an index of Megatron's indexed dataset")
+        version, code, items, bounds = HEADER.unpack_from(index, len(MAGIC))
+        if version != 1 or code not in NAMES or len(index) != index_size(items=items, documents=bounds - 1):
+            raise DataError(
+                f"{prefix}.idx has version {version}, dtype code {code} and {len(index)} bytes; "
+                f"expected version 1, a code of {sorted(NAMES)} and 34 + 12 * {items} + 8 * {bounds} bytes"
+            )
+        self.dtype = np.dtype(NAMES[code]).newbyteorder("<")
+        self.sizes: NDArray[np.int32] = np.frombuffer(index, "<i4", items, 34)
+        self.starts: NDArray[np.int64] = np.frombuffer(index, "<i8", items, 34 + 4 * items)
+        self.bounds: NDArray[np.int64] = np.frombuffer(index, "<i8", bounds, 34 + 12 * items)
+        self._data = _mapped(_with(prefix, ".bin"))
+        expected = int(self.sizes.sum(dtype=np.int64)) * self.dtype.itemsize
+        if len(self._data) != expected:
+            raise DataError(f"{prefix}.bin has {len(self._data)} bytes, its index says {expected}")
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, item: int) -> NDArray[Any]:
+        """The elements of an item."""
+        return np.frombuffer(self._data, self.dtype, int(self.sizes[item]), int(self.starts[item]))
+
+    @property
+    def documents(self) -> int:
+        """The number of documents."""
+        return len(self.bounds) - 1
+
+    def document(self, number: int) -> list[NDArray[Any]]:
+        """The items of a document, of which there may be none."""
+        first, end = self.bounds[number : number + 2]
+        return [self[item] for item in range(first, end)]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A training sequence of n tokens with its pictures.
+
+    ``patches`` (m, 3 * P * P) is None where pictures are stored encoded.
+    """
+
+    text: NDArray[np.int64]
+    role: NDArray[np.int64]
+    patch_indices: NDArray[np.int64]
+    pictures: list[bytes]
+    patches: NDArray[np.float16] | None
+
+
+class PackedShard:
+    """The packs of one indexed shard."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Map the shard's files.
+
+        Raises:
+            DataError: the folder is no indexed shard, or its files disagree.
+        """
+        self.folder = Path(folder)
+        self.facts: dict[str, Any] = read_manifest(folder, kind="indexed")["facts"]
+        self._text = IndexedReader(self.folder / TEXT)
+        self._role = IndexedReader(self.folder / ROLE)
+        self._indices = self._optional(INDICES)
+        self._images = self._optional(IMAGE)
+        self._patches = self._optional(PATCHES)
+        others = (self._role, self._indices, self._patches)
+        if any(other and not np.array_equal(other.bounds, self._text.bounds) for other in others):
+            raise DataError(f"the files of {folder} do not hold the same number of packs")
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """The number of tokens of each pack."""
+        return self._text.sizes
+
+    def pack(self, number: int) -> Pack:
+        """Read one pack; arrays are copies."""
+        text = self._text[number].astype(np.int64)
+        none = np.full(len(text), -1, np.int64)
+        images, patches = self._images, self._patches
+        return Pack(
+            text=text,
+            role=self._role[number].astype(np.int64),
+            patch_indices=self._indices[number].astype(np.int64) if self._indices else none,
+            pictures=[item.tobytes() for item in images.document(number)] if images else [],
+            patches=self._halves(patches[number]) if patches else None,
+        )
+
+    def __iter__(self) -> Iterator[Pack]:
+        return map(self.pack, range(len(self)))
+
+    def rows(self) -> list[dict[str, int]]:
+        """The counts of each pack, as data.jsonl has them."""
+        return read_rows(self.folder / "data.jsonl")
+
+    def _optional(self, name: str) -> IndexedReader | None:
+        return IndexedReader(self.folder / name) if (self.folder / f"{name}.idx").is_file() else None
+
+    def _halves(self, bits: NDArray[np.uint16]) -> NDArray[np.float16]:
+        return bits.view(np.float16).reshape(-1, 3 * self.facts["patch_size"] ** 2).copy()
+
+
+def read_rows(path: Path) -> list[dict[str, int]]:
+    """Read data.jsonl: one row of counts a pack."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, int]]) -> None:
+    """Write data.jsonl."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _with(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    """Map a file; an empty one cannot be mapped and needs no mapping."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error

@@ -1,0 +1,203 @@
+"""Conversations to documents: token ids, roles and patch indices, by a template.
+
+transformers is not needed: the tokenizer of a ``tokenizer.json`` is the one that AutoTokenizer uses.
+No loop here runs over tokens: a text is cut at the tokens that its pieces begin with.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from plait.data import chat
+from plait.data.images import patch_grid
+from plait.errors import DataError
+from plait.files import read_manifest
+from plait.tokens.documents import Document, Picture
+from plait.tokens.roles import IMAGE
+from plait.tokens.templates import TEMPLATES, Marks, Piece, Template
+from plait.tokens.vocabulary import VISION_END, VISION_PATCH, VISION_ROW, VISION_START, picture_text
+
+Grid = tuple[int, int]
+
+
+class Renderer:
+    """Turns conversations into documents as one format of the config says."""
+
+    def __init__(self, folder: Path, form: Mapping[str, Any]) -> None:
+        """Read a tokenizer.
+
+        Args:
+            folder: the tokenizer.
+            form: ``template``, ``patch_size`` and ``max_resolution`` of a format of the config.
+
+        Raises:
+            DataError: the folder is no tokenizer, or has not what the template needs.
+        """
+        self.folder = folder
+        self.facts: dict[str, Any] = read_manifest(folder, kind="tokenizer")["facts"]
+        self.vision: dict[str, int] = self.facts["vision"]
+        self.template = _template(folder, form["template"])
+        self.grid_of = {"patch_size": form["patch_size"], "max_resolution": form["max_resolution"]}
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.encode_special_tokens = not self.template.whole
+        bos, eos = (self.facts[key] for key in ("bos_id", "eos_id"))
+        self.separator: int = eos if bos is None else bos
+        if self.separator is None:
+            raise DataError(f"{folder} has neither BOS nor EOS to put between documents")
+        self._marks = Marks(bos=self._name(bos), eos=self._name(eos))
+
+    def pieces(self, sample: chat.Sample) -> list[Piece]:
+        """The texts and pictures that a conversation is written as.
+
+        Raises:
+            RecordError: the template cannot write it; ``reason`` says why.
+            DataError: it has pictures, and the template or the tokenizer has no place for them.
+        """
+        if sample.pictures:
+            self._check_pictures(sample)
+        return list(self.template.pieces(sample, self._marks))
+
+    def documents(self, batch: Sequence[list[Piece]]) -> list[Document]:
+        """Tokenise the pieces of many conversations at once."""
+        return self._whole(batch) if self.template.whole else self._apart(batch)
+
+    def _name(self, token: int | None) -> str:
+        return "" if token is None else self._tokenizer.id_to_token(token) or ""
+
+    def _check_pictures(self, sample: chat.Sample) -> None:
+        if not self.vision:
+            raise DataError(
+                f"sample {sample.id!r} has a picture and {self.folder} has no vision tokens",
+                hint="extend the tokenizer by the group `vision` in config: tokenizers",
+            )
+        if not self.template.pictures:
+            raise DataError(
+                f"sample {sample.id!r} has a picture, and this template cannot write one",
+                hint="use the template pretrain or chatml in config: formats",
+            )
+
+    # Each piece by itself
+
+    def _apart(self, batch: Sequence[list[Piece]]) -> list[Document]:
+        texts = [p.content for pieces in batch for p in pieces if isinstance(p.content, str)]
+        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        return [self._joined(pieces, encodings) for pieces in batch]
+
+    def _joined(self, pieces: list[Piece], encodings: Iterator[Encoding]) -> Document:
+        grids = self._grids(pieces)
+        ids = [
+            _ids(next(encodings)) if isinstance(piece.content, str) else self._picture_ids(*grids[number])
+            for number, piece in enumerate(pieces)
+        ]
+        starts = [0, *accumulate(map(len, ids))]
+        return self._document(np.concatenate([_ids(None), *ids]), starts, pieces, grids)
+
+    def _picture_ids(self, rows: int, columns: int) -> NDArray[np.int32]:
+        tokens = np.full((rows, columns + 1), self.vision[VISION_PATCH], np.int32)
+        tokens[:, 0] = self.vision[VISION_ROW]
+        tokens[0, 0] = self.vision[VISION_START]
+        return np.append(tokens, np.int32(self.vision[VISION_END]))
+
+    # The whole text at once
+
+    def _whole(self, batch: Sequence[list[Piece]]) -> list[Document]:
+        grids = [self._grids(pieces) for pieces in batch]
+        written = [
+            [
+                p.content if isinstance(p.content, str) else picture_text(*grid[n])
+                for n, p in enumerate(pieces)
+            ]
+            for pieces, grid in zip(batch, grids, strict=True)
+        ]
+        encodings = self._tokenizer.encode_batch(list(map("".join, written)), add_special_tokens=False)
+        return [
+            self._document(_ids(encoding), _starts(encoding, texts), pieces, grid)
+            for encoding, texts, pieces, grid in zip(encodings, written, batch, grids, strict=True)
+        ]
+
+    # Both
+
+    def _grids(self, pieces: list[Piece]) -> dict[int, Grid]:
+        """Rows and columns of the patches of the pieces that are pictures."""
+        return {
+            number: patch_grid(*_size(piece.content.encoded), **self.grid_of)
+            for number, piece in enumerate(pieces)
+            if isinstance(piece.content, chat.Picture)
+        }
+
+    def _document(
+        self, text: NDArray[np.int32], starts: Sequence[int], pieces: list[Piece], grids: Mapping[int, Grid]
+    ) -> Document:
+        """Give every token its role, and every patch its index.
+
+        Args:
+            text: (n,) token ids.
+            starts: first token of each piece, and n.
+            pieces: what the tokens were made of.
+            grids: rows and columns of the pieces that are pictures.
+        """
+        role = np.repeat(np.array([piece.role for piece in pieces], np.uint8), np.diff(starts))
+        indices = np.full(len(text), -1, np.int32)
+        pictures, before = [], 0
+        for number, (rows, columns) in grids.items():
+            start, end = starts[number : number + 2]
+            patches = start + np.flatnonzero(text[start:end] == self.vision[VISION_PATCH])
+            assert len(patches) == rows * columns
+            role[patches] = IMAGE
+            indices[patches] = np.arange(before, before + len(patches))
+            pictures.append(Picture(_encoded(pieces[number]), len(patches)))
+            before += len(patches)
+        return Document(text, role, indices, pictures)
+
+
+def batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most ``size`` items."""
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _template(folder: Path, name: str) -> Template:
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    from plait.tokens.jinja import own_template
+
+    return own_template(folder)
+
+
+def _ids(encoding: Encoding | None) -> NDArray[np.int32]:
+    return np.array([] if encoding is None else encoding.ids, np.int32)
+
+
+def _starts(encoding: Encoding, texts: Sequence[str]) -> list[int]:
+    """The first token of each text within the whole, and the number of tokens."""
+    ends = list(accumulate(map(len, texts)))
+    total, count = (ends[-1] if ends else 0), len(encoding)
+    found = [0]
+    for end, following in pairwise([*ends, total]):
+        tokens = (encoding.char_to_token(place) for place in range(end, max(following, end)))
+        # a character that a normaliser drops belongs to no token: look at the one after it
+        found.append(next((token for token in tokens if token is not None), -1))
+    found[-1] = count
+    for number in range(len(found) - 2, 0, -1):
+        if found[number] < 0:
+            found[number] = found[number + 1]
+    return found
+
+
+def _size(encoded: bytes) -> tuple[int, int]:
+    """Width and height, from the head of a picture file; the chat stage has decoded it whole."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        return image.size
+
+
+def _encoded(piece: Piece) -> bytes:
+    assert isinstance(piece.content, chat.Picture)
+    return piece.content.encoded

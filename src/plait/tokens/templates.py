@@ -1,0 +1,198 @@
+r"""Templates: how a conversation becomes text, and whose each piece of the text is.
+
+=========  ==================================================  ==================================
+name       text of one exchange                                trained
+=========  ==================================================  ==================================
+pretrain   the parts, without any markup, no BOS, no EOS       the assistant's parts
+chatml     ``<|im_start|>{role}\n{content}<|im_end|>\n``       the assistant's turn, with markup
+mistral    ``<s>[INST] {user} [/INST] {assistant}</s>``        the assistant's content and EOS
+llama2     ``<s>[INST] <<SYS>>...{user} [/INST] {assistant} </s>``  likewise
+tokenizer  what the tokenizer's own chat_template writes       see ``plait.tokens.jinja``
+=========  ==================================================  ==================================
+
+Every template but ``pretrain`` is also a Jinja text, which an exported tokenizer carries: its
+``apply_chat_template`` gives the ids of training, because both tokenise one and the same text, whole,
+with special tokens matched wherever they are written - also where a user wrote them. ``pretrain``
+tokenises each text by itself and takes special tokens in it for plain text.
+
+A picture stands in the Jinja text as ``<vision></vision>``, and in the text that is tokenised as
+``<vision>``, its patches row by row, ``</vision>`` (``vocabulary.picture_text``).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from plait.data.chat import Message, Picture, Sample, Text
+from plait.errors import RecordError
+from plait.tokens.roles import ASSISTANT, CODES, SYSTEM, USER
+from plait.tokens.vocabulary import PICTURE, TURN_END, TURN_START
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A text or a picture of a conversation, and the code of the role it counts for."""
+
+    content: str | Picture
+    role: int
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The tokenizer's own tokens that a template writes."""
+
+    bos: str
+    eos: str
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A way to write a conversation."""
+
+    pieces: Callable[[Sample, Marks], Iterator[Piece]]
+    jinja: str | None = None
+    pictures: bool = False
+    whole: bool = True
+    """Whether the text is tokenised as a whole; else each piece by itself, and special tokens in
+    it are plain text."""
+
+
+def chat_template(name: str) -> str | None:
+    """The Jinja text of a template; None where it has none, or where the tokenizer brings its own."""
+    return TEMPLATES[name].jinja if name in TEMPLATES else None
+
+
+def content(message: Message) -> list[str | Picture]:
+    """The parts of a turn."""
+    return [part.text if isinstance(part, Text) else part for part in message.parts]
+
+
+def words(message: Message) -> str:
+    """The text of a turn without pictures."""
+    return "".join(part.text for part in message.parts if isinstance(part, Text))
+
+
+# How each is written
+
+
+def _pretrain(sample: Sample, marks: Marks) -> Iterator[Piece]:  # noqa: ARG001
+    for message in sample.messages:
+        yield from (Piece(part, CODES[message.role]) for part in content(message))
+
+
+def _chatml(sample: Sample, marks: Marks) -> Iterator[Piece]:  # noqa: ARG001
+    for message in sample.messages:
+        role = CODES[message.role]
+        yield Piece(f"{TURN_START}{message.role}\n", role)
+        yield from (Piece(part, role) for part in content(message))
+        yield Piece(f"{TURN_END}\n", role)
+
+
+def _mistral(sample: Sample, marks: Marks) -> Iterator[Piece]:
+    yield Piece(marks.bos, USER)
+    for system, message in _with_system(sample):
+        if message.role == "user":
+            yield Piece("[INST] ", USER)
+            yield Piece(f"{words(system)}\n\n" if system else "", SYSTEM)
+            yield Piece(f"{words(message)} [/INST]", USER)
+        else:
+            yield Piece(f" {words(message)}{marks.eos}", ASSISTANT)
+
+
+def _llama2(sample: Sample, marks: Marks) -> Iterator[Piece]:
+    for system, message in _with_system(sample):
+        if message.role == "user":
+            yield Piece(f"{marks.bos}[INST] ", USER)
+            yield Piece(f"<<SYS>>\n{words(system)}\n<</SYS>>\n\n" if system else "", SYSTEM)
+            yield Piece(f"{words(message).strip()} [/INST]", USER)
+        else:
+            yield Piece(f" {words(message).strip()} {marks.eos}", ASSISTANT)
+
+
+def _with_system(sample: Sample) -> Iterator[tuple[Message | None, Message]]:
+    """Each user's and assistant's turn, with the system turn directly before it, if any.
+
+    Raises:
+        RecordError: a system turn stands before none, or before an assistant's.
+    """
+    system: Message | None = None
+    for message in sample.messages:
+        if message.role == "system" and system is None:
+            system = message
+            continue
+        if system and message.role != "user":
+            break
+        yield system, message
+        system = None
+    if system:
+        raise RecordError("a system turn is not followed by a user's", reason="system_without_user")
+
+
+# The same in Jinja. ``text`` takes a string or a list of parts.
+
+_TEXT = (
+    "{%- macro text(content) -%}{%- if content is string -%}{{ content }}"
+    "{%- else -%}{%- for part in content -%}"
+    "{%- if part['type'] == 'text' -%}{{ part['text'] }}{%- else -%}{{ '" + PICTURE + "' }}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{%- endmacro -%}\n"
+)
+
+_CHATML = (
+    _TEXT + "{%- for message in messages -%}\n"
+    "{{ '"
+    + TURN_START
+    + "' + message['role'] + '\\n' + text(message['content']) + '"
+    + TURN_END
+    + "\\n' }}\n"
+    "{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}{{ '" + TURN_START + "assistant\\n' }}{%- endif -%}\n"
+)
+
+_WITH_SYSTEM = (
+    _TEXT + "{%- set ns = namespace(system=none) -%}\n"
+    "BEGIN{%- for message in messages -%}\n"
+    "{%- if message['role'] == 'system' and ns.system is none -%}"
+    "{%- set ns.system = text(message['content']) -%}\n"
+    "{%- elif ns.system is not none and message['role'] != 'user' -%}"
+    "{{ raise_exception('a system turn is not followed by a user\\'s') }}\n"
+    "{%- elif message['role'] == 'user' -%}"
+    "{{ OPEN + '[INST] ' }}{%- if ns.system is not none -%}{{ SYSTEM }}{%- endif -%}"
+    "{{ USER + ' [/INST]' }}{%- set ns.system = none -%}\n"
+    "{%- else -%}{{ ' ' + ASSISTANT + eos_token }}\n"
+    "{%- endif -%}{%- endfor -%}\n"
+    "{%- if ns.system is not none -%}"
+    "{{ raise_exception('a system turn is not followed by a user\\'s') }}{%- endif -%}\n"
+)
+
+
+def _filled(**parts: str) -> str:
+    """The Jinja text of mistral or llama2: the places in capitals are filled in."""
+    text = _WITH_SYSTEM
+    for name, part in parts.items():
+        text = text.replace(name, part)
+    return text
+
+
+TEMPLATES: dict[str, Template] = {
+    "pretrain": Template(_pretrain, pictures=True, whole=False),
+    "chatml": Template(_chatml, _CHATML, pictures=True),
+    "mistral": Template(
+        _mistral,
+        _filled(
+            BEGIN="{{ bos_token }}",
+            OPEN="''",
+            SYSTEM="ns.system + '\\n\\n'",
+            USER="text(message['content'])",
+            ASSISTANT="text(message['content'])",
+        ),
+    ),
+    "llama2": Template(
+        _llama2,
+        _filled(
+            BEGIN="",
+            OPEN="bos_token",
+            SYSTEM="'<<SYS>>\\n' + ns.system + '\\n<</SYS>>\\n\\n'",
+            USER="text(message['content']).strip()",
+            ASSISTANT="text(message['content']).strip() + ' '",
+        ),
+    ),
+}

