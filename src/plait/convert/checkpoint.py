@@ -1,0 +1,175 @@
+"""Megatron's classic checkpoint layout, written and read without Megatron and without processes.
+
+::
+
+    latest_checkpointed_iteration.txt           "release"
+    release/mp_rank_00/model_optim_rng.pt       one file a rank; mp_rank_00_000 where pp > 1
+    hf_config.json                              the source's config.json, byte for byte
+
+A rank's file is ``torch.save`` of {model, args, checkpoint_version, iteration}. It is laid out
+first and its tensors are then written in place, one at a time, so memory does not grow with the
+model. The price: the zip entries carry no checksum of their own (the manifest has the digest of
+the file), which ``torch.load`` does not ask for.
+
+Files are read with ``weights_only=True``; ``argparse.Namespace`` is the only class allowed in.
+"""
+
+import argparse
+import mmap
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from plait.convert.engine import join, rank_shapes
+from plait.errors import CheckpointError
+from plait.models.specs import Spec
+from plait.models.weights import check_shapes
+from plait.parallel.grid import Grid
+from plait.tokens.vocabulary import padded_vocab_size
+
+TRACKER = "latest_checkpointed_iteration.txt"
+RELEASE = "release"
+FILE = "model_optim_rng.pt"
+HF_CONFIG = "hf_config.json"
+VERSION = 3.0
+EXTRA = "_extra_state"
+"""Transformer Engine's entries end in this; nothing else may be ignored."""
+
+State = Mapping[str, Tensor]
+
+
+def rank_file(folder: Path, grid: Grid, tp_rank: int, pp_rank: int) -> Path:
+    """The file of a rank in a released checkpoint."""
+    return folder / RELEASE / grid.folder(tp=tp_rank, pp=pp_rank) / FILE
+
+
+def write_rank(path: Path, state: State, *, outline: State, args: argparse.Namespace) -> int:
+    """Write what one rank holds; its size in bytes. Equal states give equal bytes.
+
+    Args:
+        path: the rank's file.
+        state: its tensors, computed as they are asked for.
+        outline: the same on the meta device: names, shapes and types.
+        args: the model's arguments.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in outline.items()}
+    with torch.serialization.skip_data():
+        content = {"model": model, "args": args, "checkpoint_version": VERSION, "iteration": 0}
+        torch.save(content, path)
+    del model, content
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        room = _load(path)["model"]
+    for name, tensor in tqdm(state.items(), desc=path.parent.name, unit="tensor", disable=None):
+        room[name].copy_(tensor)
+    return path.stat().st_size
+
+
+def write_tracker(folder: Path) -> None:
+    """Say that the checkpoint is whole: Megatron reads this file first, so it comes last."""
+    (folder / TRACKER).write_text(RELEASE, encoding="utf-8")
+
+
+def read_rank(folder: Path | str, grid: Grid, tp_rank: int, pp_rank: int) -> dict[str, Tensor]:
+    """What one rank of a released checkpoint holds; tensors are read as they are touched.
+
+    Raises:
+        CheckpointError: the file is missing, is not a checkpoint, or does not hold the tensors that
+            the config promises a rank of this grid; the first few names are given.
+    """
+    folder = Path(folder)
+    path = rank_file(folder, grid, tp_rank, pp_rank)
+    content = _read(path)
+    state = {name: tensor for name, tensor in content["model"].items() if not name.endswith(EXTRA)}
+    spec = Spec.of(folder, HF_CONFIG)
+    padded = content["args"].make_vocab_size_divisible_by > 1
+    expected = rank_shapes(spec, grid if padded else None, tp_rank, pp_rank)
+    check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, expected, str(path))
+    return state
+
+
+def read_args(folder: Path | str, grid: Grid) -> argparse.Namespace:
+    """Megatron's arguments, as the first rank's file records them."""
+    args: argparse.Namespace = _read(rank_file(Path(folder), grid, 0, 0))["args"]
+    return args
+
+
+def read_whole(folder: Path | str, grid: Grid) -> State:
+    """Megatron's whole tensors of a released checkpoint of any grid, with the true vocabulary.
+
+    Raises:
+        CheckpointError: as :func:`read_rank`; or the tracker file does not say that it is whole.
+    """
+    folder = Path(folder)
+    tracker = folder / TRACKER
+    if not tracker.is_file() or tracker.read_text(encoding="utf-8").strip() != RELEASE:
+        raise CheckpointError(
+            f"{tracker} does not say {RELEASE!r}: the checkpoint is not whole, or is not one"
+        )
+    ranks = {(tp, pp): read_rank(folder, grid, tp, pp) for tp, pp in grid}
+    return join(ranks, Spec.of(folder, HF_CONFIG), grid)
+
+
+def megatron_args(spec: Spec, grid: Grid | None) -> argparse.Namespace:
+    """The model's arguments under Megatron-LM's names.
+
+    Args:
+        spec: the model.
+        grid: the grid it was cut for; None where it is whole and its vocabulary not padded.
+    """
+    size = grid or Grid()
+    return argparse.Namespace(
+        num_layers=spec.num_layers,
+        hidden_size=spec.hidden_size,
+        num_attention_heads=spec.num_attention_heads,
+        group_query_attention=spec.num_key_value_heads != spec.num_attention_heads,
+        num_query_groups=spec.num_key_value_heads,
+        ffn_hidden_size=spec.intermediate_size,
+        kv_channels=spec.head_dim,
+        normalization="RMSNorm",
+        norm_epsilon=spec.rms_norm_eps,
+        position_embedding_type="rope",
+        rotary_base=spec.rope_theta,
+        rotary_percent=1.0,
+        max_position_embeddings=spec.max_position_embeddings,
+        seq_length=spec.max_position_embeddings,
+        window_size=None if spec.sliding_window is None else (spec.sliding_window - 1, 0),
+        untie_embeddings_and_output_weights=True,
+        swiglu=True,
+        add_bias_linear=False,
+        add_qkv_bias=False,
+        tensor_model_parallel_size=size.tp,
+        pipeline_model_parallel_size=size.pp,
+        vocab_size=spec.vocab_size,
+        padded_vocab_size=padded_vocab_size(spec.vocab_size, size.tp) if grid else spec.vocab_size,
+        make_vocab_size_divisible_by=128 if grid else 1,
+        params_dtype=getattr(torch, spec.dtype),
+        bf16=spec.dtype == "bfloat16",
+        fp16=spec.dtype == "float16",
+        vision_patch_dim=spec.patch_dim,
+        iteration=0,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing", hint=f"a rank's file stands in {RELEASE}/mp_rank_TT[_PPP]/"
+        )
+    content = _load(path)
+    if not isinstance(content, dict) or not {"model", "args"} <= content.keys():
+        raise CheckpointError(f"{path} is not a Megatron checkpoint: it has no 'model' and 'args'")
+    return content
+
+
+def _load(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error

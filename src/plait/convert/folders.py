@@ -1,0 +1,84 @@
+"""The stages of conversion, folder to folder: each proves what it wrote by reading it back."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from plait.convert import checkpoint, engine
+from plait.errors import CheckpointError
+from plait.models.specs import Spec
+from plait.models.weights import FolderTensors, check_shapes, merkle, outline
+from plait.parallel.grid import Grid
+
+GIGA = 1e9
+
+log = logging.getLogger(__name__)
+
+
+def convert(source: Path, folder: Path) -> dict[str, Any]:
+    """Write a Hugging Face model as a whole Megatron one; the facts of its manifest.
+
+    Raises:
+        CheckpointError: the source does not hold what its config promises, or what was written
+            does not read back as it was.
+    """
+    spec = Spec.of(source)
+    hf = FolderTensors(source)
+    check_shapes(hf.shapes, spec.shapes, str(source))
+    mcore = engine.to_mcore(hf, spec)
+    size = checkpoint.write_rank(
+        checkpoint.rank_file(folder, Grid(), 0, 0),
+        mcore,
+        outline=engine.to_mcore(outline(hf), spec),
+        args=checkpoint.megatron_args(spec, None),
+    )
+    shutil.copyfile(source / "config.json", folder / checkpoint.HF_CONFIG)
+    checkpoint.write_tracker(folder)
+    log.info("%d tensors -> %d tensors, %s", len(hf), len(mcore), _bytes(size))
+    return _facts(folder, spec, None, expected=merkle(hf))
+
+
+def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
+    """Cut a whole Megatron model for a grid; the facts of its manifest.
+
+    Raises:
+        CheckpointError: as :func:`convert`.
+        ConfigError: the model cannot be cut for this grid.
+    """
+    spec = Spec.of(source, checkpoint.HF_CONFIG)
+    whole = checkpoint.read_whole(source, Grid())
+    engine.rank_shapes(spec, grid)
+    plan = outline(whole)
+    args = checkpoint.megatron_args(spec, grid)
+    sizes = []
+    for tp, pp in grid:
+        state = engine.cut(whole, spec, grid, tp, pp)
+        shapes = engine.cut(plan, spec, grid, tp, pp)
+        path = checkpoint.rank_file(folder, grid, tp, pp)
+        sizes.append(checkpoint.write_rank(path, state, outline=shapes, args=args))
+    shutil.copyfile(source / checkpoint.HF_CONFIG, folder / checkpoint.HF_CONFIG)
+    checkpoint.write_tracker(folder)
+    log.info("%d tensors -> %s, %s per rank", len(whole), grid, _bytes(max(sizes)))
+    return _facts(folder, spec, grid, expected=merkle(engine.to_hf(whole, spec)))
+
+
+def root_of_shards(folder: Path, spec: Spec, grid: Grid) -> str:
+    """The Merkle root of the Hugging Face view of a released checkpoint, from what is on disk."""
+    return merkle(engine.to_hf(checkpoint.read_whole(folder, grid), spec))
+
+
+def _facts(folder: Path, spec: Spec, grid: Grid | None, *, expected: str) -> dict[str, Any]:
+    size = grid or Grid()
+    root = root_of_shards(folder, spec, size)
+    if root != expected:
+        raise CheckpointError(f"what was written has Merkle root {root[:12]}, its source {expected[:12]}")
+    return {
+        "merkle": root,
+        "coverage": engine.coverage(spec, grid),
+        "grid": {"tp": size.tp, "pp": size.pp},
+    }
+
+
+def _bytes(size: int) -> str:
+    return f"{size / GIGA:.1f} GB" if size >= GIGA else f"{size / 1e6:.1f} MB"

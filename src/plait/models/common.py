@@ -1,0 +1,121 @@
+"""What every model that plait makes shares: random rows, tokenizer files and config files."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait import files
+from plait.errors import CheckpointError
+from plait.models.specs import Spec
+from plait.models.weights import FolderTensors, Tensors, check_shapes, config_text, fingerprint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+"""The tensors with one row a token."""
+
+
+def normal(name: str, shape: tuple[int, ...], *, std: float, seed: int) -> Tensor:
+    """N(0, std) in fp32. A stream of its own for each name: the order of the tensors does not enter."""
+    words = np.frombuffer(name.encode(), dtype=np.uint8).tolist()
+    generator = np.random.Generator(np.random.PCG64([seed, *words]))
+    values: NDArray[np.float32] = generator.standard_normal(shape, dtype=np.float32)
+    return torch.from_numpy(values * np.float32(std))
+
+
+def tokenizer_facts(tokenizer: Path) -> dict[str, Any]:
+    """The sizes and ids that a tokenizer's manifest records."""
+    facts: dict[str, Any] = files.read_manifest(tokenizer, kind="tokenizer")["facts"]
+    return facts
+
+
+def copy_tokenizer(tokenizer: Path, folder: Path) -> None:
+    """Copy a tokenizer's files, but for its manifest, into a model's folder."""
+    for name in sorted(files.read_manifest(tokenizer, kind="tokenizer")["files"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tokenizer / name, folder / name)
+
+
+def write_configs(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write config.json and generation_config.json with the tokenizer's size and ids.
+
+    Vision tokens stand for pictures, so generation never writes them.
+    """
+    ids = {"bos_token_id": facts["bos_id"], "eos_token_id": facts["eos_id"]}
+    (folder / "config.json").write_text(
+        config_text({**config, **ids, "vocab_size": facts["vocab_size"]}), encoding="utf-8"
+    )
+    generation: dict[str, Any] = {"_from_model_config": False, **ids}
+    if facts.get("vision"):
+        generation["suppress_tokens"] = sorted(facts["vision"].values())
+    (folder / "generation_config.json").write_text(config_text(generation), encoding="utf-8")
+
+
+def open_base(base: Path) -> tuple[dict[str, Any], FolderTensors]:
+    """A base model's config and tensors, checked against each other.
+
+    Raises:
+        CheckpointError: they do not agree, or the model is of a kind that plait does not know.
+    """
+    spec = Spec.of(base)
+    tensors = FolderTensors(base)
+    check_shapes(tensors.shapes, spec.shapes, str(base))
+    config: dict[str, Any] = files.read_json(base / "config.json")
+    return config, tensors
+
+
+def with_rows(base: FolderTensors, *, vocab_size: int, policy: str, std: float, seed: int) -> Tensors:
+    """A base's tensors, with rows for new tokens under those it has.
+
+    Args:
+        base: the base's tensors.
+        vocab_size: rows wanted.
+        policy: ``mean`` of the base's rows, ``normal`` or ``zeros``.
+        std: standard deviation of ``normal``.
+        seed: seed of ``normal``.
+
+    Raises:
+        CheckpointError: the base has more rows than the tokenizer has tokens.
+    """
+    rows = base.shapes[EMBEDDINGS[0]][0]
+    if rows > vocab_size:
+        raise CheckpointError(
+            f"{base.folder} has {rows} token rows, the tokenizer {vocab_size} tokens",
+            hint="give the tokenizer that extends the base's own",
+        )
+
+    def longer(name: str) -> dict[str, Tensor]:
+        old = base[name]
+        shape = (vocab_size - rows, old.shape[1])
+        if policy == "mean":
+            mean = torch.from_numpy(old.float().numpy().mean(axis=0, dtype=np.float64))
+            new = mean.expand(shape)
+        else:
+            new = normal(name, shape, std=std, seed=seed) if policy == "normal" else torch.zeros(shape)
+        return {name: torch.cat((old, new.to(old.dtype)))}
+
+    grown = Tensors()
+    for name in base:
+        if name in EMBEDDINGS and rows < vocab_size:
+            grown.add((name,), lambda name=name: longer(name))  # type: ignore[misc]
+        else:
+            grown.add((name,), lambda name=name: {name: base[name]})  # type: ignore[misc]
+    return grown
+
+
+def check_carried(base: FolderTensors, built: FolderTensors) -> int:
+    """Check that every tensor of the base stands in what was built, bit for bit; how many do.
+
+    Raises:
+        CheckpointError: one does not; it is named.
+    """
+    for name, tensor in base.items():
+        if fingerprint(built[name][: len(tensor)]) != fingerprint(tensor):
+            raise CheckpointError(f"{built.folder}: {name} is not what {base.folder} has")
+    return len(base)
