@@ -11,7 +11,7 @@ from typing import Any
 
 from plait import layout
 from plait.config.model import Config, ExtendedTokenizer, FolderModel, InitModel, Run
-from plait.config.schedule import Schedule, train_iters
+from plait.config.schedule import Schedule
 from plait.errors import ConfigError
 from plait.files import canonical, read_json
 
@@ -203,7 +203,9 @@ class Plan:
         ):
             for key in keys:
                 if key in shape and shape[key] % size:
-                    legal = [n for n in range(1, shape[key] + 1) if not any(shape.get(k, n) % n for k in keys)]
+                    legal = [
+                        n for n in range(1, shape[key] + 1) if not any(shape.get(k, n) % n for k in keys)
+                    ]
                     raise ConfigError(
                         f"grid tp{sharded.tp} x pp{sharded.pp} cannot hold {sharded.model}: "
                         f"{key} {shape[key]} is not a multiple of {axis} {size}",
@@ -228,17 +230,7 @@ class Plan:
             name: the run.
             instances: packed sequences in its mixture, where they are known.
         """
-        run = self.run(name)
-        if run.epochs is None:
-            assert run.train_iters is not None
-            total, epoch = run.train_iters, 0
-        elif instances is None:
-            return None
-        else:
-            size = run.global_batch_size
-            total = train_iters(instances=instances, global_batch_size=size, epochs=run.epochs)
-            epoch = train_iters(instances=instances, global_batch_size=size, epochs=1)
-        return Schedule(train_iters=total, save_interval=run.save_interval or epoch)
+        return Schedule.of(self.run(name).model_dump(), instances)
 
     # Settings
 
@@ -310,5 +302,3 @@ def _check_shard(dataset: str, shard: int, shards: int) -> None:
 
 def _dump(model: Any) -> Any:
     return None if model is None else model.model_dump(mode="json")
-
-

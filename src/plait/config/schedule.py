@@ -6,6 +6,7 @@
 760
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +43,21 @@ class Schedule:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is not a schedule: {error!r}", hint="remove it; it is remade") from error
 
+    @classmethod
+    def of(cls, run: Mapping[str, Any], instances: int | None) -> Self | None:
+        """The schedule of a run over ``instances`` packed sequences; None where it waits for them.
+
+        Args:
+            run: ``epochs`` or ``train_iters``, ``save_interval`` and ``global_batch_size``.
+            instances: packed sequences in its mixture, where they are known.
+        """
+        if run["epochs"] is None:
+            return cls(train_iters=run["train_iters"], save_interval=run["save_interval"])
+        if instances is None:
+            return None
+        epoch = train_iters(instances=instances, global_batch_size=run["global_batch_size"], epochs=1)
+        return cls(train_iters=epoch * run["epochs"], save_interval=run["save_interval"] or epoch)
+
     def check(self, step: int, *, run: str) -> None:
         """Refuse an iteration that is never saved.
 
@@ -53,9 +69,7 @@ class Schedule:
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint is kept at this iteration."""
-        return 0 < step <= self.train_iters and (
-            step % self.save_interval == 0 or step == self.train_iters
-        )
+        return 0 < step <= self.train_iters and (step % self.save_interval == 0 or step == self.train_iters)
 
     def previous(self, step: int) -> int:
         """The saved iteration before this one; 0 is the start."""
