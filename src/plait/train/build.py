@@ -21,6 +21,15 @@ from plait.train.model import PackedGPTModel
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def loaded_later(weight: torch.Tensor) -> torch.Tensor:
+    """Leave a weight as it is: a checkpoint fills it.
+
+    ``perform_initialization=False`` would skip more than that: Megatron then does not mark tensor
+    parallel weights as such, and its gradient norm takes those of all ranks but the first for copies.
+    """
+    return weight
+
+
 def transformer_config(spec: Spec, *, dtype: torch.dtype) -> TransformerConfig:
     """Megatron's config of a model of this shape on the current grid, without fused kernels."""
     return TransformerConfig(
@@ -45,7 +54,9 @@ def transformer_config(spec: Spec, *, dtype: torch.dtype) -> TransformerConfig:
         pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
         calculate_per_token_loss=True,
         use_cpu_initialization=True,
-        perform_initialization=False,
+        init_method=loaded_later,
+        output_layer_init_method=loaded_later,
+        embedding_init_method=loaded_later,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
@@ -62,6 +73,7 @@ def build_model(spec: Spec, *, dtype: torch.dtype) -> PackedGPTModel:
         config,
         get_gpt_layer_local_spec(normalization="RMSNorm"),
         vocab_size=padded_vocab_size(spec.vocab_size, config.tensor_model_parallel_size),
+        true_vocab_size=spec.vocab_size,
         max_sequence_length=spec.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),

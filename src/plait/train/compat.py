@@ -35,6 +35,7 @@ LITERALS: dict[str, tuple[str, ...]] = {
         "FP32Optimizer.__init__",
     ),
     "megatron.core.transformer.utils": ("get_default_causal_mask",),
+    "megatron.core.utils": ("local_multi_tensor_l2_norm",),
 }
 SPELLINGS = {
     "cuda": "cpu",

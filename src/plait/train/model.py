@@ -7,6 +7,7 @@ N = patches of a micro-batch, P = values of a patch (3 x side x side).
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear
@@ -30,9 +31,12 @@ class PackedRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]
 class PackedGPTModel(GPTModel):  # type: ignore[misc]
     """One pipeline stage of a Mistral- or Llama-shaped model, or of SOLO where ``patch_dim`` is not 0."""
 
-    def __init__(self, *args: Any, rotary_base: float, patch_dim: int = 0, **kwargs: Any) -> None:
-        """Take GPTModel's arguments; ``patch_dim`` is P."""
+    def __init__(
+        self, *args: Any, true_vocab_size: int, rotary_base: float, patch_dim: int = 0, **kwargs: Any
+    ) -> None:
+        """Take GPTModel's arguments; ``patch_dim`` is P, rows from ``true_vocab_size`` on are padding."""
         super().__init__(*args, position_embedding_type="rope", rotary_base=rotary_base, **kwargs)
+        self.true_vocab_size = true_vocab_size
         self.rotary_pos_emb = PackedRotaryEmbedding(
             kv_channels=self.config.kv_channels,
             rotary_percent=1.0,
@@ -79,6 +83,15 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
             input_ids, position_ids, attention_mask, decoder_input=decoder_input, labels=labels
         )
         return output
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Losses [B, S] over the true vocabulary: padding rows take no part, as they never reach HF."""
+        first = parallel_state.get_tensor_model_parallel_rank() * logits.shape[-1]
+        kept = max(0, self.true_vocab_size - first)
+        if kept < logits.shape[-1]:
+            logits[..., kept:].fill_(torch.finfo(logits.dtype).min)
+        losses: Tensor = super().compute_language_model_loss(labels, logits)
+        return losses
 
     def _patch_embedding(self, patches_NP: Tensor, indices_BS: Tensor) -> Tensor:
         """Projected patches [S, B, D]; a zero row stands last, where index -1 finds it."""

@@ -97,7 +97,7 @@ def _check(artifact: Path | str, *, facts: dict[str, Any], root: str, rows: list
     wrong = logits.failures(rows)  # type: ignore[arg-type]
     if facts["merkle"] != root:
         wrong.append(f"merkle root {facts['merkle'][:16]} of its Hugging Face view, reference {root[:16]}")
-    if not facts["coverage"]["complete"]:
+    if not (facts["coverage"]["written_once"] and facts["coverage"]["read_once"]):
         wrong.append(f"coverage is not complete: {facts['coverage']}")
     if wrong:
         raise ProofError(f"{artifact} failed its proof: " + "; ".join(wrong), hint="do not use it")

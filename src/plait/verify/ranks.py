@@ -56,7 +56,7 @@ def _collect(ranks: list[tuple[Any, Connection]]) -> list[Any]:
     return results
 
 
-def _result(pipe: Connection, rank: int) -> Any:
+def _result(pipe: Any, rank: int) -> Any:
     try:
         failed, value = pipe.recv()
     except EOFError as error:
