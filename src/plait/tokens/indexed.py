@@ -150,6 +150,11 @@ class IndexedReader:
         return np.frombuffer(self._data, self.dtype, int(self.sizes[item]), int(self.starts[item]))
 
     @property
+    def flat(self) -> NDArray[Any]:
+        """All elements, item after item."""
+        return np.frombuffer(self._data, self.dtype)
+
+    @property
     def documents(self) -> int:
         """The number of documents."""
         return len(self.bounds) - 1

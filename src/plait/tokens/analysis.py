@@ -1,0 +1,196 @@
+"""The analysis stage: token counts of a mixture's shards, as figures, and its sampling weights."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from plait import files, layout
+from plait.errors import DataError
+from plait.tokens import mixture
+from plait.tokens.indexed import ROLE, IndexedReader, read_rows
+from plait.tokens.roles import PACK_SEP
+
+log = logging.getLogger(__name__)
+
+Ints = NDArray[np.int64]
+MEASURES: dict[str, str] = {
+    "document_tokens": "tokens of a document",
+    "n_tokens": "tokens of a sequence",
+    "n_text_tokens": "text tokens of a sequence",
+    "n_image_tokens": "image tokens of a sequence",
+    "n_loss_tokens": "loss tokens of a sequence",
+    "n_images": "pictures of a sequence",
+}
+"""What is counted, in words. A sequence is a pack of documents."""
+TOTALS: dict[str, str] = {
+    "packs": "n_tokens",
+    "documents": "document_tokens",
+    "tokens": "n_tokens",
+    "text_tokens": "n_text_tokens",
+    "image_tokens": "n_image_tokens",
+    "loss_tokens": "n_loss_tokens",
+    "images": "n_images",
+}
+"""The totals, and the measure that each counts or sums."""
+COUNTS = ("packs", "documents")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One indexed shard, measured."""
+
+    indexed: layout.Indexed
+    measures: Mapping[str, Ints]
+    fill: float
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Sequences, documents, tokens and pictures in all."""
+        return totals(self.measures)
+
+
+def build(folder: Path, shards: Sequence[layout.Indexed], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write an analysis into an empty folder.
+
+    Args:
+        folder: where the files go.
+        shards: the indexed shards of the mixture.
+        settings: a mixture of the config: ``datasets`` or ``weights``.
+
+    Returns:
+        The facts of its manifest.
+
+    Raises:
+        DataError: a shard is not whole, or is not of the mixture.
+    """
+    from plait.tokens.page import page
+
+    counted = [measure(shard) for shard in shards]
+    weighed = weigh(counted, settings)
+    tokens = to_json(counted)
+    mixed = mixture.to_json(weighed)
+    line = mixture.classic(weighed)
+    files.write_json(folder / "tokens.json", tokens)
+    (folder / "mixture.yaml").write_text(
+        yaml.safe_dump(mixed, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    (folder / "mixture.txt").write_text(line + "\n", encoding="utf-8")
+    measures = {name: together(shards) for name, shards in by_dataset(counted).items()}
+    (folder / "tokens.html").write_text(page(tokens, mixed, line, measures), encoding="utf-8")
+    _report(tokens, mixed, line)
+    return {"total_instances": mixed["total_instances"], **tokens["total"]}
+
+
+def measure(shard: layout.Indexed) -> Counted:
+    """Read what there is to count of a shard, without its tokens.
+
+    Raises:
+        DataError: the shard is not whole.
+    """
+    folder = Path(str(shard))
+    facts = files.read_manifest(folder, kind="indexed")["facts"]
+    rows = read_rows(folder / "data.jsonl")
+    keys = ("n_tokens", "n_image_tokens", "n_loss_tokens", "n_images")
+    found = {key: np.array([row[key] for row in rows], np.int64) for key in keys}
+    found["n_text_tokens"] = found["n_tokens"] - found["n_image_tokens"]
+    found["document_tokens"] = document_lengths(IndexedReader(folder / ROLE))
+    if found["n_tokens"].sum() != facts["tokens"]:
+        raise DataError(
+            f"{folder}/data.jsonl counts {found['n_tokens'].sum()} tokens, its manifest {facts['tokens']}"
+        )
+    return Counted(shard, found, facts["fill"])
+
+
+def document_lengths(roles: IndexedReader) -> Ints:
+    """Tokens of each document in the packs: what stands between two separators or pack bounds."""
+    flat = roles.flat
+    breaks = np.flatnonzero(flat == PACK_SEP)
+    # a pack ends behind its last token, where no separator is
+    ends = np.concatenate([breaks, np.cumsum(roles.sizes, dtype=np.int64)])
+    skips = np.concatenate([np.ones(len(breaks), np.int64), np.zeros(len(roles), np.int64)])
+    order = np.argsort(ends, kind="stable")
+    starts = np.concatenate([[0], (ends + skips)[order][:-1]])
+    return np.asarray(ends[order] - starts, np.int64)
+
+
+def weigh(counted: Sequence[Counted], settings: Mapping[str, Any]) -> mixture.Weighed:
+    """The shards with their sampling weights.
+
+    Raises:
+        DataError: the shards are not those of the mixture.
+    """
+    shards = [
+        mixture.Shard(str(c.indexed), c.indexed.dataset, c.totals["packs"], c.totals["tokens"])
+        for c in counted
+    ]
+    if settings["weights"]:
+        return mixture.explicit(shards, settings["weights"])
+    mixture.check(shards, settings["datasets"])
+    return mixture.natural(shards)
+
+
+def by_dataset(counted: Sequence[Counted]) -> dict[str, list[Counted]]:
+    """Shards by dataset, in the order of the mixture."""
+    found: dict[str, list[Counted]] = {}
+    for shard in counted:
+        found.setdefault(shard.indexed.dataset, []).append(shard)
+    return found
+
+
+def together(shards: Sequence[Counted]) -> dict[str, Ints]:
+    """The measures of several shards as one."""
+    return {key: np.concatenate([shard.measures[key] for shard in shards]) for key in MEASURES}
+
+
+# Figures
+
+
+def totals(measures: Mapping[str, Ints]) -> dict[str, int]:
+    """Sequences, documents, tokens and pictures in all."""
+    return {
+        name: len(measures[key]) if name in COUNTS else int(measures[key].sum())
+        for name, key in TOTALS.items()
+    }
+
+
+def statistics(values: Ints) -> dict[str, float]:
+    """What pandas' describe gives: standard deviation of a sample, quartiles by interpolation."""
+    low, quarter, half, three, high = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+    figures = {
+        "count": len(values), "mean": values.mean(), "std": deviation,
+        "min": low, "25%": quarter, "50%": half, "75%": three, "max": high,
+    }  # fmt: skip
+    return {name: round(float(figure), 6) for name, figure in figures.items()}
+
+
+def to_json(counted: Sequence[Counted]) -> dict[str, Any]:
+    """The content of tokens.json."""
+    everything = together(counted)
+    datasets = {}
+    for name, shards in by_dataset(counted).items():
+        measures = together(shards)
+        datasets[name] = {
+            **totals(measures),
+            "statistics": {key: statistics(measures[key]) for key in MEASURES},
+            "shards": {str(shard.indexed): shard.totals | {"fill": shard.fill} for shard in shards},
+        }
+    return {"schema": files.SCHEMA, "datasets": datasets, "total": totals(everything)}
+
+
+def _report(tokens: Mapping[str, Any], mixed: Mapping[str, Any], line: str) -> None:
+    """The lines of SOLO's notebook, from which its users copied by hand."""
+    total = tokens["total"]
+    share = total["image_tokens"] / total["tokens"]
+    log.info("# of files: %d", len(mixed["sources"]))
+    log.info("Total text tokens: %d (%.2f %%)", total["text_tokens"], 100 * (1 - share))
+    log.info("Total image tokens: %d (%.2f %%)", total["image_tokens"], 100 * share)
+    log.info("Total tokens: %d", total["tokens"])
+    log.info("Total instances: ** %d **", mixed["total_instances"])
+    log.info("===== FINAL MIXTURE =====\n%s\n=========================", line)
