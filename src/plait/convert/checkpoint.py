@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from plait.convert.engine import join, rank_shapes
+from plait.convert.engine import coverage, join, rank_shapes, to_hf
+from plait.convert.torch_dist import EXTRA, read_iteration
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
-from plait.models.weights import check_shapes
+from plait.models.weights import check_shapes, merkle
 from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import padded_vocab_size
 
@@ -37,8 +38,6 @@ RELEASE = "release"
 FILE = "model_optim_rng.pt"
 HF_CONFIG = "hf_config.json"
 VERSION = 3.0
-EXTRA = "_extra_state"
-"""Transformer Engine's entries end in this; nothing else may be ignored."""
 
 State = Mapping[str, Tensor]
 
@@ -173,3 +172,13 @@ def _load(path: Path) -> Any:
             return torch.load(path, mmap=True, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+
+
+def facts_of_iteration(folder: Path | str, spec: Spec) -> dict[str, Any]:
+    """Merkle root and coverage of a training checkpoint, from what is on disk.
+
+    Raises:
+        CheckpointError: an element of the model is missing, or stored twice.
+    """
+    root = merkle(to_hf(read_iteration(folder, spec), spec))
+    return {"merkle": root, "coverage": coverage(spec)}

@@ -65,20 +65,24 @@ class SoloForCausalLM(MistralForCausalLM):
         self.model = SoloModel(config)
         self.post_init()
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs: Any):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        is_first_iteration=False,
+        vision_patches=None,
+        vision_patch_indices=None,
+        **kwargs: Any,
+    ):
         """Pictures belong to the prompt: once it is in the cache they are not read again."""
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            kwargs["vision_patches"] = kwargs["vision_patch_indices"] = None
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        indices = inputs.get("vision_patch_indices")
-        if indices is not None:
-            inputs["vision_patch_indices"] = _as_long_as(inputs["input_ids"], indices)
+        if vision_patches is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
+            inputs["vision_patches"] = vision_patches
+            inputs["vision_patch_indices"] = _as_long_as(inputs["input_ids"], vision_patch_indices)
         return inputs
 
-    @staticmethod
-    def _expand_inputs_for_generation(*args: Any, vision_patches=None, **kwargs: Any):
+    def _expand_inputs_for_generation(self, *args: Any, vision_patches=None, **kwargs: Any):
         """Beams share the batch's patches: only the indices, one row a sequence, are repeated."""
-        input_ids, kwargs = MistralForCausalLM._expand_inputs_for_generation(*args, **kwargs)
+        input_ids, kwargs = super()._expand_inputs_for_generation(*args, **kwargs)
         if vision_patches is not None:
             kwargs["vision_patches"] = vision_patches
         return input_ids, kwargs

@@ -1,8 +1,14 @@
 """SOLO's processor: pictures and text to ids, patches, and where the patches stand.
 
 A picture becomes ``<vision>``, its patches row by row with ``<vrow_sep>`` before every row but the
-first, ``</vision>``. Text before, between and after pictures is tokenised piece by piece, as it was
-in training.
+first, ``</vision>``. Pictures are marked in a text in one of two ways, as the model was trained:
+
+- by ``<image>``: each text between pictures is tokenised by itself, and is plain text throughout
+  (pretraining);
+- by ``<vision></vision>``, as the chat template writes them: the text is tokenised as a whole.
+
+A text without a mark has its pictures in front, as in pretraining; without pictures it is tokenised
+as a whole.
 """
 
 import numpy as np
@@ -13,6 +19,7 @@ from transformers import BatchFeature, ProcessorMixin
 MEAN = np.float32((0.485, 0.456, 0.406))
 STD = np.float32((0.229, 0.224, 0.225))
 PICTURE = "<image>"
+PICTURE_IN_CHAT = "<vision></vision>"
 
 
 class SoloProcessor(ProcessorMixin):
@@ -38,8 +45,7 @@ class SoloProcessor(ProcessorMixin):
 
         Args:
             images: a PIL picture, a list of them for one text, or a list of lists, one a text.
-            text: a text or a list of texts; each ``<image>`` in it is replaced by the next picture. A
-                text without any has its pictures in front.
+            text: a text or a list of texts; each mark in it is replaced by the next picture.
             bos: whether each sequence starts with the beginning-of-sequence token.
 
         Returns:
@@ -47,7 +53,7 @@ class SoloProcessor(ProcessorMixin):
             vision_patches [n, 3 * patch_size^2], where there are pictures.
 
         Raises:
-            ValueError: the pictures and the ``<image>`` marks of a text differ in number.
+            ValueError: the pictures and the marks of a text differ in number.
         """
         texts = [text or ""] if text is None or isinstance(text, str) else list(text)
         pictures = _by_text(images, len(texts))
@@ -77,38 +83,35 @@ class SoloProcessor(ProcessorMixin):
 
     def _sequence(self, text, pictures, patches, bos):
         """Ids and patch indices of one text; the patches of its pictures are appended to ``patches``."""
-        parts = text.split(PICTURE)
-        if len(parts) == 1:
-            parts = [""] * len(pictures) + parts
-        if len(parts) - 1 != len(pictures):
-            raise ValueError(f"a text has {len(parts) - 1} {PICTURE} marks and {len(pictures)} pictures")
-        ids = [self.tokenizer.bos_token_id] if bos else []
-        places = [-1] * len(ids)
-        for number, part in enumerate(parts):
-            if number:
-                self._add_picture(pictures[number - 1], patches, ids, places)
-            if part:
-                ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
-            places += [-1] * (len(ids) - len(places))
-        return ids, places
-
-    def _add_picture(self, picture, patches, ids, places):
-        values, (rows, columns) = self.patches(picture)
         first = sum(len(earlier) for earlier in patches)
-        patches.append(values)
-        begin, patch, between, end = (
-            self.tokenizer.convert_tokens_to_ids(f"<{name}>") for name in ("vision", "vpatch", "vrow_sep", "/vision")
-        )
-        ids.append(begin)
-        places.append(-1)
-        for row in range(rows):
-            if row:
-                ids.append(between)
-                places.append(-1)
-            ids.extend([patch] * columns)
-            places.extend(range(first + row * columns, first + (row + 1) * columns))
-        ids.append(end)
-        places.append(-1)
+        shown = []
+        for picture in pictures:
+            values, (rows, columns) = self.patches(picture)
+            patches.append(values)
+            shown.append("<vision>" + "<vrow_sep>".join(["<vpatch>" * columns] * rows) + "</vision>")
+        ids = [self.tokenizer.bos_token_id] if bos else []
+        chat = PICTURE_IN_CHAT in text
+        ids += self._apart(text, shown) if PICTURE in text or (shown and not chat) else self._whole(text, shown)
+        places = np.full(len(ids), -1)
+        found = np.flatnonzero(np.array(ids) == self.tokenizer.convert_tokens_to_ids("<vpatch>"))
+        if len(found) != sum(len(values) for values in patches) - first:
+            raise ValueError("a text holds <vpatch> itself; only pictures may")
+        places[found] = np.arange(first, first + len(found))
+        return ids, places.tolist()
+
+    def _whole(self, text, shown):
+        parts = _between(text.split(PICTURE_IN_CHAT), shown, PICTURE_IN_CHAT)
+        return self.tokenizer("".join(parts), add_special_tokens=False)["input_ids"]
+
+    def _apart(self, text, shown):
+        parts = text.split(PICTURE)
+        parts = [""] * len(shown) + parts if len(parts) == 1 else parts
+        ids = []
+        for number, part in enumerate(_between(parts, shown, PICTURE)):
+            if part:
+                plain = number % 2 == 0
+                ids += self.tokenizer(part, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        return ids
 
     def _pad_id(self):
         pad = self.tokenizer.pad_token_id
@@ -121,6 +124,13 @@ class SoloProcessor(ProcessorMixin):
     def decode(self, *args, **kwargs):
         """The tokenizer's own."""
         return self.tokenizer.decode(*args, **kwargs)
+
+
+def _between(parts, shown, mark):
+    """Texts and pictures in turn."""
+    if len(parts) - 1 != len(shown):
+        raise ValueError(f"a text has {len(parts) - 1} marks {mark} and {len(shown)} pictures")
+    return [piece for pair in zip(parts, [*shown, ""], strict=True) for piece in pair]
 
 
 def _by_text(images, texts):

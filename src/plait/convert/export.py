@@ -1,0 +1,163 @@
+"""A trained checkpoint as a complete Hugging Face folder."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from plait import files
+from plait.convert.engine import coverage, to_hf
+from plait.convert.torch_dist import read_iteration
+from plait.errors import CheckpointError
+from plait.layout import MANIFEST
+from plait.models.specs import SOLO, Spec
+from plait.models.weights import INDEX, FolderTensors, check_shapes, config_text, merkle, write_safetensors
+from plait.tokens.vocabulary import TURN_END
+
+HF_CONFIG = "hf_config.json"
+CARD = "README.md"
+TEMPLATE = "chat_template.jinja"
+
+log = logging.getLogger(__name__)
+
+
+def export_folder(
+    hf_source: Path, iteration: Path, folder: Path, *, recipe: str, chat_template: str | None
+) -> dict[str, Any]:
+    """Write a trained model into an empty folder, with all that its source has but the weights.
+
+    Args:
+        hf_source: the Hugging Face folder that the run's model was made from.
+        iteration: a torch_dist checkpoint.
+        folder: where the model goes.
+        recipe: what it was trained as; the model card says it.
+        chat_template: the Jinja text of the run's template; None leaves the tokenizer's own.
+
+    Returns:
+        ``merkle``, read back from what was written, and ``coverage``.
+
+    Raises:
+        CheckpointError: the source is not the model that was trained, or the weights do not read back.
+    """
+    _check_source(hf_source, iteration)
+    spec = Spec.of(iteration, HF_CONFIG)
+    hf = to_hf(read_iteration(iteration, spec), spec)
+    _copy_all_but_weights(hf_source, folder)
+    write_safetensors(folder, hf)
+    written = FolderTensors(folder)
+    check_shapes(written.shapes, spec.shapes, str(folder))
+    root, expected = merkle(written), merkle(hf)
+    if root != expected:
+        raise CheckpointError(f"what was written has Merkle root {root[:12]}, the checkpoint {expected[:12]}")
+    _set_dtype(folder, str(written["model.norm.weight"].dtype).removeprefix("torch."))
+    if chat_template is not None:
+        _set_template(folder, chat_template)
+    (folder / CARD).write_text(_card(spec, iteration.name, recipe=recipe), encoding="utf-8")
+    log.info("%d tensors -> %s", len(written), folder.name.lstrip(".").split(".")[0])
+    return {"merkle": root, "coverage": coverage(spec)}
+
+
+def _check_source(hf_source: Path, iteration: Path) -> None:
+    if (hf_source / "config.json").read_bytes() != (iteration / HF_CONFIG).read_bytes():
+        raise CheckpointError(
+            f"{hf_source} is not what {iteration} was trained from: their config.json differ",
+            hint="give the raw_hf folder that the run's model names as its source",
+        )
+
+
+def _copy_all_but_weights(source: Path, folder: Path) -> None:
+    """Config, tokenizer, processor and code; links are followed."""
+    for path in sorted(source.iterdir()):
+        weights = path.suffix == ".safetensors" or path.name == INDEX
+        if path.is_file() and not weights and path.name not in (MANIFEST, CARD) and path.name[0] != ".":
+            shutil.copyfile(path, folder / path.name)
+
+
+def _set_dtype(folder: Path, dtype: str) -> None:
+    """Say the type of the trained weights, where it is not the source's."""
+    config = files.read_json(folder / "config.json")
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    if config.get(key) != dtype:
+        _write(folder / "config.json", {**config, key: dtype})
+
+
+def _set_template(folder: Path, template: str) -> None:
+    """Give the tokenizer the template of training; a turn's end then also ends generation."""
+    (folder / TEMPLATE).write_text(template, encoding="utf-8")
+    config = files.read_json(folder / "tokenizer_config.json")
+    if config.pop("chat_template", None) is not None:
+        _write(folder / "tokenizer_config.json", config)
+    if TURN_END not in template:
+        return
+    end = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(TURN_END)
+    generation = files.read_json(folder / "generation_config.json")
+    known = generation.get("eos_token_id")
+    ends = [*(known if isinstance(known, list) else [known]), end]
+    generation["eos_token_id"] = sorted({one for one in ends if one is not None})
+    _write(folder / "generation_config.json", generation)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(config_text(values), encoding="utf-8")
+
+
+def _card(spec: Spec, iteration: str, *, recipe: str) -> str:
+    """The model card: what the model is and how to load it, without dates or paths."""
+    step = int(iteration.removeprefix("iter_"))
+    load = _SOLO if spec.architecture == SOLO else _CHAT
+    return _CARD.format(
+        recipe=recipe,
+        step=step,
+        architecture=spec.architecture,
+        layers=spec.num_layers,
+        hidden=spec.hidden_size,
+        heads=spec.num_attention_heads,
+        groups=spec.num_key_value_heads,
+        vocabulary=spec.vocab_size,
+        load=load,
+    )
+
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [plait, megatron-core]
+---
+
+# {architecture}, trained by the recipe `{recipe}`, iteration {step}
+
+| layers | hidden size | heads | key-value heads | vocabulary |
+| --- | --- | --- | --- | --- |
+| {layers} | {hidden} | {heads} | {groups} | {vocabulary} |
+
+Made by plait from a Megatron Core checkpoint. `plait.json` has the digests of all files, the Merkle
+root of the weights and the settings that made them.
+
+```python
+{load}```
+"""
+
+_CHAT = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+chat = [{"role": "user", "content": "Hello!"}]
+prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+"""
+
+_SOLO = """\
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
+inputs = processor(images=Image.open("picture.png"), text="")
+print(processor.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+"""
