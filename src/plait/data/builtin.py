@@ -8,6 +8,7 @@ named by the Unicode CLDR short names in package ``emoji`` (BSD). Dialogues are 
 import hashlib
 import importlib.util
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from PIL import ImageFont
 
 RECORDS = "records.jsonl"
-INK = 0.8
-"""Share of a picture's side that an emoji fills."""
+FONT_SIZE = 0.75
+"""Share of a picture's side; the widest emoji then stays inside its frame."""
 VARIANT = "\ufe0f"
 SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 FULLY_QUALIFIED, UNQUALIFIED = 2, 4
@@ -56,42 +57,44 @@ def emoji_captions(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Draw every emoji that the font holds as one glyph, and caption it in each language.
 
     Writes ``pictures/{code points}.png``, greyscale, ``size`` pixels a side, and one row
-    ``{"id", "picture", "caption", "language"}`` a picture and language.
+    ``{"id", "picture", "caption", "language"}`` a picture and language. Of emoji that the font
+    draws alike, such as most trades of men and of women, the shortest sequence is kept.
 
     Args:
         source: ``languages`` and ``size``, as the config has them.
         folder: the raw source being made.
     """
     (folder / "pictures").mkdir()
+    named = _emoji(source["languages"])
+    font = _font(list(named), round(source["size"] * FONT_SIZE))
     rows: list[tuple[str, dict[str, Any]]] = []
-    drawable = list(_emoji(source["languages"]))
-    font = _font([emoji for emoji, _ in drawable], round(source["size"] * INK))
-    drawn = 0
-    for number, (emoji, captions) in enumerate(tqdm(drawable, desc="drawing", unit="picture", disable=None)):
+    drawn: set[bytes] = set()
+    left_out = Counter(not_in_font=0, drawn_alike=0)
+    for number, (emoji, captions) in enumerate(tqdm(named.items(), unit="picture", disable=None)):
         picture = _draw(font, chr(PRIVATE_USE + number), source["size"])
-        if picture is None:
+        if picture is None or picture in drawn:
+            left_out["drawn_alike" if picture else "not_in_font"] += 1
             continue
-        drawn += 1
+        drawn.add(picture)
         name = "-".join(f"{ord(char):x}" for char in emoji)
         (folder / "pictures" / f"{name}.png").write_bytes(picture)
         for language, caption in captions.items():
             row = {"picture": f"pictures/{name}.png", "caption": caption, "language": language}
             rows.append((f"emoji-{name}-{language}", row))
-    return {"pictures": drawn, "not_in_font": len(drawable) - drawn, "records": write_records(folder, rows)}
+    return {"pictures": len(drawn), **left_out, "records": write_records(folder, rows)}
 
 
-def _emoji(languages: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Emoji without skin tones, by code points, each with its name in every language."""
+def _emoji(languages: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Emoji without skin tones, shortest sequences first, each with its name in every language."""
     import emoji
 
     emoji.config.load_language()
     found: dict[str, dict[str, str]] = {}
-    for char, entry in sorted(emoji.EMOJI_DATA.items()):
-        key = char.replace(VARIANT, "")
-        whole = entry["status"] in (FULLY_QUALIFIED, UNQUALIFIED)
-        if whole and key not in found and not SKIN_TONES & set(char):
-            found[key] = {language: _words(entry[language]) for language in languages if language in entry}
-    yield from found.items()
+    for char, entry in emoji.EMOJI_DATA.items():
+        if entry["status"] in (FULLY_QUALIFIED, UNQUALIFIED) and not SKIN_TONES & set(char):
+            names = {language: _words(entry[language]) for language in languages if language in entry}
+            found.setdefault(char.replace(VARIANT, ""), {}).update(names)
+    return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
 
 
 def _words(name: str) -> str:
@@ -117,7 +120,7 @@ def _font(sequences: list[str], size: int) -> "ImageFont.FreeTypeFont":
         if glyph:
             private[PRIVATE_USE + number] = glyph
     for table in font["cmap"].tables:
-        if table.isUnicode() and table.format == 12:  # noqa: PLR2004 - the format that holds these code points
+        if table.isUnicode() and table.format == 12:
             table.cmap.update(private)
     out = io.BytesIO()
     font.save(out)
