@@ -6,7 +6,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from plait.config import Plan, Schedule, load
+from plait.config import Plan, load
 from plait.errors import PlaitError
 
 
@@ -45,7 +45,9 @@ def inputs(kind):
         if kind not in {layout.Chat, layout.Run, layout.Iteration}:
             files.refuse_foreign(Path(str(artifact)))
         manifests = [one.manifest for several in found.values() for one in several]
-        folders = {name: [folder(one) for one in several] for name, several in found.items()}
+        folders = {
+            name: [folder(one) for one in several] for name, several in found.items()
+        }
         return folders | {"manifests": manifests}
 
     return find
@@ -53,39 +55,40 @@ def inputs(kind):
 
 def settings(kind, stage=""):
     """The config slice and stage version that decide an artifact's content."""
-    return in_snakemakes_frame(lambda wildcards: plan.settings_text(made(kind, wildcards), stage))
+    return in_snakemakes_frame(
+        lambda wildcards: plan.settings_text(made(kind, wildcards), stage)
+    )
 
 
 @in_snakemakes_frame
 def start(wildcards):
     """What a checkpoint is trained from: the one before it, or the proven sharded model."""
     iteration = made(layout.Iteration, wildcards)
-    schedule = plan.schedule(iteration.run)
-    saved = Path(layout.Run(run=iteration.run).schedule)
-    if schedule is None and saved.is_file():
-        schedule = Schedule.read(saved)
-    before = plan.start(iteration, schedule)
-    proven = isinstance(before, layout.Sharded)
-    return {"start": before.manifest} | ({"sharded": ancient(str(before)), "proof": before.proof} if proven else {})
+    before = plan.start(iteration, plan.schedule_as_known(iteration.run))
+    if isinstance(before, layout.Iteration):
+        return {"start": before.manifest}
+    return {
+        "start": before.manifest,
+        "sharded": ancient(str(before)),
+        "proof": before.proof,
+    }
 
 
 @in_snakemakes_frame
 def legal_schedule(wildcards):
     """schedule.json, for an iteration that it saves; as soon as it is known, others are refused."""
-    iteration = made(layout.Iteration, wildcards)
-    saved = Path(layout.Run(run=iteration.run).schedule)
-    schedule = plan.schedule(iteration.run)
-    if schedule is None:
-        if not saved.is_file() and iteration.run not in waiting:
-            waiting.add(iteration.run)
+    run, step = wildcards.run, int(wildcards.iteration)
+    saved = layout.Run(run=run).schedule
+    if plan.schedule(run) is None:
+        if plan.schedule_as_known(run) is None and run not in waiting:
+            waiting.add(run)
             logger.info(
-                f"The length of run {iteration.run} follows from data that do not exist yet: "
-                f"any iteration is accepted until {saved} is made, which then refuses those never saved."
+                f"The length of run {run} follows from data that do not exist yet: any iteration is "
+                f"accepted until {saved} is made, which then refuses those that are never saved."
             )
-        checkpoints.schedule.get(run=iteration.run)
-        schedule = Schedule.read(saved)
-    schedule.check(iteration.iteration, run=iteration.run)
-    return str(saved)
+        checkpoints.schedule.get(run=run)
+    plan.schedule_as_known(run).check(step, run=run)
+    return saved
 
 
 @in_snakemakes_frame

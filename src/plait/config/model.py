@@ -165,7 +165,7 @@ class Mixture(Strict):
 
 
 class InitModel(Strict):
-    """A Mistral-shaped model with random weights."""
+    """A Mistral-shaped model with random weights; its sizes, by the names of its config.json."""
 
     kind: Literal["init"]
     tokenizer: Name = Field(description="a tokenizer of this config")
@@ -223,7 +223,7 @@ class Model(Strict):
 
 
 class Run(Strict):
-    """One training run, in Megatron's words."""
+    """One training run; keys without a meaning here are Megatron's arguments of that name."""
 
     recipe: Literal["chat", "solo"] = Field(description="what kind of model is trained on what")
     model: Name = Field(description="a model of `models`, or of `raw_hf`")
@@ -271,13 +271,15 @@ class Run(Strict):
 class Config(Strict):
     """The whole of config/."""
 
-    datasets: dict[Name, Dataset] = Field({}, description="data/raw and data/processed")
-    tokenizers: dict[Name, TokenizerSource] = Field({}, description="data/tokenizers")
-    formats: dict[FormatName, Format] = Field({}, description="{format} of data/megatron_format")
-    mixtures: dict[Name, Mixture] = Field({}, description="data/analysis")
-    raw_hf: dict[Name, HfSource] = Field({}, description="data/models/raw_hf")
-    models: dict[Name, Model] = Field({}, description="names under data/models/raw, where they differ")
-    runs: dict[Name, Run] = Field({}, description="data/ckpts")
+    datasets: dict[Name, Dataset] = Field({}, description="`data/raw` and `data/processed`")
+    tokenizers: dict[Name, TokenizerSource] = Field({}, description="`data/tokenizers`")
+    formats: dict[FormatName, Format] = Field({}, description="the `{format}` of `data/megatron_format`")
+    mixtures: dict[Name, Mixture] = Field({}, description="`data/analysis`")
+    raw_hf: dict[Name, HfSource] = Field({}, description="`data/models/raw_hf`")
+    models: dict[Name, Model] = Field(
+        {}, description="names under `data/models/raw`, where they differ from `raw_hf`"
+    )
+    runs: dict[Name, Run] = Field({}, description="`data/ckpts`")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -320,7 +322,9 @@ class Config(Strict):
                 found.append(("raw_hf", name, "base", hf.base, self.raw_hf))
             if not isinstance(hf, FolderModel):
                 found.append(("raw_hf", name, "tokenizer", hf.tokenizer, self.tokenizers))
-        found += [("models", name, "source", model.source, self.raw_hf) for name, model in self.models.items()]
+        found += [
+            ("models", name, "source", model.source, self.raw_hf) for name, model in self.models.items()
+        ]
         for name, run in self.runs.items():
             found.append(("runs", name, "model", run.model, self.raw_hf | self.models))
             found.append(("runs", name, "mixture", run.mixture, self.mixtures))

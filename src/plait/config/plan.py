@@ -6,6 +6,7 @@ version remakes the artifact, an edited comment does not. Raise a stage's versio
 of its code that changes what it writes.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,25 @@ class Plan:
             raise ConfigError(f"dataset {chat.dataset} packs others together and has no records itself")
         _check_shard(chat.dataset, chat.shard, dataset.shards)
         return layout.Raw(dataset=chat.dataset)
+
+    def sources(self, raw: layout.Raw) -> list[layout.Artifact]:
+        """A raw source is made from no artifact, but what it is made from must be there.
+
+        Raises:
+            ConfigError: its path does not exist, or it has none because it packs others together.
+        """
+        source = self.dataset(raw.dataset).source
+        if source is None:
+            raise ConfigError(f"dataset {raw.dataset} packs others together and has no raw source itself")
+        path = getattr(source, "path", "")
+        if path and not Path(path).exists():
+            raise ConfigError(f"datasets.{raw.dataset}.source.path: {path} does not exist")
+        return []
+
+    def uncut(self, sharded: layout.Sharded) -> layout.Megatron:
+        """The whole model that is cut for a grid, if the grid can hold it."""
+        self.check_grid(sharded)
+        return layout.Megatron(model=sharded.model)
 
     def tokenizer_of(self, indexed: layout.Indexed) -> layout.Tokenizer:
         """The tokenizer that makes the tokens of an indexed shard."""
@@ -127,68 +147,33 @@ class Plan:
         Raises:
             ConfigError: the artifact cannot exist; it says what is legal.
         """
-        found: dict[str, list[Any]] = {}
-        match artifact:
-            case layout.Raw():
-                self.check_source(artifact)
-            case layout.Chat():
-                found = {"raw": [self.raw(artifact)]}
-            case layout.Tokenizer():
-                found = {"base": self.base_tokenizer(artifact)}
-            case layout.Indexed():
-                found = {"tokenizer": [self.tokenizer_of(artifact)], "chats": self.chats(artifact)}
-            case layout.Analysis():
-                found = {"indexed": self.indexed(artifact)}
-            case layout.HfModel():
-                found = {"parts": self.parts(artifact)}
-            case layout.Megatron():
-                found = {"hf": [self.hf(artifact.model)]}
-            case layout.Sharded():
-                self.check_grid(artifact)
-                found = {"megatron": [layout.Megatron(model=artifact.model)]}
-            case layout.Run():
-                found = {"analysis": [self.analysis(artifact.run)]}
-            case layout.Iteration():
-                analysis = self.analysis(artifact.run)
-                found = {"analysis": [analysis], "indexed": self.indexed(analysis)}
-            case layout.Export():
-                iteration = layout.Iteration(run=artifact.run, iteration=artifact.step)
-                found = {"hf": [self.hf(self.run(artifact.run).model)], "iteration": [iteration]}
+        found: dict[str, list[layout.Artifact]] = INPUTS[type(artifact)](self, artifact)
         return found
 
     def analysis(self, run: str) -> layout.Analysis:
         """The analysis of the mixture that a run trains on."""
         return layout.Analysis(mixture=self.run(run).mixture)
 
+    def template(self, run: str) -> str:
+        """The template of the conversations that a run trains on."""
+        return self.config.formats[self.config.mixtures[self.run(run).mixture].format].template
+
     def start(self, iteration: layout.Iteration, schedule: Schedule | None) -> layout.Artifact:
         """What an iteration is trained from: the saved one before it, or the sharded model.
 
         Args:
             iteration: the one to be trained.
-            schedule: the run's schedule, where it is known. Without it ``save_interval`` is enough;
-                where that waits for the data too, the sharded model stands in.
+            schedule: the run's schedule, where it is known. Without it ``save_interval`` of config/
+                is enough; where that waits for the data too, the sharded model stands in.
         """
         run = self.run(iteration.run)
-        interval = schedule.save_interval if schedule else run.save_interval
+        interval = run.save_interval or (schedule and schedule.save_interval)
         previous = (iteration.iteration - 1) // interval * interval if interval else 0
         if previous:
             return layout.Iteration(run=iteration.run, iteration=previous)
         return self.sharded(iteration.run)
 
     # Checks that need no data
-
-    def check_source(self, raw: layout.Raw) -> None:
-        """Refuse a raw source that has no records itself, or whose path is not there.
-
-        Raises:
-            ConfigError: it names the key.
-        """
-        source = self.dataset(raw.dataset).source
-        if source is None:
-            raise ConfigError(f"dataset {raw.dataset} packs others together and has no raw source itself")
-        path = getattr(source, "path", "")
-        if path and not Path(path).exists():
-            raise ConfigError(f"datasets.{raw.dataset}.source.path: {path} does not exist")
 
     def check_grid(self, sharded: layout.Sharded) -> None:
         """Refuse a grid that the model cannot be cut for.
@@ -232,44 +217,65 @@ class Plan:
         """
         return Schedule.of(self.run(name).model_dump(), instances)
 
+    def schedule_as_known(self, name: str) -> Schedule | None:
+        """The run's schedule as config/ gives it, or as schedule.json holds it for this config."""
+        run = layout.Run(run=name)
+        known = self.schedule(name)
+        if known is None and Path(run.schedule).is_file():
+            return Schedule.read(run.schedule, self.settings(run))
+        return known
+
     # Settings
 
     def settings(self, artifact: layout.Artifact, stage: str = "") -> dict[str, Any]:
         """What decides the content of an artifact besides its inputs."""
         stage = stage or STAGE_OF[type(artifact)]
-        return {"stage": stage, "version": VERSIONS[stage], **self._slice(stage, artifact)}
+        slice_ = SLICES[stage](self, artifact) if stage in SLICES else {}
+        return {"stage": stage, "version": VERSIONS[stage], **slice_}
 
     def settings_text(self, artifact: layout.Artifact, stage: str = "") -> str:
         """The settings as one canonical JSON text."""
         return canonical(self.settings(artifact, stage))
 
-    def _slice(self, stage: str, artifact: Any) -> dict[str, Any]:
-        if stage == "raw":
-            return {"source": _dump(self.dataset(artifact.dataset).source)}
-        if stage == "chat":
-            dataset = self.dataset(artifact.dataset)
-            keys = {"source", "shards", "pictures", "reject_limit"}
-            return dict(dataset.model_dump(mode="json", include=keys))
-        if stage == "tokenizer":
-            return {"source": _dump(_known("tokenizer", artifact.tokenizer, self.config.tokenizers))}
-        if stage == "index":
-            return {"format": _dump(_known("format", artifact.format, self.config.formats))}
-        if stage == "analyse":
-            return {"mixture": _dump(_known("mixture", artifact.mixture, self.config.mixtures))}
-        if stage == "model":
-            return {"source": _dump(_known("raw_hf", artifact.model, self.config.raw_hf))}
-        if stage == "schedule":
-            keys = {"epochs", "train_iters", "save_interval", "save_every", "global_batch_size"}
-            return dict(self.run(artifact.run).model_dump(mode="json", include=keys))
-        if stage == "train":
-            without = {"exports", "epochs", "train_iters", "save_interval", "save_every"}
-            return dict(self.run(artifact.run).model_dump(mode="json", exclude=without))
-        if stage == "export":
-            run = self.run(artifact.run)
-            template = self.config.formats[self.config.mixtures[run.mixture].format].template
-            return {"recipe": run.recipe, "template": template}
-        return {}
 
+# What each kind of artifact is made from.
+INPUTS: dict[type[layout.Artifact], Callable[[Plan, Any], dict[str, Any]]] = {
+    layout.Raw: lambda plan, it: {"artifacts": plan.sources(it)},
+    layout.Chat: lambda plan, it: {"raw": [plan.raw(it)]},
+    layout.Tokenizer: lambda plan, it: {"base": plan.base_tokenizer(it)},
+    layout.Indexed: lambda plan, it: {"tokenizer": [plan.tokenizer_of(it)], "chats": plan.chats(it)},
+    layout.Analysis: lambda plan, it: {"indexed": plan.indexed(it)},
+    layout.HfModel: lambda plan, it: {"parts": plan.parts(it)},
+    layout.Megatron: lambda plan, it: {"hf": [plan.hf(it.model)]},
+    layout.Sharded: lambda plan, it: {"megatron": [plan.uncut(it)]},
+    layout.Run: lambda plan, it: {"analysis": [plan.analysis(it.run)]},
+    layout.Iteration: lambda plan, it: {
+        "analysis": [plan.analysis(it.run)],
+        "indexed": plan.indexed(plan.analysis(it.run)),
+    },
+    layout.Export: lambda plan, it: {
+        "hf": [plan.hf(plan.run(it.run).model)],
+        "iteration": [layout.Iteration(run=it.run, iteration=it.step)],
+    },
+}
+
+# The part of the config that decides what a stage writes.
+CHAT_KEYS = {"source", "shards", "pictures", "reject_limit"}
+SCHEDULE_KEYS = {"epochs", "train_iters", "save_interval", "save_every", "global_batch_size"}
+NOT_TRAIN_KEYS = {"exports", "epochs", "train_iters", "save_interval", "save_every"}
+SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
+    "raw": lambda plan, it: {"source": _dump(plan.dataset(it.dataset).source)},
+    "chat": lambda plan, it: dict(plan.dataset(it.dataset).model_dump(mode="json", include=CHAT_KEYS)),
+    "tokenizer": lambda plan, it: {
+        "source": _dump(_known("tokenizer", it.tokenizer, plan.config.tokenizers))
+    },
+    "index": lambda plan, it: {"format": _dump(_known("format", it.format, plan.config.formats))},
+    "analyse": lambda plan, it: {"mixture": _dump(_known("mixture", it.mixture, plan.config.mixtures))},
+    "model": lambda plan, it: {"source": _dump(_known("raw_hf", it.model, plan.config.raw_hf))},
+    "schedule": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include=SCHEDULE_KEYS)),
+    "train": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", exclude=NOT_TRAIN_KEYS)),
+    "export": lambda plan, it: {"recipe": plan.run(it.run).recipe, "template": plan.template(it.run)},
+}
 
 STAGE_OF: dict[type[layout.Artifact], str] = {
     layout.Raw: "raw",

@@ -31,13 +31,15 @@ class Schedule:
     save_interval: int
 
     @classmethod
-    def read(cls, path: Path | str) -> Self:
-        """Read data/ckpts/{run}/schedule.json.
+    def read(cls, path: Path | str, settings: Mapping[str, Any] | None = None) -> Self | None:
+        """Read data/ckpts/{run}/schedule.json; None if it was made with other settings than these.
 
         Raises:
             DataError: it is missing, or is not a schedule.
         """
         found = read_json(path)
+        if settings is not None and found.get("settings", settings) != settings:
+            return None
         try:
             return cls(train_iters=int(found["train_iters"]), save_interval=int(found["save_interval"]))
         except (KeyError, TypeError, ValueError) as error:
