@@ -73,6 +73,8 @@ def rejects(shard: Path) -> list[dict]:
 
 # Built-in sources
 
+EMOJI = {"kind": "emoji-captions", "languages": ["en", "ja", "zh"], "size": 64}
+
 
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory):
@@ -80,7 +82,9 @@ def emoji(tmp_path_factory):
     from plait.data import builtin
 
     folder = tmp_path_factory.mktemp("emoji")
-    return folder, builtin.emoji_captions({"languages": ["en", "ja", "zh"], "size": 64}, folder)
+    facts = builtin.emoji_captions(EMOJI, folder)
+    files.write_manifest(folder, kind="raw", settings=EMOJI, facts=facts)
+    return folder, facts
 
 
 def test_at_least_1400_emoji_are_drawn_each_once(emoji):
@@ -110,12 +114,10 @@ def test_every_emoji_has_words_in_every_language(emoji):
     assert captions["emoji-1f34e-ja"] == "赤リンゴ"
 
 
-def test_captions_become_bare_assistant_turns_in_three_mixed_shards():
-    dataset = {
-        "source": {"kind": "emoji-captions", "languages": ["en", "ja", "zh"]},
-        "pictures": {"rule": "patches"},
-        "shards": 3,
-    }
+def test_captions_become_bare_assistant_turns_in_three_mixed_shards(emoji):
+    Path("data/raw").mkdir(parents=True)
+    Path("data/raw/toy").symlink_to(emoji[0])
+    dataset = {"source": EMOJI, "pictures": {"rule": "patches"}, "shards": 3}
     found = [list(shards.read(make(dataset, shard=shard))) for shard in range(3)]
     ids = [sample.id for shard in found for sample in shard]
     assert len(ids) == len(set(ids)) >= 3 * 1400
@@ -267,6 +269,20 @@ def test_a_shard_without_lines_is_refused(tmp_path):
     path = write_lines(tmp_path / "x.jsonl", [good()])
     with pytest.raises(DataError, match="no line of the raw source falls to"):
         make(mine(path, shards=2), shard=1)
+
+
+def test_a_shard_beyond_the_last_is_refused(tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", [good(n) for n in range(10)])
+    make(mine(path, shards=2))
+    with pytest.raises(DataError, match="is beyond the last shard of toy, 00001"):
+        shards.write(Path("data/raw/toy"), Chat(dataset="toy", shard=2), {"shards": 2})
+
+
+def test_a_shard_is_made_from_its_own_raw_source(tmp_path):
+    plan = Plan(load({"datasets": {"toy": mine(tmp_path)}}))
+    target = Chat(dataset="toy", shard=0)
+    with pytest.raises(LayoutError, match="is made from data/raw/toy, not from data/raw/other"):
+        chat_command.run(arguments(plan, target, source="data/raw/other", target=str(target)))
 
 
 def test_counts_that_do_not_balance_are_refused():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from plait import layout
 from plait.cli.common import Subparsers, add_settings, add_stage, settings
+from plait.errors import LayoutError
 
 
 def add(stages: Subparsers) -> None:
@@ -22,4 +23,6 @@ def run(args: argparse.Namespace) -> None:
     from plait.data import shards
 
     source, target = layout.Raw.parse(args.source), layout.Chat.parse(args.target)
+    if source.dataset != target.dataset:
+        raise LayoutError(f"{target} is made from data/raw/{target.dataset}, not from {source}")
     shards.write(Path(str(source)), target, settings(args, target))
