@@ -1,0 +1,1 @@
+"""The commands: one file a stage, each loads its stage when it runs."""

@@ -13,7 +13,7 @@ def add(stages: Subparsers) -> None:
     stage = add_stage(
         stages,
         "export",
-        "make a Hugging Face folder of a trained checkpoint, and the proofs of both",
+        "make a Hugging Face folder of a trained checkpoint, and its proof",
         "data/models/raw_hf/Mistral-tiny-chatml data/ckpts/chat-tiny/iter_0000100 "
         "data/ckpts/chat-tiny/hf/model_iter_100",
     )
@@ -25,7 +25,7 @@ def add(stages: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the folder, prove it and the checkpoint, and only then let it appear."""
+    """Write the folder, prove it against the checkpoint, and only then let it appear."""
     target = layout.Export.parse(args.target)
     iteration = layout.Iteration.parse(args.iteration)
     found = settings(args, target)
@@ -38,10 +38,5 @@ def run(args: argparse.Namespace) -> None:
     with files.appears_whole(str(target), folder=True) as folder:
         template = chat_template(found["template"])
         facts = export_folder(source, checkpoint, folder, recipe=found["recipe"], chat_template=template)
-        trained, rows = parity.prove_trained(checkpoint, folder, root=facts["merkle"])
-        facts["grid"] = trained["grid"]
+        facts = parity.prove_export(checkpoint, folder, target, facts=facts)
         files.write_manifest(folder, kind="export", settings=found, inputs=[source, checkpoint], facts=facts)
-        for artifact, known in ((iteration, trained), (target, facts)):
-            proof = Path(artifact.proof)
-            root = facts["merkle"]
-            parity.write(proof, str(artifact), facts=known, reference=str(target), root=root, rows=rows)

@@ -14,11 +14,13 @@ def add(stages: Subparsers) -> None:
     stage = add_stage(
         stages,
         "verify",
-        "prove a converted or sharded model against the Hugging Face folder it was made from",
+        "prove a converted or sharded model against its Hugging Face folder, or a checkpoint by its export",
         "data/models/raw_hf/Mistral-tiny-chatml data/models/sharded/chat-tiny-megatron-tp1-pp2 "
         "data/verify/models/sharded/chat-tiny-megatron-tp1-pp2/parity.json",
     )
-    stage.add_argument("reference", help="the Hugging Face folder")
+    stage.add_argument(
+        "reference", help="the Hugging Face folder: source of a converted model, export of a checkpoint"
+    )
     stage.add_argument("artifact", help="the Megatron model")
     stage.add_argument("proof", help="the proof to write")
     stage.set_defaults(run=run)
@@ -27,11 +29,12 @@ def add(stages: Subparsers) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prove it, in as many processes as its grid has ranks."""
     artifact = layout.parse(args.artifact)
-    if not isinstance(artifact, layout.Megatron | layout.Sharded):
-        raise LayoutError(f"{artifact} is not a converted or sharded model")
+    if not isinstance(artifact, layout.Megatron | layout.Sharded | layout.Iteration):
+        raise LayoutError(f"{artifact} is not a converted, sharded or trained model")
     if layout.inside(args.proof) != artifact.proof:
         raise LayoutError(f"the proof of {artifact} is {artifact.proof}, not {args.proof}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from plait.verify.parity import prove_converted
+    from plait.verify.parity import prove_converted, prove_iteration
 
-    prove_converted(Path(args.reference), Path(str(artifact)), Path(args.proof))
+    prove = prove_iteration if isinstance(artifact, layout.Iteration) else prove_converted
+    prove(Path(layout.inside(args.reference)), Path(str(artifact)), Path(args.proof))

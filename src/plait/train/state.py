@@ -18,9 +18,11 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from plait import files
-from plait.convert import checkpoint
+from plait.convert import engine
+from plait.convert.torch_dist import read_iteration
 from plait.errors import CheckpointError, LayoutError
 from plait.models.specs import Spec
+from plait.parallel.grid import Grid
 
 RUN = "run.json"
 HF_CONFIG = "hf_config.json"
@@ -50,14 +52,24 @@ class TrainState:
     def load(self, folder: Path) -> None:
         """Take everything from a checkpoint of the same grid."""
         found = dist_checkpointing.load(self.sharded(is_loading=True), str(folder))
-        names = self.model.sharded_state_dict().keys()
-        self.model.load_state_dict({name: found[name] for name in names}, strict=True)
+        load_weights(self.model, found)
         with torch.no_grad():
             self.optimizer.load_state_dict(found["optimizer"])
         self.schedule.load_state_dict(found["opt_param_scheduler"])
         torch.set_rng_state(found["rng_state"]["torch"])
         get_cuda_rng_tracker().set_states(found["rng_state"]["tracker"])
         self.iteration = found["iteration"]
+
+
+def load_weights(model: Any, found: Mapping[str, Any]) -> None:
+    """Take a model's own tensors out of what ``dist_checkpointing.load`` gave; none may lack."""
+    names = model.sharded_state_dict().keys()
+    model.load_state_dict({name: found[name] for name in names}, strict=True)
+
+
+def load_model(model: Any, folder: Path) -> None:
+    """Load the weights, and nothing else, of a checkpoint of any grid."""
+    load_weights(model, dist_checkpointing.load(model.sharded_state_dict(), str(folder)))
 
 
 def _generators() -> ShardedObject:
@@ -115,14 +127,16 @@ def save(
 
 def publish(part: Path, target: Path, *, spec: Spec, settings: Mapping[str, Any], inputs: list[Path]) -> None:
     """Check what was written, write the manifest and rename the folder into place."""
-    facts = checkpoint.facts_of_iteration(part, spec)
-    grid = {
-        "tp": parallel_state.get_tensor_model_parallel_world_size(),
-        "pp": parallel_state.get_pipeline_model_parallel_world_size(),
-    }
-    files.write_manifest(
-        part, kind="iteration", settings=settings, inputs=inputs, facts={**facts, "grid": grid}
+    grid = Grid(
+        tp=parallel_state.get_tensor_model_parallel_world_size(),
+        pp=parallel_state.get_pipeline_model_parallel_world_size(),
     )
+    facts = {
+        "merkle": engine.merkle(engine.to_hf(read_iteration(part, spec), spec)),
+        "coverage": engine.coverage(spec, grid),
+        "grid": {"tp": grid.tp, "pp": grid.pp},
+    }
+    files.write_manifest(part, kind="iteration", settings=settings, inputs=inputs, facts=facts)
     files.sync(part)
     files.remove(target)
     part.rename(target)

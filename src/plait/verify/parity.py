@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import files, layout
-from plait.convert import checkpoint
+from plait.convert import checkpoint, engine
 from plait.errors import ProofError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
@@ -32,34 +32,56 @@ def prove_converted(reference: Path, artifact: Path, proof: Path) -> dict[str, A
     grid = Grid(**facts["grid"])
     spec = Spec.of(reference)
     inputs = logits.cases(spec)
-    found = logits.of_megatron(spec, grid, _Classic(artifact, grid), inputs)
+    load = _Sharded(artifact, grid) if manifest["kind"] == "sharded" else _Whole(artifact, spec)
+    found = logits.of_megatron(spec, grid, load, inputs)
     rows = logits.compare(inputs, logits.of_transformers(reference, inputs), found)
     root = files.check_manifest(reference)["facts"]["merkle"]
     return write(proof, artifact, facts=facts, reference=reference, root=root, rows=rows)
 
 
-def prove_trained(iteration: Path, export: Path, *, root: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Compare a checkpoint on its grid with the Hugging Face folder made from it.
+def prove_export(
+    iteration: Path, folder: Path, export: layout.Export, *, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Prove a Hugging Face folder against the checkpoint it was made from, on the checkpoint's grid.
 
     Args:
         iteration: the checkpoint.
-        export: the folder, not yet in its place.
-        root: Merkle root of the export's tensors.
+        folder: the folder, not yet in its place.
+        export: its place.
+        facts: ``merkle`` and ``coverage`` of the folder.
 
     Returns:
-        The checkpoint's facts and the rows of the comparison.
+        The facts, with the checkpoint's grid.
 
     Raises:
-        ProofError: they differ.
+        ProofError: the two differ; nothing is written.
+    """
+    trained = files.check_manifest(iteration)["facts"]
+    spec = Spec.of(folder)
+    inputs = logits.cases(spec)
+    found = logits.of_megatron(spec, Grid(**trained["grid"]), _Trained(iteration), inputs)
+    rows = logits.compare(inputs, logits.of_transformers(folder, inputs), found)
+    known = {**facts, "grid": trained["grid"]}
+    write(
+        Path(export.proof), str(export), facts=known, reference=iteration, root=trained["merkle"], rows=rows
+    )
+    return known
+
+
+def prove_iteration(export: Path, iteration: Path, proof: Path) -> dict[str, Any]:
+    """Prove a checkpoint by the export that was proven against it: nothing is computed again.
+
+    Raises:
+        ProofError: the export was made from another checkpoint, or has no proof.
+        DataError: a file of either is not what its manifest says.
     """
     facts = files.check_manifest(iteration)["facts"]
-    grid = Grid(**facts["grid"])
-    spec = Spec.of(export)
-    inputs = logits.cases(spec)
-    found = logits.of_megatron(spec, grid, _Trained(iteration), inputs)
-    rows = logits.compare(inputs, logits.of_transformers(export, inputs), found)
-    _check(iteration, facts=facts, root=root, rows=rows)
-    return facts, rows
+    known = files.check_manifest(export)
+    parity = files.read_json(layout.parse(export).proof)
+    if known["inputs"].get(layout.inside(iteration)) != files.digest_of_input(iteration):
+        raise ProofError(f"{export} was made from another {iteration}", hint="export it again")
+    root, rows = known["facts"]["merkle"], parity["logits"]
+    return write(proof, iteration, facts=facts, reference=export, root=root, rows=rows)
 
 
 def write(
@@ -103,7 +125,20 @@ def _check(artifact: Path | str, *, facts: dict[str, Any], root: str, rows: list
         raise ProofError(f"{artifact} failed its proof: " + "; ".join(wrong), hint="do not use it")
 
 
-class _Classic:
+class _Whole:
+    """Loads a whole model on one rank, which pads its vocabulary as any grid does."""
+
+    def __init__(self, folder: Path, spec: Spec) -> None:
+        self.folder, self.spec = folder, spec
+
+    def __call__(self, model: Any) -> None:
+        from plait.train.build import load_weights
+
+        whole = checkpoint.read_whole(self.folder, Grid())
+        load_weights(model, engine.cut(whole, self.spec, Grid(), 0, 0))
+
+
+class _Sharded:
     """Loads a rank of Megatron's classic layout."""
 
     def __init__(self, folder: Path, grid: Grid) -> None:
@@ -126,7 +161,6 @@ class _Trained:
         self.folder = folder
 
     def __call__(self, model: Any) -> None:
-        from megatron.core import dist_checkpointing
+        from plait.train.state import load_model
 
-        found = dist_checkpointing.load(model.sharded_state_dict(), str(self.folder))
-        model.load_state_dict(found, strict=True)
+        load_model(model, self.folder)
