@@ -28,5 +28,5 @@ def run(args: argparse.Namespace) -> None:
     target = layout.Analysis.parse(args.analysis)
     chosen = settings(args, target)
     with files.appears_whole(str(target), folder=True) as folder:
-        facts = analysis.build(folder, shards, chosen["mixture"])
+        facts = analysis.build(folder, target.mixture, shards, chosen["mixture"])
         files.write_manifest(folder, kind="analysis", settings=chosen, inputs=map(str, shards), facts=facts)

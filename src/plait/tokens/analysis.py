@@ -55,11 +55,14 @@ class Counted:
         return totals(self.measures)
 
 
-def build(folder: Path, shards: Sequence[layout.Indexed], settings: Mapping[str, Any]) -> dict[str, Any]:
+def build(
+    folder: Path, name: str, shards: Sequence[layout.Indexed], settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write an analysis into an empty folder.
 
     Args:
         folder: where the files go.
+        name: the mixture's.
         shards: the indexed shards of the mixture.
         settings: a mixture of the config: ``datasets`` or ``weights``.
 
@@ -81,8 +84,8 @@ def build(folder: Path, shards: Sequence[layout.Indexed], settings: Mapping[str,
         yaml.safe_dump(mixed, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
     (folder / "mixture.txt").write_text(line + "\n", encoding="utf-8")
-    measures = {name: together(shards) for name, shards in by_dataset(counted).items()}
-    (folder / "tokens.html").write_text(page(tokens, mixed, line, measures), encoding="utf-8")
+    measures = {dataset: together(several) for dataset, several in by_dataset(counted).items()}
+    (folder / "tokens.html").write_text(page(name, tokens, mixed, line, measures), encoding="utf-8")
     _report(tokens, mixed, line)
     return {"total_instances": mixed["total_instances"], **tokens["total"]}
 

@@ -39,6 +39,7 @@ svg { width: 100%; height: auto; display: block; margin: .6rem 0; }
 
 
 def page(
+    name: str,
     tokens: Mapping[str, Any],
     mixed: Mapping[str, Any],
     line: str,
@@ -47,6 +48,7 @@ def page(
     """The whole page.
 
     Args:
+        name: the mixture.
         tokens: the content of tokens.json.
         mixed: the content of mixture.yaml.
         line: the content of mixture.txt.
@@ -54,16 +56,16 @@ def page(
     """
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(tokens["datasets"])}
     parts = [
-        "<h1>Tokens and mixture</h1>",
+        f"<h1>{escape(name)}</h1><p>Tokens and mixture</p>",
         _key_figures(tokens["total"], mixed["total_instances"]),
         _mixture(mixed, line, colours),
     ]
-    for name, dataset in tokens["datasets"].items():
-        parts.append(_dataset(name, dataset, measures[name], colours[name]))
+    for dataset, counts in tokens["datasets"].items():
+        parts.append(_dataset(dataset, counts, measures[dataset], colours[dataset]))
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>Tokens and mixture</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{escape(name)}: tokens and mixture</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -116,6 +118,7 @@ def _dataset(
     return (
         f"<h2>{escape(name)}</h2><p>{', '.join(f'{number} {word}' for word, number in total)}.</p>"
         f"{_table(('', *columns), rows)}"
+        f"<p>Share of all documents or sequences that have at most so many:</p>"
         f"{figure({MEASURES[key]: measures[key] for key in shown}, colour)}"
         f"{_shards(dataset['shards'])}"
     )
@@ -126,7 +129,7 @@ def _shards(shards: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     heads = ("shard", *(word.replace("_", " ") for word in TOTALS), "fill")
     rows = [
-        (escape(path), *(_number(shard[word]) for word in TOTALS), f"{shard['fill']:.2%}")
+        (escape(path.rsplit("/", 1)[-1]), *(_number(shard[word]) for word in TOTALS), f"{shard['fill']:.2%}")
         for path, shard in shards.items()
     ]
     return _table(heads, rows)
@@ -168,6 +171,8 @@ def _curve(axis: Any, words: str, values: NDArray[np.int64], colour: str) -> Non
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axis.grid(color="#e4e8ec", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#8a949e")
+    axis.tick_params(color="#8a949e", labelcolor="#56616d", width=0.6)
 
 
 def _number(value: float) -> str:

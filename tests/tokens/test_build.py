@@ -1,0 +1,348 @@
+import base64
+import gzip
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from plait import files
+from plait.data.images import patches
+from plait.errors import DataError
+from plait.tokens import build
+from plait.tokens.documents import Document, Documents, Picture
+from plait.tokens.indexed import PackedShard
+from plait.tokens.render import Renderer
+from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
+
+FORM = {
+    "tokenizer": "solo",
+    "template": "pretrain",
+    "packing": "best_fit",
+    "overlong": "split",
+    "pictures": "encoded",
+    "patch_size": 32,
+    "max_resolution": 1024,
+}
+
+
+def picture(width, height, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "PNG")
+    return out.getvalue()
+
+
+def part(content):
+    if isinstance(content, str):
+        return {"type": "text", "text": content}
+    url = "data:image/png;base64," + base64.b64encode(content).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def turn(role, *contents):
+    return {"role": role, "content": [part(content) for content in contents]}
+
+
+def chats(path, *conversations):
+    with gzip.open(path, "wt") as file:
+        for number, messages in enumerate(conversations):
+            file.write(json.dumps({"id": f"s{number}", "messages": list(messages)}) + "\n")
+    return path
+
+
+def index(folder, tokenizer, shards, limit=128, **form):
+    folder.mkdir()
+    facts = build.build(folder, tokenizer, shards, FORM | form, limit)
+    files.write_manifest(folder, kind="indexed", settings={}, inputs=shards, facts=facts)
+    return PackedShard(folder)
+
+
+CAPTIONED = [
+    (turn("assistant", picture(64, 64, seed), text),)
+    for seed, text in enumerate(["a red ball", "赤い玉", "红球😀", "a literal <vpatch> token"])
+]
+
+
+def test_a_caption_becomes_a_picture_and_its_words(tokenizers, tmp_path):
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(model_file=str(tokenizers["base"] / "tokenizer.model"))
+    shard = index(tmp_path / "i", tokenizers["solo"], [chats(tmp_path / "c.gz", CAPTIONED[3])])
+    pack = shard.pack(0)
+    words = pieces.encode("a literal <vpatch> token")
+
+    assert len(shard) == 1
+    assert pack.text.tolist() == [32000, 32001, 32001, 32002, 32001, 32001, 32004, *words]
+    assert pack.role.tolist() == [2, 3, 3, 2, 3, 3, 2, *[2] * len(words)]
+    assert pack.patch_indices.tolist() == [-1, 0, 1, -1, 2, 3, -1, *[-1] * len(words)]
+    assert pack.pictures == [picture(64, 64, 3)]
+    assert pack.patches is None
+    assert shard.rows() == [
+        {"n_tokens": len(pack.text), "n_image_tokens": 4, "n_images": 1, "n_loss_tokens": len(words)}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "rows", "columns", "tokens"),
+    [
+        (640, 480, 15, 20, 316),
+        (500, 333, 11, 16, 188),
+        (1920, 1080, 18, 32, 595),
+        (333, 500, 16, 11, 193),
+        (1, 1, 1, 1, 3),
+        (33, 33, 2, 2, 7),
+        (1024, 1024, 32, 32, 1057),
+        (300, 10, 1, 10, 12),
+        (4000, 3, 1, 32, 34),
+    ],
+)
+@pytest.mark.parametrize("template", ["pretrain", "chatml"])
+def test_pictures_have_as_many_tokens_as_in_solo(tokenizers, width, height, rows, columns, tokens, template):
+    from plait.data.chat import Message, Sample, Text
+    from plait.data.chat import Picture as Encoded
+
+    out = io.BytesIO()
+    Image.new("1", (width, height)).save(out, "PNG")
+    sample = Sample((Message("assistant", (Encoded(out.getvalue()), Text("a"))),))
+    renderer = Renderer(tokenizers["solo"], FORM | {"template": template})
+    found = renderer.documents([renderer.pieces(sample)])[0]
+    start, end = (found.text.tolist().index(token) for token in (32000, 32004))
+
+    assert end - start + 1 == tokens
+    assert (found.role == IMAGE).sum() == rows * columns
+    assert (found.text == 32002).sum() == rows - 1
+    assert found.patch_indices[found.role == IMAGE].tolist() == list(range(rows * columns))
+    assert (found.patch_indices[found.role != IMAGE] == -1).all()
+
+
+def test_chatml_with_pictures_gives_the_ids_of_the_rendered_text(tokenizers):
+    """As a processor does it: render, put each picture's tokens in its place, tokenise."""
+    from transformers import AutoTokenizer
+
+    from plait.data.chat import parse
+    from plait.tokens.vocabulary import PICTURE, picture_text
+
+    hf = AutoTokenizer.from_pretrained(tokenizers["solo"])
+    messages = [
+        turn("user", "What is in", picture(64, 32), picture(32, 96, 1), " these? <vpatch>"),
+        turn("assistant", "赤い玉。"),
+    ]
+    text = hf.apply_chat_template(messages, tokenize=False)
+    for grid in ((1, 2), (3, 1)):
+        text = text.replace(PICTURE, picture_text(*grid), 1)
+    renderer = Renderer(tokenizers["solo"], FORM | {"template": "chatml"})
+    found = renderer.documents([renderer.pieces(parse(json.dumps(messages)))])[0]
+
+    assert found.text.tolist() == hf(text, add_special_tokens=False).input_ids
+    assert found.patch_indices[found.role == IMAGE].tolist() == [0, 1, 2, 3, 4]
+    assert [p.patches for p in found.pictures] == [2, 3]
+    lookalike = np.flatnonzero((found.text == 32001) & (found.role != IMAGE))
+    assert len(lookalike) == 1
+    assert found.patch_indices[lookalike] == -1
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "next_fit", "sorted_next_fit"])
+def test_packs_hold_every_document_once_with_its_own_pictures(tokenizers, tmp_path, packing):
+    source = chats(tmp_path / "c.gz", *CAPTIONED * 5)
+    apart = index(tmp_path / "apart", tokenizers["solo"], [source], limit=16, packing="next_fit")
+    shard = index(tmp_path / "packed", tokenizers["solo"], [source], limit=64, packing=packing)
+    found = []
+
+    for pack, row in zip(shard, shard.rows(), strict=True):
+        assert len(pack.text) == row["n_tokens"] <= 64
+        breaks = np.flatnonzero(pack.role == PACK_SEP)
+        assert (pack.text[breaks] == 1).all()
+        assert (pack.patch_indices[breaks] == -1).all()
+        assert np.array_equal(pack.patch_indices >= 0, pack.role == IMAGE)
+        values = np.concatenate([patches(encoded) for encoded in pack.pictures])
+        for document in np.split(np.arange(len(pack.text)), breaks):
+            own = document[pack.role[document] != PACK_SEP]
+            used = pack.patch_indices[own]
+            found.append((pack.text[own].tolist(), values[used[used >= 0]].tobytes()))
+
+    expected = [(p.text.tolist(), patches(p.pictures[0]).tobytes()) for p in apart]
+    assert sorted(found) == sorted(expected)
+    assert shard.facts["documents"] == 20
+    assert shard.facts["packs"] == len(shard) >= shard.facts["lower_bound"]
+    assert shard.facts["tokens"] == sum(len(pack.text) for pack in shard)
+
+
+def test_raw_patches_are_those_of_the_encoded_pictures(tokenizers, tmp_path):
+    wordy = (turn("assistant", "only words"),)
+    source = chats(tmp_path / "c.gz", CAPTIONED[0], wordy, CAPTIONED[1])
+    encoded = index(tmp_path / "e", tokenizers["solo"], [source], limit=16, packing="next_fit")
+    raw = index(
+        tmp_path / "r", tokenizers["solo"], [source], limit=16, packing="next_fit", pictures="patches"
+    )
+
+    assert not (tmp_path / "r" / "data-image.bin").exists()
+    for ours, theirs in zip(raw, encoded, strict=True):
+        expected = [patches(picture).astype(np.float16) for picture in theirs.pictures]
+        assert ours.pictures == []
+        assert ours.patches.dtype == np.float16
+        assert np.array_equal(ours.patches, np.concatenate([np.empty((0, 3072), np.float16), *expected]))
+
+
+def test_the_files_open_with_megatron_core(tokenizers, tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    wordy = (turn("assistant", "words, and no picture at all, for once"),)
+    shard = index(tmp_path / "i", tokenizers["solo"], [chats(tmp_path / "c.gz", *CAPTIONED, wordy)], limit=24)
+    text, role, indices, images = (
+        IndexedDataset(str(tmp_path / "i" / f"data-{name}"))
+        for name in ("text", "role", "vision_patch_indices", "image")
+    )
+
+    assert len(text) == len(role) == len(indices) == len(shard)
+    for number, pack in enumerate(shard):
+        assert text[number].tolist() == pack.text.tolist()
+        assert role[number].tolist() == pack.role.tolist()
+        assert indices[number].tolist() == pack.patch_indices.tolist()
+        start, end = images.document_indices[number : number + 2]
+        assert [images[item].tobytes() for item in range(start, end)] == pack.pictures
+    assert images.document_indices[-1] == len(images) == 4
+
+
+def test_a_shard_without_any_picture_is_read(tokenizers, tmp_path):
+    wordy = (turn("assistant", "only words"),)
+    shard = index(tmp_path / "i", tokenizers["solo"], [chats(tmp_path / "c.gz", wordy)])
+
+    assert (tmp_path / "i" / "data-image.bin").stat().st_size == 0
+    assert shard.pack(0).pictures == []
+
+
+def test_sources_are_packed_jointly(tokenizers, tmp_path):
+    first = chats(tmp_path / "a.gz", *CAPTIONED[:2])
+    second = chats(tmp_path / "b.gz", *CAPTIONED[2:])
+
+    shard = index(tmp_path / "i", tokenizers["solo"], [first, second])
+
+    assert shard.facts["documents"] == 4
+    assert len(shard) == 1
+
+
+def test_records_without_a_loss_token_and_refused_ones_are_counted(tokenizers, tmp_path):
+    source = chats(
+        tmp_path / "c.gz",
+        (turn("user", "nobody answers"),),
+        (turn("user", "x"), turn("assistant", "y")),
+        (turn("user", "x"), turn("assistant", "y"), turn("system", "z")),
+    )
+    shard = index(tmp_path / "i", tokenizers["chatml"], [source], template="mistral")
+
+    assert shard.facts["rejected"] == {"no_loss_tokens": 1, "system_without_user": 1}
+    assert (shard.facts["read"], shard.facts["documents"]) == (3, 1)
+    assert files.read_json(tmp_path / "i" / "data_stats.json") == shard.facts
+
+
+def test_a_picture_alone_teaches_nothing(tokenizers, tmp_path):
+    source = chats(tmp_path / "c.gz", (turn("assistant", picture(64, 64)),), CAPTIONED[0])
+
+    assert index(tmp_path / "i", tokenizers["solo"], [source]).facts["rejected"] == {"no_loss_tokens": 1}
+
+
+def test_long_documents_are_dropped_or_split_and_counted(tokenizers, tmp_path):
+    long = (turn("user", "x"), turn("assistant", "word " * 100))
+    source = chats(tmp_path / "c.gz", long, (turn("assistant", "short"),))
+    dropped = index(tmp_path / "d", tokenizers["chatml"], [source], limit=40, overlong="drop").facts
+    split = index(tmp_path / "s", tokenizers["chatml"], [source], limit=40, overlong="split")
+
+    assert (dropped["dropped"], dropped["split"], dropped["documents"]) == (1, 0, 1)
+    assert (split.facts["dropped"], split.facts["split"], split.facts["documents"]) == (0, 1, 2)
+    separators = sum((pack.role == PACK_SEP).sum() for pack in split)
+    assert split.facts["tokens"] - separators == dropped["tokens"] + dropped["dropped_tokens"]
+    assert max(len(pack.text) for pack in split) == 40
+
+
+def test_nothing_left_to_pack_is_an_error_with_the_reasons(tokenizers, tmp_path):
+    source = chats(tmp_path / "c.gz", (turn("user", "nobody answers"),))
+
+    with pytest.raises(DataError, match=r"no document is left.*'no_loss_tokens': 1"):
+        index(tmp_path / "i", tokenizers["chatml"], [source])
+
+
+def test_a_malformed_line_is_named(tokenizers, tmp_path):
+    (tmp_path / "c.jsonl").write_text(
+        '{"role": "assistant", "content": "a"}\n{"role": "alien", "content": "b"}\n'
+    )
+
+    with pytest.raises(DataError, match=r"c\.jsonl line 2: .*alien"):
+        index(tmp_path / "i", tokenizers["chatml"], [tmp_path / "c.jsonl"])
+
+
+def test_an_equal_rebuild_is_equal_byte_for_byte(tokenizers, tmp_path):
+    source = chats(tmp_path / "c.gz", *CAPTIONED * 3)
+    for name in "ab":
+        index(tmp_path / name, tokenizers["solo"], [source], limit=32)
+
+    one, other = (files.read_manifest(tmp_path / name) for name in "ab")
+    assert one["files"] == other["files"]
+    assert one["facts"] == other["facts"]
+
+
+# Documents
+
+
+@st.composite
+def documents(draw):
+    """A document of runs of text and pictures; patch k of it has the token id 1000 + k."""
+    text, indices, pictures, patch = [], [], [], 0
+    for number, (words, count) in enumerate(
+        draw(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1))
+    ):
+        text += [7] * words
+        indices += [-1] * words
+        if count:
+            text += range(1000 + patch, 1000 + patch + count)
+            indices += range(patch, patch + count)
+            pictures.append(Picture(bytes([number]), count))
+            patch += count
+    role = [IMAGE if index >= 0 else ASSISTANT for index in indices]
+    return Document(np.array(text, np.int32), np.array(role, np.uint8), np.array(indices, np.int32), pictures)
+
+
+def shown(document):
+    """What stands at each token: the picture it is of and the place in it, or nothing."""
+    places = [(p.encoded, place) for p in document.pictures for place in range(p.patches)]
+    return [places[index] if index >= 0 else None for index in document.patch_indices]
+
+
+@given(documents(), st.integers(1, 12))
+def test_a_part_shows_what_the_whole_shows_and_keeps_no_other_picture(whole, limit):
+    seen = []
+    for start in range(0, len(whole), limit):
+        part = whole.part(start, min(start + limit, len(whole)))
+        seen += shown(part)
+        used = {place[0] for place in shown(part) if place}
+        assert [p.encoded for p in part.pictures] == sorted(used)
+
+    assert seen == shown(whole)
+
+
+@settings(deadline=None)
+@given(st.lists(documents(), min_size=1, max_size=5))
+def test_joined_documents_show_what_they_showed_apart(several):
+    text, role, indices = build.joined(several, separator=1)
+    pictures = [p for document in several for p in document.pictures]
+    joined = Document(text, role, indices, pictures)
+    breaks = np.flatnonzero(role == PACK_SEP)
+
+    assert len(breaks) == len(several) - 1
+    expected = [place for document in several for place in [None, *shown(document)]][1:]
+    assert shown(joined) == expected
+
+
+@given(st.lists(documents(), max_size=5))
+def test_stored_documents_come_back(several):
+    with Documents() as store:
+        for document in several:
+            store.append(document)
+
+        assert store.lengths.tolist() == [len(document) for document in several]
+        for number, document in enumerate(several):
+            assert store[number].pictures == list(document.pictures)
+            assert np.array_equal(store[number].text, document.text)
