@@ -29,16 +29,13 @@ MEASURES: dict[str, str] = {
 }
 """What is counted, in words. A sequence is a pack of documents."""
 TOTALS: dict[str, str] = {
-    "packs": "n_tokens",
-    "documents": "document_tokens",
     "tokens": "n_tokens",
     "text_tokens": "n_text_tokens",
     "image_tokens": "n_image_tokens",
     "loss_tokens": "n_loss_tokens",
     "images": "n_images",
 }
-"""The totals, and the measure that each counts or sums."""
-COUNTS = ("packs", "documents")
+"""The totals besides packs and documents, and the measure that each sums."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +44,9 @@ class Counted:
 
     indexed: layout.Indexed
     measures: Mapping[str, Ints]
+    documents: int
+    """Conversations in it; one that was split is one."""
     fill: float
-
-    @property
-    def totals(self) -> dict[str, int]:
-        """Sequences, documents, tokens and pictures in all."""
-        return totals(self.measures)
 
 
 def build(
@@ -107,11 +101,11 @@ def measure(shard: layout.Indexed) -> Counted:
         raise DataError(
             f"{folder}/data.jsonl counts {found['n_tokens'].sum()} tokens, its manifest {facts['tokens']}"
         )
-    return Counted(shard, found, facts["fill"])
+    return Counted(shard, found, facts["documents"], facts["fill"])
 
 
 def document_lengths(roles: IndexedReader) -> Ints:
-    """Tokens of each document in the packs: what stands between two separators or pack bounds."""
+    """Tokens of each document, or part of a split one: what stands between separators or pack bounds."""
     flat = roles.flat
     breaks = np.flatnonzero(flat == PACK_SEP)
     # a pack ends behind its last token, where no separator is
@@ -128,10 +122,8 @@ def weigh(counted: Sequence[Counted], settings: Mapping[str, Any]) -> mixture.We
     Raises:
         DataError: the shards are not those of the mixture.
     """
-    shards = [
-        mixture.Shard(str(c.indexed), c.indexed.dataset, c.totals["packs"], c.totals["tokens"])
-        for c in counted
-    ]
+    sizes = [(c.indexed, c.measures["n_tokens"]) for c in counted]
+    shards = [mixture.Shard(str(i), i.dataset, len(size), int(size.sum())) for i, size in sizes]
     if settings["weights"]:
         return mixture.explicit(shards, settings["weights"])
     mixture.check(shards, settings["datasets"])
@@ -154,11 +146,12 @@ def together(shards: Sequence[Counted]) -> dict[str, Ints]:
 # Figures
 
 
-def totals(measures: Mapping[str, Ints]) -> dict[str, int]:
+def totals(shards: Sequence[Counted]) -> dict[str, int]:
     """Sequences, documents, tokens and pictures in all."""
     return {
-        name: len(measures[key]) if name in COUNTS else int(measures[key].sum())
-        for name, key in TOTALS.items()
+        "packs": sum(len(shard.measures["n_tokens"]) for shard in shards),
+        "documents": sum(shard.documents for shard in shards),
+        **{name: sum(int(shard.measures[key].sum()) for shard in shards) for name, key in TOTALS.items()},
     }
 
 
@@ -175,16 +168,15 @@ def statistics(values: Ints) -> dict[str, float]:
 
 def to_json(counted: Sequence[Counted]) -> dict[str, Any]:
     """The content of tokens.json."""
-    everything = together(counted)
     datasets = {}
     for name, shards in by_dataset(counted).items():
         measures = together(shards)
         datasets[name] = {
-            **totals(measures),
+            **totals(shards),
             "statistics": {key: statistics(measures[key]) for key in MEASURES},
-            "shards": {str(shard.indexed): shard.totals | {"fill": shard.fill} for shard in shards},
+            "shards": {str(shard.indexed): totals([shard]) | {"fill": shard.fill} for shard in shards},
         }
-    return {"schema": files.SCHEMA, "datasets": datasets, "total": totals(everything)}
+    return {"schema": files.SCHEMA, "datasets": datasets, "total": totals(counted)}
 
 
 def _report(tokens: Mapping[str, Any], mixed: Mapping[str, Any], line: str) -> None:

@@ -114,7 +114,7 @@ def _dataset(
     shown = [key for key in MEASURES if statistics[key]["max"] > 0]
     columns = tuple(next(iter(statistics.values())))
     rows = [(MEASURES[key], *(_number(statistics[key][column]) for column in columns)) for key in shown]
-    total = ((word.replace("_", " "), _number(dataset[word])) for word in TOTALS)
+    total = ((word.replace("_", " "), _number(dataset[word])) for word in ("packs", "documents", *TOTALS))
     return (
         f"<h2>{escape(name)}</h2><p>{', '.join(f'{number} {word}' for word, number in total)}.</p>"
         f"{_table(('', *columns), rows)}"
@@ -127,9 +127,13 @@ def _dataset(
 def _shards(shards: Mapping[str, Mapping[str, Any]]) -> str:
     if len(shards) < 2:
         return ""
-    heads = ("shard", *(word.replace("_", " ") for word in TOTALS), "fill")
+    heads = ("shard", *(word.replace("_", " ") for word in ("packs", "documents", *TOTALS)), "fill")
     rows = [
-        (escape(path.rsplit("/", 1)[-1]), *(_number(shard[word]) for word in TOTALS), f"{shard['fill']:.2%}")
+        (
+            escape(path.rsplit("/", 1)[-1]),
+            *(_number(shard[word]) for word in ("packs", "documents", *TOTALS)),
+            f"{shard['fill']:.2%}",
+        )
         for path, shard in shards.items()
     ]
     return _table(heads, rows)
