@@ -87,7 +87,12 @@ def legal_schedule(wildcards):
                 f"accepted until {saved} is made, which then refuses those that are never saved."
             )
         checkpoints.schedule.get(run=run)
-    plan.schedule_as_known(run).check(step, run=run)
+    schedule = plan.schedule_as_known(run)
+    if schedule is None:
+        raise WorkflowError(
+            f"{saved} was made with other settings than config/ has now: remove it, it is remade"
+        )
+    schedule.check(step, run=run)
     return saved
 
 

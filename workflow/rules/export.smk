@@ -17,8 +17,7 @@ rule export:
     params:
         settings=settings(layout.Export),
     shell:
-        "plait export {input.hf} $(dirname {input.iteration}) {output.folder}"
-        " --settings {params.settings:q} > {log} 2>&1"
+        "plait export {input.hf} $(dirname {input.iteration}) {output.folder} --settings {params.settings:q} > {log} 2>&1"
 
 
 localrules:

@@ -1,0 +1,139 @@
+"""Files appear whole or not at all; manifests are deterministic and name what differs."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from plait import files
+from plait.errors import DataError, LayoutError
+
+
+def make(folder, *, text="one", settings=None, inputs=()):
+    with files.appears_whole(folder, folder=True) as part:
+        (part / "sub").mkdir()
+        (part / "sub/a.txt").write_text(text)
+        return files.write_manifest(part, kind="raw", settings=settings or {"n": 1}, inputs=inputs)
+
+
+def test_a_folder_appears_whole(tmp_path):
+    make(tmp_path / "deep/x")
+
+    assert (tmp_path / "deep/x/sub/a.txt").read_text() == "one"
+    assert os.listdir(tmp_path / "deep") == ["x"]
+    assert files.check_manifest(tmp_path / "deep/x")["kind"] == "raw"
+
+
+class Interrupted(Exception):
+    pass
+
+
+def fail(part):
+    (part / "half").write_text("") if part.is_dir() else part.write_text("half")
+    raise Interrupted
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_after_a_failure_nothing_is_there_and_what_was_there_still_is(tmp_path, folder):
+    with pytest.raises(Interrupted), files.appears_whole(tmp_path / "new", folder=folder) as part:
+        fail(part)
+    assert not os.listdir(tmp_path)
+
+    old = tmp_path / "old"
+    if folder:
+        make(old)
+    else:
+        old.write_text("one")
+    with pytest.raises(Interrupted), files.appears_whole(old, folder=folder) as part:
+        fail(part)
+    assert os.listdir(tmp_path) == ["old"]
+    assert (old / "sub/a.txt" if folder else old).read_text() == "one"
+
+
+def test_a_folder_of_ours_is_replaced_and_anothers_is_refused_by_name(tmp_path):
+    make(tmp_path / "x")
+    make(tmp_path / "x", text="two")
+    assert (tmp_path / "x/sub/a.txt").read_text() == "two"
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years")
+    with pytest.raises(LayoutError, match=r"mine stands where plait would write"):
+        make(mine)
+    with pytest.raises(LayoutError, match=r"mine stands where plait would write"):
+        files.refuse_foreign(mine)
+    assert (mine / "thesis.tex").read_text() == "years"
+
+
+@pytest.mark.parametrize("left", [(), (".snakemake_timestamp",)])
+def test_a_folder_that_snakemake_prepared_is_ours(tmp_path, left):
+    for name in left:
+        (tmp_path / name).touch()
+
+    assert files.made_by_plait(tmp_path)
+    assert files.made_by_plait(tmp_path / "missing")
+
+
+def test_a_link_of_the_user_is_not_ours(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "link").symlink_to("models")
+
+    assert not files.made_by_plait(tmp_path / "link")
+
+
+def test_equal_rebuilds_have_equal_manifests(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(Path("in"))
+    make(Path("a"), inputs=["in"])
+    make(Path("b"), inputs=[tmp_path / "in"])
+
+    a, b = (Path(name, "plait.json").read_bytes() for name in ("a", "b"))
+    assert a == b
+    assert str(tmp_path).encode() not in a
+
+
+@pytest.mark.parametrize("change", [{"text": "two"}, {"settings": {"n": 2}}])
+def test_what_differs_shows_in_the_manifest_of_what_follows(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    make(Path("in"))
+    before = make(Path("out"), inputs=["in"])
+    make(Path("in"), **change)
+
+    assert make(Path("out"), inputs=["in"]) != before
+
+
+def test_a_file_as_input_stands_by_its_own_digest(tmp_path):
+    (tmp_path / "x").write_text("one")
+
+    assert files.digest_of_input(tmp_path / "x") == files.digest(tmp_path / "x")
+    assert files.digest(tmp_path / "x") == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (lambda x: (x / "sub/a.txt").unlink(), r"a\.txt is missing"),
+        (lambda x: (x / "sub/a.txt").write_text("longer"), r"a\.txt has 6 bytes, plait\.json says 3"),
+        (lambda x: (x / "sub/a.txt").write_text("owe"), r"a\.txt does not have the sha256"),
+        (lambda x: (x / "plait.json").unlink(), r"has no plait\.json"),
+        (lambda x: (x / "plait.json").write_text("{"), r"is not JSON"),
+        (lambda x: (x / "plait.json").write_text('{"schema": 99}'), r"has schema 99; this plait reads 1"),
+    ],
+)
+def test_harm_is_named(tmp_path, harm, sentence):
+    make(tmp_path / "x")
+    harm(tmp_path / "x")
+
+    with pytest.raises(DataError, match=sentence):
+        files.check_manifest(tmp_path / "x")
+
+
+def test_a_manifest_of_another_kind_is_refused(tmp_path):
+    make(tmp_path / "x")
+
+    with pytest.raises(DataError, match="is of kind 'raw', expected 'indexed'"):
+        files.read_manifest(tmp_path / "x", kind="indexed")
+
+
+def test_canonical_json_does_not_depend_on_the_order_of_keys():
+    assert files.canonical({"b": 1, "a": "ø"}) == files.canonical({"a": "ø", "b": 1}) == '{"a":"ø","b":1}'

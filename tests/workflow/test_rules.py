@@ -1,0 +1,43 @@
+"""Rules are thin: names, files, one command."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [ROOT / "Snakefile", *sorted((ROOT / "workflow").rglob("*.smk"))]
+RULE = re.compile(r"^(?:rule|checkpoint) (\w+):\n((?:    .*\n|\n(?=    ))*)", re.MULTILINE)
+
+
+def rules():
+    for source in SOURCES:
+        for name, body in RULE.findall(source.read_text()):
+            if name != "all":
+                yield name, body
+
+
+def test_every_rule_has_a_log_a_benchmark_and_one_command():
+    found = dict(rules())
+
+    assert len(found) == 14
+    for name, body in found.items():
+        assert body.count("    log:\n") == body.count("    benchmark:\n") == 1, name
+        assert len(re.findall(r"^    shell:\n        \"(plait|ln) ", body, re.MULTILINE)) == 1, name
+        assert "run:\n" not in body, name
+        assert "data/logs/" in body, name
+        assert body.startswith('    """'), name
+
+
+def test_rules_are_at_most_sixteen_lines_and_their_docstring():
+    for name, body in rules():
+        lines = [line for line in body.splitlines() if line.strip() and '"""' not in line]
+        assert len(lines) + 1 <= 16, name
+
+
+def test_rules_share_at_most_eight_functions():
+    helpers = (ROOT / "workflow/common.smk").read_text()
+
+    assert len(re.findall(r"^def ", helpers, re.MULTILINE)) <= 8
+    for source in SOURCES:
+        if source.name != "common.smk":
+            assert "def " not in source.read_text()
+            assert "lambda" not in source.read_text()
