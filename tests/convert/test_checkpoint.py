@@ -1,0 +1,184 @@
+"""The classic layout on disk: what is in it, and what is refused."""
+
+import argparse
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+
+from plait import files
+from plait.convert import checkpoint, engine, folders
+from plait.errors import CheckpointError, ConfigError
+from plait.models.specs import Spec
+from plait.models.weights import FolderTensors
+from plait.parallel.grid import Grid
+
+GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(("tp", "pp"), GRIDS)
+def test_every_grid_has_the_root_of_its_source(maker, tp, pp):
+    hf = maker.solo()
+    shards = maker.shards(hf, tp, pp)
+    facts = files.check_manifest(shards)["facts"]
+
+    assert facts["merkle"] == files.read_manifest(hf)["facts"]["merkle"] == engine.merkle(FolderTensors(hf))
+    assert facts["grid"] == {"tp": tp, "pp": pp}
+    assert facts["coverage"]["written_once"]
+    assert facts["coverage"]["hf_tensors"] == len(FolderTensors(hf))
+
+
+def test_the_files_are_megatrons(maker):
+    shards = maker.shards(maker.hf(), 2, 2)
+
+    assert sorted(path.relative_to(shards).as_posix() for path in shards.rglob("*") if path.is_file()) == [
+        "hf_config.json",
+        "latest_checkpointed_iteration.txt",
+        "plait.json",
+        *(f"release/mp_rank_0{tp}_00{pp}/model_optim_rng.pt" for tp in range(2) for pp in range(2)),
+    ]
+    assert (shards / "latest_checkpointed_iteration.txt").read_text() == "release"
+    assert (shards / "hf_config.json").read_bytes() == (maker.hf() / "config.json").read_bytes()
+
+
+def test_a_rank_file_loads_with_namespace_as_the_only_class_allowed_in(maker):
+    path = maker.shards(maker.hf(), 2, 1) / "release/mp_rank_01/model_optim_rng.pt"
+
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == ["argparse.Namespace"]
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, weights_only=True)
+
+    assert content.keys() == {"model", "args", "checkpoint_version", "iteration"}
+    assert (content["checkpoint_version"], content["iteration"]) == (3.0, 0)
+    args = content["args"]
+    assert (args.tensor_model_parallel_size, args.pipeline_model_parallel_size) == (2, 1)
+    assert (args.num_query_groups, args.group_query_attention, args.swiglu) == (2, True, True)
+    assert args.padded_vocab_size == 512
+    assert args.untie_embeddings_and_output_weights
+    assert (args.normalization, args.position_embedding_type) == ("RMSNorm", "rope")
+    assert args.params_dtype is torch.float32
+
+
+def test_a_whole_model_has_the_true_vocabulary(maker):
+    hf = maker.hf()
+    state = checkpoint.read_rank(maker.megatron(hf), Grid(), 0, 0)
+
+    assert len(state["embedding.word_embeddings.weight"]) == Spec.of(hf).vocab_size == 259
+    assert checkpoint.read_args(maker.megatron(hf), Grid()).padded_vocab_size == 259
+
+
+def test_equal_models_give_equal_bytes(maker, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        folders.shard(maker.megatron(maker.solo()), tmp_path / name, Grid(2, 1))
+    one, two = (sorted((tmp_path / name).rglob("*.pt")) for name in ("one", "two"))
+
+    assert len(one) == 2
+    assert [files.digest(path) for path in one] == [files.digest(path) for path in two]
+
+
+def test_a_name_too_many_or_too_few_is_refused_by_name(maker, tmp_path):
+    shards = shutil.copytree(maker.shards(maker.hf(), 1, 2), tmp_path / "x")
+    path = checkpoint.rank_file(shards, Grid(pp=2), 0, 1)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, weights_only=True)
+    head = content["model"].pop("output_layer.weight")
+
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"lacks output_layer.weight"):
+        checkpoint.read_whole(shards, Grid(pp=2))
+
+    content["model"] |= {"output_layer.weight": head, "output_layer.bias": head[:, 0]}
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"has unknown output_layer.bias"):
+        checkpoint.read_whole(shards, Grid(pp=2))
+
+    content["model"].pop("output_layer.bias")
+    content["model"]["output_layer.weight"] = head[:-1]
+    torch.save(content, path)
+    with pytest.raises(
+        CheckpointError, match=r"output_layer.weight has shape \(383, 32\), its config says \(384, 32\)"
+    ):
+        checkpoint.read_whole(shards, Grid(pp=2))
+
+
+def test_transformer_engines_extra_states_are_the_only_names_ignored(maker, tmp_path):
+    shards = shutil.copytree(maker.shards(maker.hf(), 1, 1), tmp_path / "x")
+    path = checkpoint.rank_file(shards, Grid(), 0, 0)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, weights_only=True)
+    content["model"]["decoder.layers.0.self_attention.linear_qkv._extra_state"] = torch.zeros(1)
+    torch.save(content, path)
+
+    assert (
+        engine.merkle(engine.to_hf(checkpoint.read_whole(shards, Grid()), Spec.of(maker.hf())))
+        == (files.read_manifest(maker.hf())["facts"]["merkle"])
+    )
+
+
+def test_what_is_not_a_checkpoint_is_refused(maker, tmp_path):
+    shards = shutil.copytree(maker.shards(maker.hf(), 1, 1), tmp_path / "x")
+    path = checkpoint.rank_file(shards, Grid(), 0, 0)
+    with pytest.raises(CheckpointError, match=r"mp_rank_01/model_optim_rng.pt is missing"):
+        checkpoint.read_rank(shards, Grid(tp=2), 1, 0)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(CheckpointError, match="has no 'model' and 'args'"):
+        checkpoint.read_rank(shards, Grid(), 0, 0)
+    path.write_bytes(b"not a zip file")
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        checkpoint.read_rank(shards, Grid(), 0, 0)
+    torch.save({"model": {}, "args": pytest.approx}, path)
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        checkpoint.read_rank(shards, Grid(), 0, 0)
+    (shards / "latest_checkpointed_iteration.txt").unlink()
+    with pytest.raises(CheckpointError, match="does not say 'release'"):
+        checkpoint.read_whole(shards, Grid())
+
+
+def test_a_pickle_that_runs_something_is_not_run(maker, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
+
+    shards = shutil.copytree(maker.shards(maker.hf(), 1, 1), tmp_path / "x")
+    torch.save({"model": {}, "args": Evil()}, checkpoint.rank_file(shards, Grid(), 0, 0))
+    with pytest.raises(CheckpointError):
+        checkpoint.read_rank(shards, Grid(), 0, 0)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(CheckpointError, match=r"builtins.exec has no place"):
+        checkpoint.read_iteration(tmp_path, Spec.of(maker.hf()))
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_source_that_breaks_its_config_is_refused(maker, tmp_path):
+    hf = shutil.copytree(maker.hf(), tmp_path / "hf")
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps(config | {"intermediate_size": 50}))
+    with pytest.raises(
+        CheckpointError, match=r"gate_proj.weight has shape \(48, 32\), its config says \(50, 32\)"
+    ):
+        folders.convert(hf, tmp_path / "out")
+
+
+def test_a_grid_that_cannot_hold_the_model_leaves_nothing(maker, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigError, match="2 query groups do not divide among 4"):
+        folders.shard(maker.megatron(maker.hf()), tmp_path / "out", Grid(tp=4))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_bf16_and_every_kind_of_attention_come_back(maker, tmp_path, groups):
+    from safetensors.torch import save_file
+
+    name = f"bf16-{groups}"
+    hf = shutil.copytree(maker.hf(f"g{groups}", num_key_value_heads=groups), tmp_path / name)
+    halved = {key: value.bfloat16() for key, value in FolderTensors(hf).items()}
+    save_file(halved, hf / "model.safetensors", metadata={"format": "pt"})
+
+    shards = maker.shards(hf, 1, 2)
+
+    assert files.read_manifest(shards)["facts"]["merkle"] == engine.merkle(halved)

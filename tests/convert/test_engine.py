@@ -1,0 +1,243 @@
+"""Laws of conversion on tiny checkpoints."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import grids, spec_of, specs, tiny_checkpoints, weights
+
+from plait.convert import engine, tables
+from plait.convert.ops import COLUMN, ROW, VOCAB, Column, FuseGateUp, FuseQKV
+from plait.errors import CheckpointError, ConfigError
+from plait.parallel.grid import Grid
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def cut_all(mcore, spec, grid):
+    return {(tp, pp): dict(engine.cut(mcore, spec, grid, tp, pp)) for tp, pp in grid}
+
+
+@given(tiny_checkpoints())
+def test_hf_to_shards_and_back_is_the_identity(case):
+    mcore = engine.to_mcore(case.hf, case.spec)
+    ranks = cut_all(mcore, case.spec, case.grid)
+
+    back = engine.to_hf(engine.join(ranks, case.spec, case.grid), case.spec)
+
+    assert equal(dict(back), case.hf)
+    assert engine.merkle(back) == engine.merkle(case.hf)
+
+
+@given(tiny_checkpoints())
+def test_cutting_a_fused_tensor_is_fusing_the_cut_parts(case):
+    """Round trips forgive a wrong cut that is undone by an equally wrong join; this law does not."""
+    spec, tp = case.spec, case.grid.tp
+    part = dataclasses.replace(
+        spec,
+        num_attention_heads=spec.num_attention_heads // tp,
+        num_key_value_heads=spec.num_key_value_heads // tp,
+    )
+    q, k, v, gate, up = (
+        case.hf[f"model.layers.0.{name}_proj.weight"]
+        for name in ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up")
+    )
+    for op, parts in ((FuseQKV(), [q, k, v]), (FuseGateUp(), [gate, up])):
+        whole = op.fuse(parts, spec)
+        for rank in range(tp):
+            pieces = [piece.chunk(tp)[rank] for piece in parts]
+            assert torch.equal(op.cut(whole, spec, tp=tp, rank=rank), op.fuse(pieces, part))
+
+
+@given(tiny_checkpoints(), st.sampled_from([COLUMN, ROW, VOCAB, FuseQKV(), FuseGateUp()]))
+def test_a_cut_of_a_cut_is_a_finer_cut(case, op):
+    spec = dataclasses.replace(case.spec, num_key_value_heads=4, num_attention_heads=8)
+    half = dataclasses.replace(spec, num_key_value_heads=2)
+    whole = torch.randn(1024, 8)
+
+    twice = [
+        op.cut(op.cut(whole, spec, tp=2, rank=outer), half, tp=2, rank=inner)
+        for outer in range(2)
+        for inner in range(2)
+    ]
+
+    once = [op.cut(whole, spec, tp=4, rank=rank) for rank in range(4)]
+    assert all(torch.equal(one, other) for one, other in zip(once, twice, strict=True))
+
+
+@given(specs())
+def test_every_hf_name_occurs_in_exactly_one_row(spec):
+    listed = [name for entry in tables.entries(spec) for name in entry.hf]
+
+    assert sorted(listed) == sorted(spec.shapes)
+
+
+@given(tiny_checkpoints())
+def test_any_grid_leads_to_any_other(case):
+    other = Grid(tp=1, pp=case.spec.num_layers)
+    mcore = engine.to_mcore(case.hf, case.spec)
+
+    joined = engine.join(cut_all(mcore, case.spec, case.grid), case.spec, case.grid)
+
+    for place in other:
+        assert equal(
+            dict(engine.cut(joined, case.spec, other, *place)),
+            dict(engine.cut(mcore, case.spec, other, *place)),
+        )
+
+
+# Coverage
+
+
+@given(tiny_checkpoints())
+def test_coverage_counts_what_the_ranks_hold(case):
+    ranks = cut_all(engine.to_mcore(case.hf, case.spec), case.spec, case.grid)
+
+    counts = engine.coverage(case.spec, case.grid)
+
+    assert counts["hf_tensors"] == len(case.hf)
+    assert counts["hf_elements"] == sum(tensor.numel() for tensor in case.hf.values())
+    assert counts["rank_tensors"] == sum(len(state) for state in ranks.values())
+    assert counts["rank_elements"] == sum(t.numel() for state in ranks.values() for t in state.values())
+    zeros = sum(int((t == 0).sum()) for state in ranks.values() for t in state.values())
+    assert counts["padding_elements"] == sum(counts["padded"].values()) == zeros
+
+
+class Swapped(FuseGateUp):
+    """A wrong cut, undone by an equally wrong join."""
+
+    def cut(self, whole, spec, *, tp, rank):
+        return Column.cut(self, whole, spec, tp=tp, rank=rank)
+
+    def join(self, parts, spec):
+        return Column.join(self, parts, spec)
+
+
+class Doubled(Column):
+    """Rank 1 gets what rank 0 has."""
+
+    def cut(self, whole, spec, *, tp, rank):
+        return super().cut(whole, spec, tp=tp, rank=0)
+
+
+def test_coverage_finds_an_element_that_is_written_twice(monkeypatch):
+    monkeypatch.setitem(tables.TABLES, "MistralForCausalLM", _with(tables.MISTRAL, "linear_fc2", Doubled()))
+    with pytest.raises(CheckpointError, match=r"linear_fc2.weight are lost or written twice"):
+        engine.coverage(spec_of(), Grid(tp=2))
+
+
+def test_coverage_finds_a_row_that_is_missing(monkeypatch):
+    monkeypatch.setitem(tables.TABLES, "MistralForCausalLM", tables.MISTRAL[:-1])
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is not in exactly one row"):
+        engine.coverage(spec_of(), Grid())
+
+
+def test_a_naive_cut_of_gate_and_up_passes_round_trips_and_fails_the_law():
+    """Why cutting and fusing must commute: this cut is a permutation that its own join undoes."""
+    spec = spec_of()
+    gate, up = torch.randn(2, 24, 16)
+    op = Swapped()
+    whole = op.fuse([gate, up], spec)
+    parts = [op.cut(whole, spec, tp=2, rank=rank) for rank in range(2)]
+
+    assert torch.equal(op.join(parts, spec), whole)
+    assert not torch.equal(parts[0], op.fuse([gate.chunk(2)[0], up.chunk(2)[0]], spec))
+
+
+def _with(table, name, op):
+    return tuple(dataclasses.replace(row, op=op) if name in row.mcore else row for row in table)
+
+
+# Grids and padding
+
+
+@given(specs().flatmap(lambda spec: st.tuples(st.just(spec), grids(spec))))
+def test_padding_is_zeros_behind_the_true_vocabulary(pair):
+    spec, grid = pair
+    hf = weights(spec)
+    rows = torch.cat(
+        [
+            engine.cut(engine.to_mcore(hf, spec), spec, grid, tp, 0)["embedding.word_embeddings.weight"]
+            for tp in range(grid.tp)
+        ]
+    )
+
+    assert len(rows) % (128 * grid.tp) == 0
+    assert len(rows) - spec.vocab_size < 128 * grid.tp
+    assert torch.equal(rows[: spec.vocab_size], hf["model.embed_tokens.weight"])
+    assert not rows[spec.vocab_size :].any()
+
+
+def test_seed_9_a_vocabulary_that_divides_is_not_padded():
+    for vocab, tp, rows in ((256, 1, 256), (256, 2, 128), (32768, 1, 32768), (33029, 2, 33280 // 2)):
+        shapes = engine.rank_shapes(spec_of(vocab_size=vocab), Grid(tp=tp))
+        assert shapes["embedding.word_embeddings.weight"][0] == rows, (vocab, tp)
+        assert shapes["output_layer.weight"][0] == rows
+
+
+def test_seed_5_the_patch_projection_is_on_the_first_stage_only():
+    spec = spec_of(patch_dim=12)
+    for pp in (2, 4):
+        grid = Grid(tp=2, pp=pp)
+        holders = [place for place in grid if "vision_patch.weight" in engine.rank_shapes(spec, grid, *place)]
+        assert holders == [(0, 0), (1, 0)]
+        shapes = engine.rank_shapes(spec, grid, 0, 0)
+        assert shapes["vision_patch.weight"] == (spec.hidden_size // 2, 12)
+
+
+def test_layers_of_a_stage_are_numbered_from_0_and_embeddings_stand_at_the_ends():
+    spec, grid = spec_of(num_layers=4), Grid(pp=2)
+    hf = weights(spec)
+    mcore = engine.to_mcore(hf, spec)
+
+    first, last = (dict(engine.cut(mcore, spec, grid, 0, stage)) for stage in range(2))
+
+    assert {name.split(".")[2] for name in last if ".layers." in name} == {"0", "1"}
+    assert torch.equal(
+        last["decoder.layers.1.mlp.linear_fc2.weight"], hf["model.layers.3.mlp.down_proj.weight"]
+    )
+    assert "embedding.word_embeddings.weight" in first.keys() - last.keys()
+    assert {"decoder.final_layernorm.weight", "output_layer.weight"} <= last.keys() - first.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "grid", "sentence"),
+    [
+        ({"num_key_value_heads": 1}, Grid(tp=2), "1 query groups do not divide among 2 tensor ranks"),
+        ({"num_attention_heads": 6, "num_key_value_heads": 3}, Grid(tp=2), "3 query groups do not divide"),
+        ({"intermediate_size": 25}, Grid(tp=2), "25 features do not divide among 2"),
+        ({"num_layers": 3}, Grid(pp=2), "3 layers do not divide into 2 pipeline stages"),
+    ],
+)
+def test_a_grid_that_cannot_hold_a_model_is_refused_by_a_sentence(change, grid, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        engine.rank_shapes(spec_of(**change), grid)
+
+
+def test_copies_of_a_norm_that_differ_are_refused_by_name():
+    spec, grid = spec_of(), Grid(tp=2)
+    ranks = cut_all(engine.to_mcore(weights(spec), spec), spec, grid)
+    ranks[1, 0]["decoder.layers.2.input_layernorm.weight"] = torch.zeros(16)
+
+    with pytest.raises(
+        CheckpointError, match=r"decoder.layers.2.input_layernorm.weight: tensor ranks hold diff"
+    ):
+        dict(engine.join(ranks, spec, grid))
+
+
+@settings(max_examples=20)
+@given(tiny_checkpoints(), st.data())
+def test_the_merkle_root_sees_every_byte_name_shape_and_type(case, data):
+    name = data.draw(st.sampled_from(sorted(case.hf)))
+    root = engine.merkle(case.hf)
+    other = {**case.hf, name: case.hf[name].clone()}
+
+    other[name].flatten()[-1] += 1
+    assert engine.merkle(other) != root
+    assert engine.merkle({**case.hf, name: case.hf[name].flatten()[None]}) != root
+    assert engine.merkle({("x" if key == name else key): value for key, value in case.hf.items()}) != root
+    assert engine.merkle(dict(reversed(case.hf.items()))) == root

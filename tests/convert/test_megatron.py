@@ -1,0 +1,178 @@
+"""Against Megatron Core itself: names, shapes, torch_dist checkpoints, and what the model computes."""
+
+import shutil
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core import parallel_state as ps
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+from plait import files
+from plait.convert import checkpoint, engine
+from plait.convert.export import export_folder
+from plait.convert.torch_dist import TorchDist
+from plait.errors import CheckpointError
+from plait.models.specs import Spec
+from plait.models.weights import FolderTensors
+from plait.parallel.grid import Grid
+from plait.train.build import build_model, load_weights
+from plait.verify import logits
+from plait.verify.ranks import run_ranks
+
+GRIDS = [Grid(1, 1), Grid(2, 1), Grid(1, 2)]
+
+
+def names_and_shapes(spec):
+    state = build_model(spec, dtype=torch.float32).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if tensor is not None}
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("kind", ["hf", "solo"])
+def test_a_rank_holds_the_names_and_shapes_of_megatrons_model(maker, grid, kind):
+    spec = Spec.of(getattr(maker, kind)())
+    ranks = run_ranks(names_and_shapes, grid, spec)
+
+    for rank, (tp, pp) in enumerate(grid):
+        theirs = {name: shape for name, shape in ranks[rank].items() if not name.endswith("_extra_state")}
+        assert engine.rank_shapes(spec, grid, tp, pp) == theirs
+
+
+def rank_of(folder, grid):
+    model = build_model(Spec.of(folder, "hf_config.json"), dtype=torch.float32)
+    place = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
+    load_weights(model, checkpoint.read_rank(folder, grid, *place))
+    return model
+
+
+def save(folder, grid, target):
+    state = {**rank_of(folder, grid).sharded_state_dict(), "iteration": 7}
+    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+    dist_checkpointing.save(state, str(target), strategy)
+
+
+@pytest.fixture(scope="module")
+def iteration(maker, tmp_path_factory):
+    """Saves a model's shards as Megatron Core's trainer does."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def make(hf, grid):
+        target = root / f"{hf.name}-{grid.tp}-{grid.pp}" / "iter_0000007"
+        if not target.exists():
+            target.mkdir(parents=True)
+            run_ranks(save, grid, maker.shards(hf, grid.tp, grid.pp), grid, target)
+            shutil.copyfile(hf / "config.json", target / "hf_config.json")
+        return target
+
+    return make
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_a_torch_dist_checkpoint_of_any_grid_has_the_root_of_its_source(maker, iteration, grid):
+    hf = maker.solo()
+
+    facts = checkpoint.facts_of_iteration(iteration(hf, grid), Spec.of(hf))
+
+    assert facts["merkle"] == files.read_manifest(hf)["facts"]["merkle"]
+    assert facts["coverage"]["written_once"]
+
+
+def test_a_chunk_that_is_missing_or_there_twice_is_found(maker, iteration):
+    stored = TorchDist(iteration(maker.solo(), Grid(2, 1)))
+    name = "decoder.layers.self_attention.linear_qkv.weight"
+    chunks = stored.metadata.state_dict_metadata[name].chunks
+    whole = stored.read(name)
+    assert torch.equal(stored.read(name, 2), whole[2])
+
+    chunks.append(chunks[0])
+    with pytest.raises(CheckpointError, match="missing or stored twice"):
+        stored.read(name, 0)
+    assert torch.equal(stored.read(name, 1), whole[1])
+    del chunks[0], chunks[-1]
+    with pytest.raises(CheckpointError, match="missing or stored twice"):
+        stored.read(name)
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(maker, iteration):
+    folder = iteration(maker.solo(), Grid(2, 1))
+    with pytest.raises(CheckpointError, match=r"has vision_patch.weight, which a MistralForCausalLM has not"):
+        checkpoint.read_iteration(folder, Spec.of(maker.hf()))
+    folder = iteration(maker.hf(), Grid(1, 2))
+    with pytest.raises(CheckpointError, match=r"has no tensor vision_patch.weight"):
+        checkpoint.read_iteration(folder, Spec.of(maker.solo()))
+
+
+# Export
+
+
+def exported(hf, folder, target, template=None):
+    target.mkdir()
+    facts = export_folder(hf, folder, target, recipe="chat", chat_template=template)
+    return target, facts
+
+
+def test_an_export_before_training_is_its_source_bit_for_bit(maker, iteration, tmp_path):
+    hf = maker.solo()
+
+    export, facts = exported(hf, iteration(hf, Grid(2, 1)), tmp_path / "x")
+
+    assert facts["merkle"] == files.read_manifest(hf)["facts"]["merkle"]
+    assert (export / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+    kept = {path.name for path in hf.iterdir()} - {"plait.json"}
+    assert {path.name for path in export.iterdir()} == kept | {"README.md"}
+    assert all((export / name).read_bytes() == (hf / name).read_bytes() for name in kept)
+    card = (export / "README.md").read_text()
+    assert "iteration 7" in card
+    assert "trust_remote_code=True" in card
+
+
+def test_an_export_carries_the_template_of_training(maker, iteration, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hf = maker.hf()
+    template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+
+    export, _ = exported(hf, iteration(hf, Grid(1, 2)), tmp_path / "x", template)
+
+    chat = [{"role": "user", "content": "hello"}]
+    assert AutoTokenizer.from_pretrained(export).apply_chat_template(chat, tokenize=False) == "[user] hello"
+    model, report = AutoModelForCausalLM.from_pretrained(export, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape[1] <= 5
+
+
+def test_an_export_from_the_wrong_source_is_refused(maker, iteration, tmp_path):
+    with pytest.raises(CheckpointError, match=r"their config.json differ"):
+        exported(maker.hf(), iteration(maker.solo(), Grid(2, 1)), tmp_path / "x")
+
+
+# What the model computes
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4], ids=["mqa", "gqa", "mha"])
+def test_seed_6_query_groups_stand_where_attention_looks_for_them(maker, groups):
+    """A scrambled qkv survives every round trip; only the model's own numbers show it."""
+    hf = maker.hf(f"g{groups}", num_key_value_heads=groups)
+    spec, grid = Spec.of(hf), Grid(tp=2 if groups > 1 else 1)
+    folder = maker.shards(hf, grid.tp, 1)
+    cases = logits.cases(spec)
+
+    def load(model):
+        model.load_state_dict(checkpoint.read_rank(folder, grid, ps.get_tensor_model_parallel_rank(), 0))
+
+    found = logits.of_megatron(spec, grid, load, cases)
+
+    rows = logits.compare(cases, logits.of_transformers(hf, cases), found)
+    assert not logits.failures(rows), rows
+
+
+def test_seed_2_the_vocabulary_is_the_tokenizers_whatever_its_size(maker):
+    from transformers import AutoTokenizer
+
+    for hf in (maker.hf(), maker.solo()):
+        size = len(AutoTokenizer.from_pretrained(hf))
+        spec = Spec.of(hf)
+        assert spec.vocab_size == size == len(FolderTensors(hf)["lm_head.weight"])
+        back = engine.to_hf(checkpoint.read_whole(maker.shards(hf, 2, 1), Grid(2, 1)), spec)
+        assert len(back["model.embed_tokens.weight"]) == len(back["lm_head.weight"]) == size

@@ -1,0 +1,79 @@
+"""Hypothesis strategies: specs, the grids that hold them, and tiny checkpoints."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from plait.models.specs import Spec
+from plait.parallel.grid import Grid
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny checkpoint and a grid that can hold it."""
+
+    spec: Spec
+    grid: Grid
+    hf: dict[str, torch.Tensor]
+
+
+def spec_of(**changes):
+    """A tiny SOLO-free spec; SOLO where ``patch_dim`` is given."""
+    values = {
+        "architecture": "SoloForCausalLM" if changes.get("patch_dim") else "MistralForCausalLM",
+        "vocab_size": 300,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 64,
+    }
+    return Spec(**(values | changes))
+
+
+@st.composite
+def specs(draw):
+    """MHA, GQA and MQA models whose numbers are small and mostly unlike each other."""
+    groups = draw(st.sampled_from((1, 2, 4)))
+    patch_dim = draw(st.sampled_from((0, 12, 27)))
+    return spec_of(
+        vocab_size=draw(st.integers(5, 600)),
+        hidden_size=draw(st.sampled_from((8, 12, 16))),
+        intermediate_size=4 * draw(st.integers(1, 5)),
+        num_layers=draw(st.sampled_from((1, 2, 4, 6))),
+        num_attention_heads=groups * draw(st.integers(1, 3)),
+        num_key_value_heads=groups,
+        head_dim=draw(st.sampled_from((2, 4, 6))),
+        patch_dim=patch_dim,
+    )
+
+
+def grids(spec):
+    """Grids that divide a spec's groups and layers."""
+    divisors = [
+        [n for n in range(1, size + 1) if size % n == 0]
+        for size in (spec.num_key_value_heads, spec.num_layers)
+    ]
+    return st.builds(Grid, tp=st.sampled_from(divisors[0]), pp=st.sampled_from(divisors[1]))
+
+
+def weights(spec, seed=0, dtype=torch.float32):
+    """Random weights of every parameter, all elements different from each other and from 0."""
+    draw = np.random.default_rng(seed)
+    return {
+        name: torch.from_numpy(draw.standard_normal(shape)).to(dtype) for name, shape in spec.shapes.items()
+    }
+
+
+@st.composite
+def tiny_checkpoints(draw):
+    """A spec, its weights, and a grid."""
+    spec = draw(specs())
+    dtype = draw(st.sampled_from((torch.float32, torch.bfloat16)))
+    return Case(spec, draw(grids(spec)), weights(spec, draw(st.integers(0, 99)), dtype))
