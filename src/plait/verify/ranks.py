@@ -8,6 +8,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from plait.errors import ProofError
 from plait.parallel.grid import Grid
 
@@ -17,7 +19,8 @@ def run_ranks(
 ) -> list[Any]:
     """Call ``function(*args)`` on every rank of ``copies`` data parallel copies of a grid, with gloo.
 
-    Forking after the imports saves seconds a rank; torch must not have computed with threads before.
+    Forking after the imports saves seconds a rank. OpenMP's threads do not survive a fork, and a child
+    would wait for them for ever: this process must have had OMP_NUM_THREADS=1 before it loaded torch.
 
     Returns:
         What each rank returned, by rank; results are pickled between the processes.
@@ -25,6 +28,8 @@ def run_ranks(
     Raises:
         ProofError: a rank failed; its traceback is in the message.
     """
+    if torch.get_num_threads() != 1:
+        raise RuntimeError("run_ranks forks: set OMP_NUM_THREADS=1 before torch is loaded")
     context = multiprocessing.get_context("fork")
     world = len(grid) * copies
     with tempfile.TemporaryDirectory() as folder:
