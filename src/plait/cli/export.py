@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     target = layout.Export.parse(args.target)
     iteration = layout.Iteration.parse(args.iteration)
     found = settings(args, target)
-    os.environ["OMP_NUM_THREADS"] = "1"  # ranks are forked: see run_ranks
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # ranks are forked: see run_ranks
     from plait.convert.export import export_folder
     from plait.tokens.templates import chat_template
     from plait.verify import parity

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
         raise LayoutError(f"{artifact} is not a converted, sharded or trained model")
     if layout.inside(args.proof) != artifact.proof:
         raise LayoutError(f"the proof of {artifact} is {artifact.proof}, not {args.proof}")
-    os.environ["OMP_NUM_THREADS"] = "1"  # ranks are forked: see run_ranks
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # ranks are forked: see run_ranks
     from plait.verify.parity import prove_converted, prove_iteration
 
     prove = prove_iteration if isinstance(artifact, layout.Iteration) else prove_converted
