@@ -1,12 +1,15 @@
 """Files appear whole or not at all; manifests are deterministic and name what differs."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from plait import files
 from plait.errors import DataError, LayoutError
+
+
+def names(folder):
+    return [path.name for path in folder.iterdir()]
 
 
 def make(folder, *, text="one", settings=None, inputs=()):
@@ -20,33 +23,33 @@ def test_a_folder_appears_whole(tmp_path):
     make(tmp_path / "deep/x")
 
     assert (tmp_path / "deep/x/sub/a.txt").read_text() == "one"
-    assert os.listdir(tmp_path / "deep") == ["x"]
+    assert names(tmp_path / "deep") == ["x"]
     assert files.check_manifest(tmp_path / "deep/x")["kind"] == "raw"
 
 
-class Interrupted(Exception):
+class InterruptedWorkError(Exception):
     pass
 
 
 def fail(part):
     (part / "half").write_text("") if part.is_dir() else part.write_text("half")
-    raise Interrupted
+    raise InterruptedWorkError
 
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_after_a_failure_nothing_is_there_and_what_was_there_still_is(tmp_path, folder):
-    with pytest.raises(Interrupted), files.appears_whole(tmp_path / "new", folder=folder) as part:
+    with pytest.raises(InterruptedWorkError), files.appears_whole(tmp_path / "new", folder=folder) as part:
         fail(part)
-    assert not os.listdir(tmp_path)
+    assert not names(tmp_path)
 
     old = tmp_path / "old"
     if folder:
         make(old)
     else:
         old.write_text("one")
-    with pytest.raises(Interrupted), files.appears_whole(old, folder=folder) as part:
+    with pytest.raises(InterruptedWorkError), files.appears_whole(old, folder=folder) as part:
         fail(part)
-    assert os.listdir(tmp_path) == ["old"]
+    assert names(tmp_path) == ["old"]
     assert (old / "sub/a.txt" if folder else old).read_text() == "one"
 
 

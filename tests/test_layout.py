@@ -1,8 +1,8 @@
 """Paths are written and read by one grammar."""
 
-import os
 import re
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
@@ -40,7 +40,7 @@ def test_a_path_is_read_back_as_what_wrote_it(kind, data):
         assume(False)
 
     assert kind.parse(path) == artifact
-    assert kind.parse(f"{os.getcwd()}/{path}/") == artifact
+    assert kind.parse(f"{Path.cwd()}/{path}/") == artifact
     assert layout.parse(path) == artifact
 
 

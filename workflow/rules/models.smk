@@ -32,7 +32,7 @@ rule convert:
     params:
         settings=settings(layout.Megatron),
     shell:
-        "plait convert {input.hf} {output.folder} > {log} 2>&1"
+        "plait convert {input.hf} {output.folder} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule shard:
@@ -50,4 +50,4 @@ rule shard:
     params:
         settings=settings(layout.Sharded),
     shell:
-        "plait shard {input.megatron} {output.folder} > {log} 2>&1"
+        "plait shard {input.megatron} {output.folder} --settings {params.settings:q} > {log} 2>&1"
