@@ -14,6 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.tokens.vocabulary import padded_vocab_size
 from plait.train.model import PackedGPTModel
@@ -85,8 +86,15 @@ def build_model(spec: Spec, *, dtype: torch.dtype) -> PackedGPTModel:
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Load this rank's weights; a missing or unknown name is an error."""
-    model.load_state_dict(dict(weights), strict=True)
+    """Load this rank's weights.
+
+    Raises:
+        CheckpointError: a name is missing or unknown, or a shape is another.
+    """
+    try:
+        model.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights do not fit this rank's model: {error}") from error
 
 
 def wrap(model: PackedGPTModel) -> DistributedDataParallel:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from plait.errors import ProofError
+from plait.errors import PlaitError, ProofError
 from plait.parallel.grid import Grid
 
 
@@ -26,7 +26,7 @@ def run_ranks(
         What each rank returned, by rank; results are pickled between the processes.
 
     Raises:
-        ProofError: a rank failed; its traceback is in the message.
+        ProofError: a rank failed; what it said is in the message.
     """
     if torch.get_num_threads() != 1:
         raise RuntimeError("run_ranks forks: set OMP_NUM_THREADS=1 before torch is loaded")
@@ -67,7 +67,7 @@ def _result(pipe: Any, rank: int) -> Any:
     except EOFError as error:
         raise ProofError(f"rank {rank} ended without a word; was it killed for want of memory?") from error
     if failed:
-        raise ProofError(f"rank {rank} failed:\n{value}")
+        raise ProofError(f"rank {rank} failed: {value}")
     return value
 
 
@@ -88,5 +88,7 @@ def _rank(
         with world(tp=grid.tp, pp=grid.pp, seed=seed, rendezvous=rendezvous):
             value = function(*args)
         pipe.send((False, value))
+    except PlaitError as error:
+        pipe.send((True, str(error)))
     except BaseException:  # noqa: BLE001 - whatever it was, the parent raises it
         pipe.send((True, traceback.format_exc()))

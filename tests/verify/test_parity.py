@@ -1,0 +1,308 @@
+"""The proof passes on every grid, and no classic fault of a converter passes it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import megatron.core.models.gpt  # noqa: F401 - loaded once here, not in every forked rank
+import pytest
+import torch
+import transformers.models.mistral.modeling_mistral  # noqa: F401
+
+from plait import files
+from plait.convert import engine, ops, tables
+from plait.errors import PlaitError, ProofError
+from plait.models.specs import Spec
+from plait.parallel.grid import Grid
+from plait.verify import parity
+from plait.verify.ranks import run_ranks
+
+GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("kind", ["hf", "solo"])
+@pytest.mark.parametrize(("tp", "pp"), GRIDS)
+def test_a_sharded_model_computes_what_transformers_computes(maker, kind, tp, pp, tmp_path):
+    source = getattr(maker, kind)()
+    found = parity.prove_converted(source, maker.shards(source, tp, pp), tmp_path / "parity.json")
+    assert found == json.loads((tmp_path / "parity.json").read_text())
+    assert found["merkle_root"] == files.read_manifest(source)["facts"]["merkle"]
+    assert found["grid"] == {"tp": tp, "pp": pp}
+    assert {row["case"] for row in found["logits"]} == {"text", "packed"} | (
+        {"picture"} if kind == "solo" else set()
+    )
+    for row in found["logits"]:
+        assert row["max_abs_diff"] <= 1e-5
+        assert row["top1_equal"] == row["positions"] == 96
+        assert row["max_abs_logit"] > 0.5  # a model that says nothing proves nothing
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1)])
+def test_multi_head_and_multi_query_attention_are_proven(maker, heads, groups, tmp_path):
+    source = maker.hf(f"{heads}-{groups}", num_attention_heads=heads, num_key_value_heads=groups)
+    parity.prove_converted(source, maker.megatron(source), tmp_path / "whole.json")
+    parity.prove_converted(source, maker.shards(source, min(groups, 2), 2), tmp_path / "shards.json")
+
+
+# Faults. Each changes the converter as a tired engineer might, in both directions at once, so that a
+# round trip and with it the Merkle root may well agree; and each must be caught by some part of the proof.
+
+
+class SwappedGateUp(ops.FuseGateUp):
+    def fuse(self, parts, spec):
+        return super().fuse(parts[::-1], spec)
+
+    def split(self, whole, spec):
+        return super().split(whole, spec)[::-1]
+
+    def cut(self, whole, spec, *, tp, rank):
+        halves = whole.chunk(2)
+        return torch.cat([ops.Column.cut(self, half, spec, tp=tp, rank=rank) for half in halves])
+
+    def join(self, parts, spec):
+        return torch.cat([torch.cat(half) for half in zip(*(p.chunk(2) for p in parts), strict=True)])
+
+
+class NaiveGateUpCut(ops.FuseGateUp):
+    def cut(self, whole, spec, *, tp, rank):
+        return ops.Column.cut(self, whole, spec, tp=tp, rank=rank)
+
+    def join(self, parts, spec):
+        return torch.cat(list(parts))
+
+
+class NaiveQKV(ops.FuseQKV):
+    """q, k and v one after the other, not interleaved by group."""
+
+    def fuse(self, parts, spec):
+        return torch.cat(list(parts))
+
+    def split(self, whole, spec):
+        return list(whole.split([spec.query_size, spec.key_size, spec.key_size]))
+
+
+class HeadsForGroups(ops.FuseQKV):
+    """Named in seed 003: k and v reshaped with the number of heads, undone by the same mistake."""
+
+    def fuse(self, parts, spec):
+        heads = spec.num_attention_heads
+        return torch.cat([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 1)
+
+    def split(self, whole, spec):
+        grouped = whole.unflatten(0, (spec.num_attention_heads, -1))
+        share = spec.key_size // spec.num_attention_heads
+        parts = grouped.split([grouped.shape[1] - 2 * share, share, share], dim=1)
+        return [part.flatten(0, 1) for part in parts]
+
+
+class QKVByColumns(ops.FuseQKV):
+    dim = 1
+
+
+class ReversedRanks(ops.RowWise):
+    def cut(self, whole, spec, *, tp, rank):
+        return super().cut(whole, spec, tp=tp, rank=tp - 1 - rank)
+
+    def join(self, parts, spec):
+        return super().join(parts[::-1], spec)
+
+
+def with_op(name, op):
+    """Give the rows whose Megatron name ends so another operation."""
+
+    def change(monkeypatch):
+        for architecture, table in tables.TABLES.items():
+            rows = tuple(
+                dataclasses.replace(row, op=op) if row.mcore.endswith(name) else row for row in table
+            )
+            assert rows != table
+            monkeypatch.setitem(tables.TABLES, architecture, rows)
+
+    return change
+
+
+def off_by_one_stage(monkeypatch):
+    """The second stage's layers in a circle: each holds its neighbour's weights."""
+    straight = tables.Entry.local
+
+    def turned(self, spec, grid):
+        name = straight(self, spec, grid)
+        layers = grid.layers(self.stage(spec, grid), num_layers=spec.num_layers)
+        if self.row.place != "layer":
+            return name
+        return self.row.names((self.layer - layers.start + 1) % len(layers))[0]
+
+    monkeypatch.setattr(tables.Entry, "local", turned)
+
+
+def split_one_layer_late(monkeypatch):
+    """Stage 0 takes a layer more than its share."""
+    straight = Grid.layers
+
+    def late(self, stage, *, num_layers):
+        found = straight(self, stage, num_layers=num_layers)
+        shift = 1 if self.pp > 1 else 0
+        return range(found.start + (shift if stage else 0), found.stop + (0 if stage else shift))
+
+    monkeypatch.setattr(Grid, "layers", late)
+
+
+def missing_head(monkeypatch):
+    for architecture, table in tables.TABLES.items():
+        rows = tuple(row for row in table if row.mcore != "output_layer.weight")
+        monkeypatch.setitem(tables.TABLES, architecture, rows)
+
+
+def head_from_embedding(monkeypatch):
+    """Both vocabulary rows read the embedding: what a careless tie does."""
+    for architecture, table in tables.TABLES.items():
+        rows = tuple(
+            dataclasses.replace(row, hf=("model.embed_tokens.weight",))
+            if row.mcore == "output_layer.weight"
+            else row
+            for row in table
+        )
+        monkeypatch.setitem(tables.TABLES, architecture, rows)
+
+
+def wrong_rope_base(monkeypatch):
+    straight = Spec.from_config.__func__
+
+    def changed(cls, config, **where):
+        return dataclasses.replace(straight(cls, config, **where), rope_theta=1_000_000.0)
+
+    monkeypatch.setattr(Spec, "from_config", classmethod(changed))
+
+
+def default_norm_eps(monkeypatch):
+    straight = Spec.from_config.__func__
+
+    def changed(cls, config, **where):
+        return dataclasses.replace(straight(cls, config, **where), rms_norm_eps=1e-2)
+
+    monkeypatch.setattr(Spec, "from_config", classmethod(changed))
+
+
+def norms_swapped(monkeypatch):
+    """input_layernorm and post_attention_layernorm in each other's place."""
+    swap = {"input_layernorm.weight": "post_attention_layernorm.weight"}
+    swap |= {new: old for old, new in swap.items()}
+    for architecture, table in tables.TABLES.items():
+        rows = []
+        for row in table:
+            below = row.hf[0].removeprefix("model.layers.{layer}.")
+            rows.append(
+                dataclasses.replace(row, hf=(f"model.layers.{{layer}}.{swap[below]}",))
+                if below in swap
+                else row
+            )
+        monkeypatch.setitem(tables.TABLES, architecture, tuple(rows))
+
+
+FAULTS = {
+    "gate and up swapped": (with_op("linear_fc1.weight", SwappedGateUp()), "logits"),
+    "gate and up cut as one": (with_op("linear_fc1.weight", NaiveGateUpCut()), "logits"),
+    "qkv not interleaved": (with_op("linear_qkv.weight", NaiveQKV()), "logits"),
+    "qkv by heads, not groups": (with_op("linear_qkv.weight", HeadsForGroups()), "logits"),
+    "row for column": (with_op("linear_proj.weight", ops.COLUMN), "shapes"),
+    "column for row": (with_op("linear_qkv.weight", QKVByColumns()), "shapes"),
+    "ranks in reverse": (with_op("linear_fc2.weight", ReversedRanks()), "logits"),
+    "layers of a stage turned": (off_by_one_stage, "merkle"),
+    "pipeline split off by one": (split_one_layer_late, "names"),
+    "head missing": (missing_head, "merkle"),
+    "head read from the embedding": (head_from_embedding, "merkle"),
+    "wrong rope base": (wrong_rope_base, "logits"),
+    "wrong norm epsilon": (default_norm_eps, "logits"),
+    "norms in each other's place": (norms_swapped, "logits"),
+}
+
+
+@pytest.fixture
+def lively(maker):
+    """A model whose norms differ, so that their places show."""
+    from safetensors.torch import load_file, save_file
+
+    source = maker.root / "lively"
+    if not source.exists():
+        source.mkdir()
+        for path in maker.hf().iterdir():
+            if path.name != "plait.json":
+                (source / path.name).write_bytes(path.read_bytes())
+        weights = load_file(source / "model.safetensors")
+        draw = torch.Generator().manual_seed(3)
+        for name, tensor in weights.items():
+            if "norm" in name:
+                weights[name] = 1 + 0.3 * torch.randn(tensor.shape, generator=draw)
+        save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+        files.write_manifest(source, kind="hf_model", settings={}, facts={"merkle": engine.merkle(weights)})
+    return source
+
+
+def prove_with(source: Path, root: Path, tp: int, pp: int) -> None:
+    """Convert, cut and prove with whatever the converter is now."""
+    from makers import made
+
+    from plait.convert import folders
+
+    root.mkdir()
+    whole = made(root / "whole", "megatron", lambda f: folders.convert(source, f))
+    cut = made(root / "cut", "sharded", lambda f: folders.shard(whole, f, Grid(tp, pp)))
+    parity.prove_converted(source, cut, root / "parity.json")
+
+
+def test_the_lively_model_is_proven_without_a_fault(lively, tmp_path):
+    prove_with(lively, tmp_path / "run", 2, 2)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_no_fault_of_a_converter_passes_the_proof(fault, lively, tmp_path, monkeypatch):
+    change, killer = FAULTS[fault]
+    change(monkeypatch)
+    with pytest.raises(PlaitError) as caught:
+        prove_with(lively, tmp_path / "run", 2, 2)
+    assert not (tmp_path / "run" / "parity.json").exists()
+    said = str(caught.value)
+    words = {
+        "logits": "max abs difference",
+        "merkle": "Merkle root",
+        "shapes": "size mismatch",
+        "names": "Unexpected key",
+    }
+    assert words[killer] in said, said
+
+
+def test_a_flipped_byte_of_a_shard_is_named(lively, tmp_path):
+    prove_with(lively, tmp_path / "run", 2, 1)
+    path = next((tmp_path / "run" / "cut").rglob("*.pt"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PlaitError, match="does not have the sha256"):
+        parity.prove_converted(lively, tmp_path / "run" / "cut", tmp_path / "again.json")
+    assert not (tmp_path / "again.json").exists()
+
+
+def test_code_that_plait_did_not_write_is_not_run(maker, tmp_path):
+    source = maker.solo()
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    for path in source.iterdir():
+        (strange / path.name).write_bytes(path.read_bytes())
+    with (strange / "modeling_solo.py").open("a") as file:
+        file.write("\nopen('/tmp/plait-was-here', 'w')\n")
+    (strange / "plait.json").unlink()
+    files.write_manifest(strange, kind="hf_model", settings={}, facts=files.read_manifest(source)["facts"])
+    with pytest.raises(ProofError, match="not plait's own code"):
+        parity.prove_converted(strange, maker.shards(source, 1, 1), tmp_path / "parity.json")
+
+
+def fails_on_rank_one():
+    import torch.distributed as dist
+
+    if dist.get_rank() == 1:
+        raise ValueError("the second rank is unwell")
+
+
+def test_a_failing_rank_ends_the_others_and_is_quoted():
+    with pytest.raises(ProofError, match="the second rank is unwell"):
+        run_ranks(fails_on_rank_one, Grid(2, 1))
