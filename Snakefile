@@ -37,6 +37,7 @@ include: "workflow/rules/models.smk"
 include: "workflow/rules/verify.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/export.smk"
+include: "workflow/rules/report.smk"
 
 
 rule all:
@@ -44,3 +45,5 @@ rule all:
     input:
         [ancient(str(export)) for export in plan.exports()],
         [export.manifest for export in plan.exports()],
+        [export.iteration.proof for export in plan.exports()],
+        [curve.manifest for curve in plan.curves()],

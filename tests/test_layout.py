@@ -27,6 +27,7 @@ ARTIFACTS = {
     layout.Run: {"run": NAMES},
     layout.Iteration: {"run": NAMES, "iteration": st.integers(1, 9_999_999)},
     layout.Export: {"run": NAMES, "step": COUNTS},
+    layout.LossCurve: {"run": NAMES},
 }
 
 

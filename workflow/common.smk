@@ -103,5 +103,23 @@ def processes(wildcards):
     return int(grid.tp) * int(grid.pp)
 
 
+# What `snakemake --report` shows; captions lie where the rules look for them.
+LOSS_CURVE = {
+    "caption": "../report/loss.rst",
+    "category": "1. Loss curves",
+    "labels": {"run": "{run}"},
+}
+EXPORT_PROOF = {
+    "caption": "../report/proof.rst",
+    "category": "2. Proofs of exports",
+    "labels": {"run": "{run}", "iteration": "{step}"},
+}
+TOKENS_PAGE = {
+    "caption": "../report/tokens.rst",
+    "category": "3. Tokens and mixtures",
+    "patterns": ["tokens.html"],
+    "labels": {"mixture": "{mixture}"},
+}
+
 waiting = set()
 plan = in_snakemakes_frame(lambda: Plan(load(config)))()

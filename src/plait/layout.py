@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 from plait.errors import LayoutError
 
 MANIFEST = "plait.json"
+METRICS = "metrics.jsonl"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 NUMBER = r"[1-9]\d*"
 
@@ -185,6 +186,11 @@ class Run(Artifact):
         """Iterations in all and between two checkpoints, as the data give them."""
         return f"{self}/schedule.json"
 
+    @property
+    def metrics(self) -> str:
+        """One line an iteration, written while the run trains; no stage's declared output."""
+        return f"{self}/{METRICS}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Iteration(Artifact):
@@ -193,6 +199,11 @@ class Iteration(Artifact):
     PATTERN = "data/ckpts/{run}/iter_{iteration}"
     run: str
     iteration: int
+
+    @property
+    def export(self) -> "Export":
+        """The Hugging Face folder that is made from it."""
+        return Export(run=self.run, step=self.iteration)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +214,28 @@ class Export(Artifact):
     run: str
     step: int
 
+    @property
+    def iteration(self) -> Iteration:
+        """The training checkpoint that it is made from."""
+        return Iteration(run=self.run, iteration=self.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCurve(Artifact):
+    """The picture of a run's losses, up to the last of its exports."""
+
+    PATTERN = "data/reports/{run}/loss.svg"
+    run: str
+
+    @property
+    def manifest(self) -> str:
+        """A picture stands for itself."""
+        return str(self)
+
 
 KINDS: tuple[type[Artifact], ...] = (
     Raw, Chat, Tokenizer, Indexed, Analysis, HfModel, Sharded, Megatron, Export, Iteration, Run,
+    LossCurve,
 )  # fmt: skip
 
 
@@ -244,7 +274,6 @@ def _regex(template: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", template)
     return re.compile(
         "".join(
-            f"(?P<{part}>{WILDCARDS[part]})" if odd % 2 else re.escape(part)
-            for odd, part in enumerate(parts)
+            f"(?P<{part}>{WILDCARDS[part]})" if odd % 2 else re.escape(part) for odd, part in enumerate(parts)
         )
     )

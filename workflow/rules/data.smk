@@ -75,7 +75,7 @@ rule analyse:
     input:
         unpack(inputs(layout.Analysis)),
     output:
-        folder=directory(layout.Analysis.PATTERN),
+        folder=report(directory(layout.Analysis.PATTERN), **TOKENS_PAGE),
         manifest=layout.pattern(layout.Analysis, layout.MANIFEST),
     log:
         "data/logs/analyse/{mixture}.log",

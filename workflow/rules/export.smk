@@ -8,7 +8,7 @@ rule export:
     output:
         folder=directory(layout.Export.PATTERN),
         manifest=layout.pattern(layout.Export, layout.MANIFEST),
-        proof=layout.proof_pattern(layout.Export),
+        proof=report(layout.proof_pattern(layout.Export), **EXPORT_PROOF),
     log:
         "data/logs/export/{run}/model_iter_{step}.log",
     benchmark:

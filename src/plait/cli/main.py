@@ -22,6 +22,7 @@ STAGES = (
     "schedule",
     "train",
     "export",
+    "report",
 )
 
 

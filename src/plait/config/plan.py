@@ -29,6 +29,7 @@ VERSIONS = {
     "schedule": 1,
     "train": 1,
     "export": 1,
+    "report": 1,
 }
 
 
@@ -138,6 +139,24 @@ class Plan:
             for name, run in self.config.runs.items()
             for step in run.exports
         ]
+
+    def curves(self) -> list[layout.LossCurve]:
+        """The loss curves of the runs that the default target asks for."""
+        return [layout.LossCurve(run=name) for name, run in self.config.runs.items() if run.exports]
+
+    def drawn(self, curve: layout.LossCurve) -> list[layout.Iteration]:
+        """The checkpoints that must be there before a run's loss curve is drawn.
+
+        Raises:
+            ConfigError: the run has no exports, so nothing says how far the curve goes.
+        """
+        exports = self.run(curve.run).exports
+        if not exports:
+            raise ConfigError(
+                f"run {curve.run} has no exports in config/, so nothing says how far its loss curve goes",
+                hint=f"name iterations in runs.{curve.run}.exports",
+            )
+        return [layout.Iteration(run=curve.run, iteration=step) for step in exports]
 
     def inputs(self, artifact: Any) -> dict[str, list[layout.Artifact]]:
         """The artifacts that one is made from, by the name its rule has for them.
@@ -255,8 +274,9 @@ INPUTS: dict[type[layout.Artifact], Callable[[Plan, Any], dict[str, Any]]] = {
     },
     layout.Export: lambda plan, it: {
         "hf": [plan.hf(plan.run(it.run).model)],
-        "iteration": [layout.Iteration(run=it.run, iteration=it.step)],
+        "iteration": [it.iteration],
     },
+    layout.LossCurve: lambda plan, it: {"iterations": plan.drawn(it)},
 }
 
 # The part of the config that decides what a stage writes.
@@ -275,6 +295,7 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     "schedule": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include=SCHEDULE_KEYS)),
     "train": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", exclude=NOT_TRAIN_KEYS)),
     "export": lambda plan, it: {"recipe": plan.run(it.run).recipe, "template": plan.template(it.run)},
+    "report": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include={"exports"})),
 }
 
 STAGE_OF: dict[type[layout.Artifact], str] = {
@@ -289,6 +310,7 @@ STAGE_OF: dict[type[layout.Artifact], str] = {
     layout.Run: "schedule",
     layout.Iteration: "train",
     layout.Export: "export",
+    layout.LossCurve: "report",
 }
 
 

@@ -173,6 +173,11 @@ def _curve(axis: Any, words: str, values: NDArray[np.int64], colour: str) -> Non
     axis.set_xlabel(words)
     axis.set_ylim(0, 1.03)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+    plain(axis)
+
+
+def plain(axis: Any) -> None:
+    """Let the curve of a matplotlib axis stand out: a light grid, thin grey axes, no frame."""
     axis.grid(color="#e4e8ec", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color("#8a949e")
