@@ -266,7 +266,7 @@ def test_no_fault_of_a_converter_passes_the_proof(fault, lively, tmp_path, monke
         "logits": "max abs difference",
         "merkle": "Merkle root",
         "shapes": "size mismatch",
-        "names": "Unexpected key",
+        "names": "key(s) in state_dict",
     }
     assert words[killer] in said, said
 
