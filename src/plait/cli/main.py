@@ -26,12 +26,22 @@ STAGES = (
 )
 
 
+class Wide(argparse.RawDescriptionHelpFormatter):
+    """Each stage and its help on one line of a wide terminal."""
+
+    def __init__(self, prog: str) -> None:
+        """Leave room for the longest stage's name, which argparse counts without its indent."""
+        super().__init__(prog, max_help_position=16)
+        self._action_max_length = len("    tokenizer")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of every command; a stage's own code is loaded when it runs."""
     top = argparse.ArgumentParser(
         prog="plait",
         description="From raw jsonl to a Hugging Face checkpoint through Megatron Core: one command a stage.",
-        epilog="The workflow runs these for you: snakemake --cores 2 data/ckpts/RUN/hf/model_iter_N",
+        epilog="The workflow runs these for you:\n  snakemake --cores 2 data/ckpts/RUN/hf/model_iter_N",
+        formatter_class=Wide,
     )
     top.add_argument("--version", action="version", version=f"plait {plait.__version__}")
     stages = top.add_subparsers(title="stages", metavar="STAGE", required=True)

@@ -1,0 +1,36 @@
+"""Every command explains itself, fast."""
+
+import subprocess
+import sys
+
+import pytest
+
+from plait.cli.main import STAGES, parser
+from plait.config.plan import VERSIONS
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_ends_with_an_example_that_the_command_understands(stage, capsys):
+    with pytest.raises(SystemExit) as end:
+        parser().parse_args([stage, "--help"])
+    last = capsys.readouterr().out.partition("example:\n")[2].split()
+
+    assert end.value.code == 0
+    assert last[:2] == ["plait", stage]
+    assert parser().parse_args(last[1:]).run.__module__ == f"plait.cli.{stage}"
+
+
+def test_help_lists_every_stage(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--help"])
+    said = capsys.readouterr().out
+
+    assert all(f"\n    {stage}  " in said for stage in STAGES)
+    assert set(STAGES) == set(VERSIONS)
+
+
+def test_the_command_line_loads_no_heavy_library():
+    code = "import sys; from plait.cli.main import parser; parser(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+
+    assert not set(done.stdout.split()) & {"torch", "transformers", "numpy", "megatron", "matplotlib", "PIL"}

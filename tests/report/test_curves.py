@@ -1,0 +1,93 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from plait.cli.main import main
+from plait.errors import DataError, LayoutError
+from plait.report import curves
+
+ROWS = [
+    {"iteration": n, "lm loss": 10 / n, "grad norm": 1.0 + n % 3, "learning-rate": 1e-3 * n}
+    for n in range(1, 41)
+]
+SETTINGS = json.dumps({"exports": [10, 30]})
+
+
+@pytest.fixture
+def metrics(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "data/ckpts/r/metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def report(picture="data/reports/r/loss.svg", settings=SETTINGS):
+    return main(["report", "data/ckpts/r/metrics.jsonl", picture, "--settings", settings])
+
+
+def test_the_picture_ends_at_the_last_export(metrics, tmp_path, caplog):
+    caplog.set_level("INFO")
+
+    def drawn_with(row, loss):
+        text = "".join(json.dumps(one | {"lm loss": loss} if one is row else one) + "\n" for one in ROWS)
+        metrics.write_text(text)
+        assert report() == 0
+        return (tmp_path / "data/reports/r/loss.svg").read_bytes()
+
+    first = drawn_with(None, 0)
+
+    assert "lm loss 10.00 at iteration 1, 0.33 at iteration 30" in caplog.text
+    assert drawn_with(ROWS[30], 9.0) == first
+    assert drawn_with(ROWS[29], 9.0) != first
+
+
+@pytest.mark.parametrize("ending", curves.FORMS)
+def test_equal_rows_give_equal_bytes(ending, metrics, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for path in (one, two):
+        curves.draw(curves.read(metrics), path, form=ending, name="r", exports=[10])
+
+    assert one.read_bytes() == two.read_bytes()
+    assert not re.search(rb"20\d\d-\d\d-\d\d", one.read_bytes())
+
+
+def test_half_a_line_at_the_end_is_no_row(metrics):
+    metrics.write_text(metrics.read_text()[:-20])
+
+    assert curves.read(metrics).iteration.tolist() == list(range(1, 40))
+
+
+def test_a_line_that_is_no_row_is_named(metrics):
+    metrics.write_text(metrics.read_text() + '{"iteration": 41}\n')
+
+    with pytest.raises(DataError, match=r"metrics.jsonl line 41 is not a row of metrics"):
+        curves.read(metrics)
+
+
+def test_nothing_to_draw_is_said(metrics):
+    with pytest.raises(DataError, match="holds no iteration up to 0"):
+        curves.read(metrics, last=0)
+    metrics.unlink()
+    with pytest.raises(DataError, match="does not exist"):
+        curves.read(metrics)
+
+
+def test_a_picture_of_another_kind_or_run_is_refused(metrics, tmp_path, capsys):
+    assert report("data/reports/r/loss.pdf") == report("data/reports/other/loss.svg") == 2
+    said = capsys.readouterr().err
+
+    assert "hint:  end it in .svg or .png" in said
+    assert "it is drawn from data/ckpts/other/metrics.jsonl" in said
+    assert not (tmp_path / "data/reports").exists() or not list((tmp_path / "data/reports").rglob("*.*"))
+    with pytest.raises(LayoutError):
+        curves.draw(curves.read(metrics), tmp_path / "x", form="pdf", name="r")
+
+
+def test_smoothing_is_the_mean_of_a_value_and_those_before_it():
+    values = np.array([1.0, 3.0, 5.0, 7.0])
+
+    assert curves.smooth(values, 2).tolist() == [1, 2, 4, 6]
+    assert curves.smooth(values, 1).tolist() == values.tolist()
