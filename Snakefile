@@ -11,6 +11,7 @@ data/models/sharded/{model}-megatron-tp{tp}-pp{pp}       Megatron model, cut for
 data/ckpts/{run}/iter_{iteration}                        training checkpoint
 data/ckpts/{run}/hf/model_iter_{step}                    trained Hugging Face model
 data/verify/.../parity.json                              proof of a model artifact
+data/reports/{run}/loss.svg                              loss curve of a run
 """
 
 from snakemake.utils import min_version

@@ -96,6 +96,16 @@ def legal_schedule(wildcards):
     return saved
 
 
+def export_of(wildcards):
+    """The export by which a checkpoint is proven, whole and proven itself."""
+    export = made(layout.Iteration, wildcards).export
+    return {
+        "export": ancient(str(export)),
+        "manifest": export.manifest,
+        "proof": export.proof,
+    }
+
+
 @in_snakemakes_frame
 def processes(wildcards):
     """The processes of a grid: one core each here, one GPU each on a cluster."""

@@ -9,7 +9,10 @@ ACCEPTED = "any iteration is accepted until data/ckpts/chat-tiny/schedule.json i
 
 
 def measured(project, *, train_iters, save_interval):
-    """A project whose data have been counted."""
+    """A project whose data are there and have been counted."""
+    shards = [f"megatron_format/chatml_dialogues_pack256/shard_{shard:05d}" for shard in range(2)]
+    for made in ("tokenizers/mistral-v1", "tokenizers/mistral-chatml", *shards, "analysis/talk"):
+        project.write(f"data/{made}/plait.json", "{}")
     found = {"train_iters": train_iters, "save_interval": save_interval}
     project.write("data/ckpts/chat-tiny/schedule.json", json.dumps(found))
     return project

@@ -36,3 +36,20 @@ rule verify_sharded:
         settings=settings(layout.Sharded, "verify"),
     shell:
         "plait verify {input.hf} {input.sharded} {output} > {log} 2>&1"
+
+
+rule verify_iteration:
+    """Prove a training checkpoint by the export that was proven against it."""
+    input:
+        unpack(export_of),
+        iteration=layout.pattern(layout.Iteration, layout.MANIFEST),
+    output:
+        layout.proof_pattern(layout.Iteration),
+    log:
+        "data/logs/verify_iteration/{run}/iter_{iteration}.log",
+    benchmark:
+        "data/benchmarks/verify_iteration/{run}/iter_{iteration}.tsv"
+    params:
+        settings=settings(layout.Iteration, "verify"),
+    shell:
+        "plait verify {input.export} $(dirname {input.iteration}) {output} > {log} 2>&1"
