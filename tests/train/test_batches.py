@@ -127,7 +127,8 @@ def test_the_global_batch_does_not_depend_on_the_data_parallel_size(dp_size):
 
     order = Order((1.0,), (64,), 7, draws=64)
     feeds = [
-        Feed([Shard(range(64))], order, collator(seq_length=2), 2, 8, rank, dp_size) for rank in range(dp_size)
+        Feed([Shard(range(64))], order, collator(seq_length=2), 2, 8, rank, dp_size)
+        for rank in range(dp_size)
     ]
     seen = [
         sorted(row[0].item() for feed in feeds for batch in feed.batches(step) for row in batch.input_ids)

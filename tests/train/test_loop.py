@@ -67,7 +67,13 @@ def model():
 
 def feed(rank=0, size=1):
     return Feed(
-        [Shard(range(10))], Order((1.0,), (10,), 5, STEPS * 4), COLLATE, 1, RUN["global_batch_size"], rank, size
+        [Shard(range(10))],
+        Order((1.0,), (10,), 5, STEPS * 4),
+        COLLATE,
+        1,
+        RUN["global_batch_size"],
+        rank,
+        size,
     )
 
 
@@ -86,7 +92,10 @@ def plain(model):
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": RUN["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": RUN["weight_decay"]},
+        {"params": others, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-5)
     losses, norms = [], []
     for step in range(STEPS):

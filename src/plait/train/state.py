@@ -5,6 +5,7 @@ generators' states belong to a grid; a job on another grid starts its own.
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from plait import files
@@ -23,6 +23,7 @@ from plait.convert.torch_dist import read_iteration
 from plait.errors import CheckpointError, LayoutError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
+from plait.train.writer import SaveNow
 
 RUN = "run.json"
 HF_CONFIG = "hf_config.json"
@@ -72,6 +73,15 @@ def load_model(model: Any, folder: Path) -> None:
     load_weights(model, dist_checkpointing.load(model.sharded_state_dict(), str(folder)))
 
 
+def _interned(value: Any) -> Any:
+    """The value with one object for equal strings: pickles of equal states are then equal bytes."""
+    if isinstance(value, dict):
+        return {_interned(key): _interned(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_interned(one) for one in value]
+    return sys.intern(value) if type(value) is str else value
+
+
 def _generators() -> ShardedObject:
     """The states of this rank's generators, stored by its place in the grid."""
     state = {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
@@ -116,8 +126,7 @@ def save(
         files.remove(part)
         part.mkdir(parents=True)
     dist.barrier()
-    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-    dist_checkpointing.save(state.sharded(is_loading=False), str(part), strategy)
+    dist_checkpointing.save(_interned(state.sharded(is_loading=False)), str(part), SaveNow())
     if dist.get_rank() == 0:
         (part / HF_CONFIG).write_bytes(hf_config)
         files.write_json(part / RUN, settings)

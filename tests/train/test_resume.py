@@ -1,0 +1,71 @@
+"""A run in segments is the run in one piece, bit for bit; an equal rebuild gives an equal manifest."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_loop import RUN, STEPS, feed, model  # noqa: F401 - model is a fixture
+
+from plait import files
+from plait.convert import engine
+from plait.errors import LayoutError
+from plait.models.specs import Spec
+from plait.parallel.grid import Grid
+from plait.verify.ranks import run_ranks
+
+
+def segment(weights, config, grid, run, start, stop):
+    """Train from a checkpoint, or from the weights, to the next checkpoint."""
+    from megatron.core import parallel_state
+
+    from plait.train.build import build_model, load_weights, optimizer_of, schedule_of, wrap
+    from plait.train.loop import Trainer
+    from plait.train.state import TrainState, save
+
+    spec = Spec.from_config(config)
+    inner = build_model(spec, dtype=torch.float32)
+    place = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
+    model = wrap(inner)  # noqa: F811
+    optimizer = optimizer_of(model, RUN)
+    state = TrainState(inner, optimizer, schedule_of(optimizer, RUN, train_iters=STEPS))
+    if start:
+        state.load(run / f"iter_{start:07d}")
+    else:
+        load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, *place)))
+        optimizer.reload_model_params()
+    Trainer(model, state, feed(), RUN).train(stop, folder=run)
+    target = run / f"iter_{stop:07d}"
+    save(state, target, spec=spec, hf_config=json.dumps(config).encode(), settings=RUN, inputs=[])
+
+
+@pytest.mark.parametrize("grid", [Grid(1, 1), Grid(2, 1), Grid(1, 2)], ids=str)
+def test_segments_end_where_one_piece_ends(model, grid, tmp_path):  # noqa: F811
+    config = {**model.config.to_dict(), "architectures": ["MistralForCausalLM"]}
+    arguments = model.state_dict(), config, grid
+    for run, stops in (("whole", [STEPS]), ("again", [STEPS]), ("parts", [2, 3, STEPS])):
+        (tmp_path / run).mkdir()
+        for start, stop in zip([0, *stops], stops, strict=False):
+            run_ranks(segment, grid, *arguments, tmp_path / run, start, stop)
+    last = f"iter_{STEPS:07d}"
+    manifests = {run: files.check_manifest(tmp_path / run / last) for run in ("whole", "again", "parts")}
+    assert manifests["whole"] == manifests["again"]
+    assert manifests["whole"]["files"] == manifests["parts"]["files"]  # weights, moments, schedule
+    rows = {
+        run: [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in manifests
+    }
+    for name in ("iteration", "lm loss", "grad norm", "learning-rate"):
+        assert [row[name] for row in rows["whole"]] == [row[name] for row in rows["parts"]]
+    assert (tmp_path / "parts" / "latest_checkpointed_iteration.txt").read_text() == str(STEPS)
+
+
+def test_a_folder_that_plait_did_not_make_is_not_overwritten(model, tmp_path):  # noqa: F811
+    strange = tmp_path / "iter_0000002"
+    strange.mkdir()
+    (strange / "weights.bin").write_bytes(np.arange(3).tobytes())
+    config = {**model.config.to_dict(), "architectures": ["MistralForCausalLM"]}
+    with pytest.raises(Exception, match="plait did not make") as caught:
+        run_ranks(segment, Grid(), model.state_dict(), config, Grid(), tmp_path, 0, 2)
+    assert LayoutError.__name__ not in str(caught.value)  # a sentence, no stack
+    assert (strange / "weights.bin").exists()
