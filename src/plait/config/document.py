@@ -26,7 +26,7 @@ HEAD = """\
 
 `config.yaml` is the default plan. Write your own file with the keys that differ and add it to any command:
 
-    snakemake --cores 2 --configfile mine.yaml data/ckpts/RUN/hf/model_iter_100
+    snakemake --cores 2 data/ckpts/RUN/hf/model_iter_100 --configfile mine.yaml
 
 Unknown keys are errors, and planning says so before anything runs. `schema.json` lets an editor complete and
 check the keys. A name (of a dataset, a run, ...) is made of letters, digits and `. _ + -`; it stands in the
