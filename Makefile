@@ -8,7 +8,7 @@ VENV := .venv
 CORES ?= 2
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: tiny env dev test test-long check format config goldens
+.PHONY: tiny env dev test tiny-test test-long check format config goldens
 
 tiny: env
 	snakemake --cores $(CORES)
@@ -30,7 +30,11 @@ $(VENV)/.dev: envs/dev.lock $(VENV)/.runtime
 	touch $@
 
 test: dev
-	pytest -m "not long" -n $(CORES) --dist loadfile
+	pytest -m "not long and not tiny" -n $(CORES) --dist loadfile
+
+# After make tiny: what it left in data/ is as promised.
+tiny-test: dev
+	pytest -m tiny tests/tiny
 
 test-long: dev
 	pytest -m long

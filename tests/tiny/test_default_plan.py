@@ -1,0 +1,133 @@
+"""What `make tiny` leaves: run after it, on the repository's own data/."""
+
+import gzip
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from plait import files, layout
+from plait.config import Plan
+from plait.config.model import load_file
+from plait.data import images
+from plait.data.shards import read
+from plait.tokens.indexed import PackedShard
+
+pytestmark = pytest.mark.tiny
+
+ROOT = Path(__file__).parents[2]
+RUNS = ("chat-tiny", "solo-tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_the_repository():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return Plan(load_file("config/config.yaml"))
+
+
+def rows(run):
+    return [json.loads(line) for line in Path(f"data/ckpts/{run}/metrics.jsonl").read_text().splitlines()]
+
+
+def records(dataset):
+    for path in sorted(Path("data/processed", dataset).glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+def test_the_input_is_as_large_as_promised():
+    pictures, dialogues = set(), 0
+    for record in records("emoji"):
+        url, caption = (part for message in record["messages"] for part in message["content"])
+        assert caption["text"].strip()
+        pictures.add(url["image_url"]["url"])
+    for record in records("dialogues"):
+        roles = [message["role"] for message in record["messages"]]
+        assert roles[:2] == ["user", "assistant"]
+        dialogues += 1
+    assert len(pictures) >= 1_400
+    assert dialogues >= 2_000
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_loss_ends_below_sixty_percent_of_its_start(run):
+    losses = [row["lm loss"] for row in rows(run)]
+    assert len(losses) >= 100
+    assert statistics.mean(losses[-10:]) < 0.6 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_model_artifact_is_whole_and_proven(run, plan):
+    sharded = plan.sharded(run)
+    whole = layout.Megatron(model=sharded.model)
+    steps = [layout.Iteration(run=run, iteration=100), layout.Export(run=run, step=100)]
+    for artifact in (whole, sharded, *steps):
+        facts = files.check_manifest(str(artifact))["facts"]
+        parity = files.read_json(artifact.proof)
+        assert parity["passed"]
+        assert parity["artifact"] == str(artifact)
+        assert parity["merkle_root"] == facts["merkle"]
+        assert all(row["max_abs_diff"] <= 1e-5 for row in parity["logits"])
+    files.check_manifest(str(layout.Iteration(run=run, iteration=50)))
+
+
+def test_the_chat_export_renders_the_ids_it_was_trained_on():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = "data/ckpts/chat-tiny/hf/model_iter_100"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 32_002
+    seen = set()
+    for shard in sorted(Path("data/megatron_format/chatml_dialogues_pack256").iterdir()):
+        for pack in PackedShard(shard):
+            text = pack.text.tolist()
+            cuts = [-1, *(n for n, role in enumerate(pack.role.tolist()) if role == 1000), len(text)]
+            seen |= {tuple(text[a + 1 : b]) for a, b in zip(cuts, cuts[1:], strict=False)}
+    rendered = [
+        tuple(tokenizer.apply_chat_template(_plain(sample), tokenize=True, return_dict=False))
+        for path in sorted(Path("data/processed/dialogues").glob("*.jsonl.gz"))
+        for sample in read(path)
+    ]
+    whole = [ids for ids in rendered if len(ids) <= 256]
+    assert len(whole) > 0.99 * len(rendered)
+    assert all(ids in seen for ids in whole)
+
+
+def _plain(sample):
+    return [
+        {"role": message.role, "content": "".join(part.text for part in message.parts)}
+        for message in sample.messages
+    ]
+
+
+def test_the_solo_export_generates_from_a_picture():
+    import io
+
+    import torch
+    from PIL import Image
+    from transformers import AutoModelForCausalLM, AutoProcessor
+
+    folder = "data/ckpts/solo-tiny/hf/model_iter_100"
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert model.config.vocab_size == len(processor.tokenizer) == 33_031
+    sample = next(read(Path("data/processed/emoji/shard_00000.jsonl.gz")))
+    encoded = sample.pictures[0].encoded
+    inputs = processor(images=Image.open(io.BytesIO(encoded)), text="")
+    ours = torch.from_numpy(images.patches(encoded, patch_size=32, max_resolution=1024))
+    assert torch.equal(inputs["vision_patches"].float(), ours)
+    ids = inputs["input_ids"][0].tolist()
+    pack = next(iter(PackedShard(Path("data/megatron_format/mmistral_emoji_pack256/shard_00000"))))
+    assert ids == pack.text.tolist()[: len(ids)]  # a picture of 2 x 2 patches, as in training
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
+    new = output[len(ids) :]
+    assert len(new) >= 1
+    assert not set(new) & set(range(32_000, 32_005))
