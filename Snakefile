@@ -24,6 +24,9 @@ min_version("9.0")
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 # Only `--sdm apptainer` uses it; everything else runs in the environment of Snakemake itself.
 container: "envs/megatron.sif"
 

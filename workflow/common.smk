@@ -127,7 +127,7 @@ EXPORT_PROOF = {
 TOKENS_PAGE = {
     "caption": "../report/tokens.rst",
     "category": "3. Tokens and mixtures",
-    "patterns": ["tokens.html"],
+    "patterns": ["{page}.html"],
     "labels": {"mixture": "{mixture}"},
 }
 

@@ -27,14 +27,14 @@ p { margin: .2rem 0 1rem; color: #56616d; max-width: 46rem; }
 .bar { display: flex; height: 1.1rem; border-radius: .3rem; overflow: hidden; gap: 1px; }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .85rem; margin: .5rem 0 1rem; }
 .key i { display: inline-block; width: .7rem; height: .7rem; border-radius: .15rem; margin-right: .4rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin-bottom: 1.4rem; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e8ec; }
 th { color: #56616d; font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr:last-child td { border-bottom: 0; }
 pre { background: #f4f6f8; padding: .8rem 1rem; border-radius: .5rem; white-space: pre-wrap;
   overflow-wrap: anywhere; font-size: .82rem; }
-svg { width: 100%; height: auto; display: block; margin: .6rem 0; }
+svg { width: 100%; height: auto; display: block; margin: .6rem 0 1.6rem; }
 """
 
 
@@ -111,10 +111,12 @@ def _dataset(
     name: str, dataset: Mapping[str, Any], measures: Mapping[str, NDArray[np.int64]], colour: str
 ) -> str:
     statistics = dataset["statistics"]
-    shown = [key for key in MEASURES if statistics[key]["max"] > 0]
+    same = () if dataset["image_tokens"] else ("n_text_tokens",)
+    shown = [key for key in MEASURES if statistics[key]["max"] > 0 and key not in same]
     columns = tuple(next(iter(statistics.values())))
     rows = [(MEASURES[key], *(_number(statistics[key][column]) for column in columns)) for key in shown]
-    total = ((word.replace("_", " "), _number(dataset[word])) for word in ("packs", "documents", *TOTALS))
+    counted = [word for word in ("packs", "documents", *TOTALS) if dataset[word]]
+    total = ((word.replace("_", " "), _number(dataset[word])) for word in counted)
     return (
         f"<h2>{escape(name)}</h2><p>{', '.join(f'{number} {word}' for word, number in total)}.</p>"
         f"{_table(('', *columns), rows)}"
