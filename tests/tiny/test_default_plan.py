@@ -1,6 +1,7 @@
 """What `make tiny` leaves: run after it, on the repository's own data/."""
 
 import gzip
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_the_chat_export_renders_the_ids_it_was_trained_on():
         for pack in PackedShard(shard):
             text = pack.text.tolist()
             cuts = [-1, *(n for n, role in enumerate(pack.role.tolist()) if role == 1000), len(text)]
-            seen |= {tuple(text[a + 1 : b]) for a, b in zip(cuts, cuts[1:], strict=False)}
+            seen |= {tuple(text[a + 1 : b]) for a, b in itertools.pairwise(cuts)}
     rendered = [
         tuple(tokenizer.apply_chat_template(_plain(sample), tokenize=True, return_dict=False))
         for path in sorted(Path("data/processed/dialogues").glob("*.jsonl.gz"))
