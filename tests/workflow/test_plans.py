@@ -63,7 +63,7 @@ def test_the_slurm_profile_plans_the_same_from_the_short_form(empty_project):
 
 
 def test_planning_imports_neither_torch_nor_what_trains(empty_project):
-    done = empty_project.snakemake("-n", "--cores", "2", before=("-X", "importtime"))
+    done = empty_project.snakemake("-n", "--cores", "2", start=("-X", "importtime", "-m", "snakemake"))
 
     modules = {
         line.rpartition("|")[2].strip().split(".")[0] for line in done.text.splitlines() if "|" in line

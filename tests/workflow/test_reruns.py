@@ -1,0 +1,149 @@
+"""What changes a result plans exactly what follows; what does not plans nothing. On a real run."""
+
+import os
+import shutil
+
+import pytest
+from projects import Project
+
+EXPORT = "data/ckpts/chat-tiny/hf/model_iter_4"
+SMALL = {
+    "datasets": {"dialogues": {"source": {"languages": ["english"]}}},
+    "raw_hf": {"Mistral-tiny": {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}},
+    "runs": {
+        "chat-tiny": {
+            "pipeline_model_parallel_size": 1,
+            "save_interval": 2,
+            "lr_warmup_iters": 1,
+            "exports": [4],
+        }
+    },
+}
+SHARD = "data/megatron_format/chatml_dialogues_pack256/shard_00001"
+
+
+def overlay(section=None, name=None, **keys):
+    """The small plan with keys changed."""
+    changed = {key: {inner: dict(found) for inner, found in value.items()} for key, value in SMALL.items()}
+    if section:
+        changed.setdefault(section, {}).setdefault(name, {}).update(keys)
+    return changed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A project whose run was trained for two checkpoints and exported, by the short form."""
+    project = Project.make(tmp_path_factory.mktemp("whole") / "project")
+    project.run("ckpts/chat-tiny/hf/model_iter_4", config=SMALL)
+    return project
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return whole.copy(tmp_path / "copy")
+
+
+AFTER_MODEL = {"convert": 1, "verify_megatron": 1, "shard": 1, "verify_sharded": 1, "train": 2, "export": 1}
+AFTER_INDEX = {"analyse": 1, "schedule": 1, "train": 2, "export": 1}
+CHANGES = {
+    "nothing": (overlay(), {}),
+    "another run": (overlay("runs", "solo-tiny", lr=1.0), {}),
+    "exports": (overlay("runs", "chat-tiny", exports=[2]), {}),
+    "lr": (overlay("runs", "chat-tiny", lr=0.25), {"train": 2, "export": 1}),
+    "epochs": (overlay("runs", "chat-tiny", epochs=3), {"schedule": 1, "train": 2, "export": 1}),
+    "template": (overlay("formats", "chatml", template="pretrain"), {"index": 2, **AFTER_INDEX}),
+    "shards": (overlay("datasets", "dialogues", shards=3), {"chat": 3, "index": 3, **AFTER_INDEX}),
+    "weights": (overlay("raw_hf", "Mistral-tiny", seed=7), {"model": 2, **AFTER_MODEL}),
+    "new rows": (overlay("raw_hf", "Mistral-tiny-chatml", new_rows="zeros"), {"model": 1, **AFTER_MODEL}),
+    "tokenizer": (
+        overlay("tokenizers", "mistral-chatml", add=["locations", "chatml"]),
+        {"tokenizer": 1, "model": 1, "index": 2, **AFTER_INDEX, **AFTER_MODEL},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_plans_exactly_what_follows(name, whole):
+    config, rules = CHANGES[name]
+
+    plan = whole.plan(EXPORT, config=config)
+
+    assert plan.rules == rules
+    assert plan.nothing == (not rules)
+
+
+VERSIONS = {
+    "raw": {"raw": 1, "chat": 2, "index": 2, **AFTER_INDEX},
+    "analyse": AFTER_INDEX,
+    "convert": AFTER_MODEL,
+    "verify": {"verify_megatron": 1, "shard": 1, "verify_sharded": 1, "train": 2, "export": 1},
+    "train": {"train": 2, "export": 1},
+    "export": {"export": 1},
+}
+
+
+@pytest.mark.parametrize("stage", VERSIONS)
+def test_a_raised_version_of_a_stage_plans_it_and_all_after_it(stage, whole):
+    raised = f"from plait.config import plan; plan.VERSIONS[{stage!r}] += 1"
+    start = ("-c", f"{raised}\nfrom snakemake.cli import main; main()")
+
+    assert whole.plan(EXPORT, config=SMALL, start=start).rules == VERSIONS[stage]
+
+
+def test_the_next_checkpoint_trains_from_the_last_one(whole):
+    assert whole.plan("data/ckpts/chat-tiny/hf/model_iter_6", config=SMALL).jobs == [
+        "export data/ckpts/chat-tiny/hf/model_iter_6",
+        "train data/ckpts/chat-tiny/iter_0000006/plait.json",
+    ]
+
+
+def test_both_forms_are_one_artifact(whole):
+    short = whole.folder / "ckpts/chat-tiny/hf/model_iter_4"
+
+    assert short.is_symlink()
+    assert short.samefile(whole.folder / EXPORT)
+    assert whole.plan("ckpts/chat-tiny/hf/model_iter_4", config=SMALL).nothing
+
+
+def test_another_checkout_with_new_mtimes_comments_and_spaces_plans_nothing(copy):
+    for path in sorted(copy.folder.rglob("*"), reverse=True):
+        os.utime(path, follow_symlinks=False)
+    for source in [copy.folder / "Snakefile", *copy.folder.glob("workflow/**/*.smk")]:
+        text = source.read_text().replace('"plait ', '"plait  ')
+        source.write_text(f"{text}\n\n# A comment changes nothing.\n")
+
+    assert copy.plan(EXPORT, config=SMALL).nothing
+
+
+def test_an_equal_rebuild_plans_nothing_after_it(copy):
+    shutil.rmtree(copy.folder / "data/analysis/talk")
+    shutil.rmtree(copy.folder / SHARD)
+
+    assert copy.plan(EXPORT, config=SMALL).nothing
+    assert copy.plan(SHARD, config=SMALL).jobs == [f"index {SHARD}"]
+    copy.run(SHARD, "data/analysis/talk", config=SMALL)
+    assert copy.plan(EXPORT, config=SMALL).nothing
+
+
+def test_with_a_later_artifact_whole_nothing_before_it_is_missed(copy):
+    for gone in ("raw", "processed", "tokenizers", "megatron_format", "analysis", "models"):
+        shutil.rmtree(copy.folder / "data" / gone)
+    for gone in copy.folder.glob("data/ckpts/chat-tiny/iter_*"):
+        shutil.rmtree(gone)
+
+    assert copy.plan(EXPORT, config=SMALL).nothing
+    (copy.folder / "data/ckpts/chat-tiny/schedule.json").unlink()
+    assert copy.plan(EXPORT, config=SMALL).nothing
+
+
+def test_what_the_data_make_illegal_stops_before_any_training(copy):
+    shutil.rmtree(copy.folder / "data/ckpts")
+    shutil.rmtree(copy.folder / "data/analysis/talk")
+
+    done = copy.snakemake("--cores", "2", "data/ckpts/chat-tiny/hf/model_iter_3", config=SMALL)
+
+    assert done.code == 1
+    assert "iteration 3 of run chat-tiny is never saved: it saves every 2 iterations" in done.text
+    assert "nearest: 2 or 4" in done.text
+    assert "train" not in done.rules
+    assert not list(copy.folder.glob("data/ckpts/chat-tiny/iter_*"))
