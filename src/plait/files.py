@@ -63,7 +63,7 @@ def made_by_plait(target: Path) -> bool:
     """Whether replacing what stands at this path loses nothing that plait did not make."""
     if target.is_symlink() or not target.is_dir():
         return target.is_file() or not os.path.lexists(target)
-    return (target / MANIFEST).is_file() or set(os.listdir(target)) <= SNAKEMAKE_LEFTOVERS
+    return (target / MANIFEST).is_file() or {path.name for path in target.iterdir()} <= SNAKEMAKE_LEFTOVERS
 
 
 def refuse_foreign(target: Path) -> None:
