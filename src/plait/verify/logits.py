@@ -21,6 +21,10 @@ from plait.parallel.grid import Grid
 from plait.verify.ranks import run_ranks
 
 TOLERANCE = 1e-5
+ARITHMETIC = torch.float64
+"""Weights are the artifact's, in fp32; sums are taken in fp64 on both sides. In fp32 arithmetic the
+rounding of transformers alone reaches 2e-5 on a trained tiny model (measured against its own fp64), so
+it could not tell a fault of that size from none, and would depend on the machine."""
 SEQUENCES, TOKENS, PATCHES = 2, 48, 4
 Loader = Callable[[Any], None]
 
@@ -58,14 +62,14 @@ def cases(spec: Spec) -> list[Case]:
         indices = torch.full(shape, -1)
         indices[0, 3 : 3 + PATCHES // 2] = torch.arange(PATCHES // 2)
         indices[1, 7 : 7 + PATCHES // 2] = torch.arange(PATCHES // 2, PATCHES)
-        patches = torch.randn(PATCHES, spec.patch_dim, generator=draw)
+        patches = torch.randn(PATCHES, spec.patch_dim, generator=draw).to(ARITHMETIC)
         ids = torch.randint(spec.vocab_size, shape, generator=draw)
         found.append(Case("picture", ids, alone, patches, indices))
     return found
 
 
 def of_transformers(folder: Path, inputs: list[Case]) -> list[Tensor]:
-    """Logits [B, S, V] in fp32, by the model class that users load.
+    """Logits [B, S, V], by the model class that users load.
 
     Raises:
         ProofError: the folder carries code that plait did not write.
@@ -81,6 +85,7 @@ def of_transformers(folder: Path, inputs: list[Case]) -> list[Tensor]:
             attn_implementation="eager",
             trust_remote_code=_carries_our_code(folder),
         ).eval()
+        model = model.to(ARITHMETIC)
     with torch.no_grad():
         return [_alone(model, case) for case in inputs]
 
@@ -106,7 +111,7 @@ def _carries_our_code(folder: Path) -> bool:
 
 
 def of_megatron(spec: Spec, grid: Grid, load: Loader, inputs: list[Case]) -> list[Tensor]:
-    """Logits [B, S, V] in fp32 of a Megatron model on its grid.
+    """Logits [B, S, V] of a Megatron model on its grid.
 
     Args:
         spec: the model's shape.
@@ -125,7 +130,7 @@ def _megatron_rank(spec: Spec, load: Loader, inputs: list[Case]) -> list[Tensor]
 
     from plait.train.build import build_model
 
-    model = build_model(spec, dtype=torch.float32).eval()
+    model = build_model(spec, dtype=ARITHMETIC).eval().to(ARITHMETIC)
     load(model)
     with torch.no_grad():
         logits = [_forward(model, case, spec) for case in inputs]
