@@ -133,17 +133,17 @@ def write_manifest(
     settings: Mapping[str, Any],
     inputs: Iterable[Path | str] = (),
     facts: Mapping[str, Any] | None = None,
-    unhashed: frozenset[str] = frozenset(),
+    unlisted: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Write the manifest of a folder that is whole but for it.
 
     Args:
-        folder: the folder; every file in it is digested but those whose name is in ``unhashed``.
+        folder: the folder; every file in it is listed and digested but those in ``unlisted``.
         kind: what the artifact is, e.g. ``indexed``.
         settings: the config slice and stage version that made it.
         inputs: the artifacts it was made from, by path as the user knows them.
         facts: counts and roots worth reading without opening the artifact.
-        unhashed: names of files whose bytes differ between equal rebuilds.
+        unlisted: names of files made for people only: another look of theirs changes nothing.
     """
     manifest = {
         "schema": SCHEMA,
@@ -153,10 +153,10 @@ def write_manifest(
         "files": {
             path.relative_to(folder).as_posix(): {
                 "bytes": path.stat().st_size,
-                "sha256": "" if path.name in unhashed else digest(path),
+                "sha256": digest(path),
             }
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != MANIFEST
+            if path.is_file() and path.name not in {MANIFEST, *unlisted}
         },
         "facts": dict(facts or {}),
     }
@@ -194,6 +194,6 @@ def check_manifest(folder: Path | str) -> dict[str, Any]:
             raise DataError(f"{path} is missing; {MANIFEST} lists it")
         if path.stat().st_size != entry["bytes"]:
             raise DataError(f"{path} has {path.stat().st_size} bytes, {MANIFEST} says {entry['bytes']}")
-        if entry["sha256"] and digest(path) != entry["sha256"]:
+        if digest(path) != entry["sha256"]:
             raise DataError(f"{path} does not have the sha256 that {MANIFEST} records")
     return manifest

@@ -29,4 +29,11 @@ def run(args: argparse.Namespace) -> None:
     chosen = settings(args, target)
     with files.appears_whole(str(target), folder=True) as folder:
         facts = analysis.build(folder, target.mixture, shards, chosen["mixture"])
-        files.write_manifest(folder, kind="analysis", settings=chosen, inputs=map(str, shards), facts=facts)
+        files.write_manifest(
+            folder,
+            kind="analysis",
+            settings=chosen,
+            inputs=map(str, shards),
+            facts=facts,
+            unlisted=frozenset({analysis.PAGE}),
+        )

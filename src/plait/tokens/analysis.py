@@ -16,6 +16,7 @@ from plait.tokens import mixture
 from plait.tokens.indexed import ROLE, IndexedReader, read_rows
 from plait.tokens.roles import PACK_SEP
 
+PAGE = "tokens.html"
 log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
@@ -79,7 +80,7 @@ def build(
     )
     (folder / "mixture.txt").write_text(line + "\n", encoding="utf-8")
     measures = {dataset: together(several) for dataset, several in by_dataset(counted).items()}
-    (folder / "tokens.html").write_text(page(name, tokens, mixed, line, measures), encoding="utf-8")
+    (folder / PAGE).write_text(page(name, tokens, mixed, line, measures), encoding="utf-8")
     _report(tokens, mixed, line)
     return {"total_instances": mixed["total_instances"], **tokens["total"]}
 

@@ -70,8 +70,9 @@ class Job:
             raise ConfigError(f"cannot train from iteration {done} to {stop}: the run has {self.train_iters}")
         start = files.read_manifest(self.start)
         _check_grid(self.start, start, self.settings)
+        model = files.read_json(Path(self.start) / "hf_config.json")
         for shard, _ in self.shards:
-            _check_shard(shard, self.start)
+            _check_shard(shard, self.start, model)
 
 
 def _check_grid(start: str, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -86,14 +87,21 @@ def _check_grid(start: str, manifest: dict[str, Any], settings: dict[str, Any]) 
         )
 
 
-def _check_shard(shard: Path, start: str) -> None:
+def _check_shard(shard: Path, start: str, model: dict[str, Any]) -> None:
+    """Refuse data that the model was not made for."""
     facts = files.read_manifest(shard, kind="indexed")["facts"]
-    vocabulary = files.read_json(Path(start) / "hf_config.json")["vocab_size"]
-    if facts["vocab_size"] != vocabulary:
+    if facts["vocab_size"] != model["vocab_size"]:
         raise DataError(
-            f"{shard} was tokenised for {facts['vocab_size']} tokens, {start} has {vocabulary}",
+            f"{shard} was tokenised for {facts['vocab_size']} tokens, {start} has {model['vocab_size']}",
             hint="a mixture's format and a run's model must name the same tokenizer",
         )
+    seq = layout.Indexed.parse(shard).seq
+    for key in ("max_position_embeddings", "sliding_window"):
+        if model.get(key) and seq > model[key]:
+            raise DataError(
+                f"{shard} has sequences of {seq} tokens, {start} has {key} {model[key]}",
+                hint=f"pack the mixture to at most {model[key]} tokens",
+            )
 
 
 @contextmanager

@@ -16,10 +16,13 @@ def command(job: Job) -> list[str]:
 
 
 def environment(processes: int) -> dict[str, str]:
-    """The ranks share the cores: as many threads each as there are cores to share."""
-    cores = len(os.sched_getaffinity(0))
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // processes))}
-    return {**threads, **os.environ, "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
+    """The ranks share the cores: as many threads each as there are cores to share.
+
+    Snakemake gives a job as many threads as it has cores; every rank would take them all.
+    """
+    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    return {**os.environ, **shared, "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def launch(job: Job) -> None:
