@@ -122,7 +122,7 @@ def plain(model):
     return losses, norms, end
 
 
-def train_rank(weights, config, grid, path):
+def train_rank(weights, config, grid, path, dtype=torch.float32):
     """The same run through Megatron on one rank; rows of the metrics and this rank's weights."""
     from megatron.core import parallel_state
 
@@ -131,7 +131,7 @@ def train_rank(weights, config, grid, path):
     from plait.train.state import TrainState
 
     spec = Spec.from_config(config)
-    inner = build_model(spec, dtype=torch.float32)
+    inner = build_model(spec, dtype=dtype)
     tp, pp = (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),
@@ -143,7 +143,9 @@ def train_rank(weights, config, grid, path):
     dp = parallel_state.get_data_parallel_rank()
     ours = feed(dp, parallel_state.get_data_parallel_world_size())
     Trainer(model, TrainState(inner, optimizer, schedule), ours, RUN).train(STEPS, folder=path)
-    return (tp, pp), {name: parameter.detach().numpy() for name, parameter in inner.named_parameters()}
+    return (tp, pp), {
+        name: parameter.detach().float().numpy() for name, parameter in inner.named_parameters()
+    }
 
 
 @pytest.mark.parametrize(("tp", "pp", "copies"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2)])
@@ -163,3 +165,11 @@ def test_the_losses_are_those_of_a_plain_pytorch_loop(tp, pp, copies, model, pla
     back = engine.to_hf(engine.join(states, spec, grid), spec)
     assert losses[-1] < losses[0] - 0.3
     assert max((back[name] - end[name]).abs().max().item() for name in end) < 1e-4
+
+
+@pytest.mark.parametrize("grid", [Grid(2, 1), Grid(1, 2)], ids=str)
+def test_bf16_parameters_with_fp32_masters_stay_near_the_plain_losses(grid, model, plain, tmp_path):
+    config = {**model.config.to_dict(), "architectures": ["MistralForCausalLM"]}
+    run_ranks(train_rank, grid, model.state_dict(), config, grid, tmp_path, torch.bfloat16)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.allclose([row["lm loss"] for row in rows], plain[0], atol=2e-2, rtol=0)
