@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import statistics
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ def in_the_repository():
 @pytest.fixture(scope="module")
 def plan():
     return Plan(load_file("config/config.yaml"))
+
+
+def test_a_second_run_has_nothing_to_do():
+    done = subprocess.run(["make", "tiny"], capture_output=True, text=True, check=True)
+    assert "Nothing to be done" in done.stdout + done.stderr
 
 
 def rows(run):
