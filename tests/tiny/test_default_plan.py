@@ -127,7 +127,7 @@ def test_the_solo_export_generates_from_a_picture():
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert model.config.vocab_size == len(processor.tokenizer) == 33_031
     sample = next(read(Path("data/processed/emoji/shard_00000.jsonl.gz")))
-    encoded = sample.pictures[0].encoded
+    encoded = sample.pictures[0]
     inputs = processor(images=Image.open(io.BytesIO(encoded)), text="")
     ours = torch.from_numpy(images.patches(encoded, patch_size=32, max_resolution=1024))
     assert torch.equal(inputs["vision_patches"].float(), ours)
