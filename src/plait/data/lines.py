@@ -1,5 +1,6 @@
 """Lines of text files, plain or compressed with gzip, lz4 or zstd, in constant memory."""
 
+import codecs
 import contextlib
 import io
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ CHUNK = 1 << 11
 def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
     """Give (line number from 1, line without its end) of a file that may be compressed.
 
-    How a file is compressed is read from its first bytes; its name must not say otherwise.
+    How a file is compressed is read from its first bytes; its name must not say otherwise. The mark
+    that Windows programs put before UTF-8 is no part of the first line.
 
     Raises:
         DataError: the file is missing, cut short, damaged, or not what its name says.
@@ -28,7 +30,8 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file, _unpacked(file, path) as lines:
             for number, line in enumerate(lines, start=1):
-                yield number, line.rstrip(b"\r\n")
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                yield number, text.rstrip(b"\r\n")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except _damage() as error:
