@@ -94,6 +94,11 @@ def test_positions_count_from_zero_in_every_document(lengths, padding):
     assert masked_out(torch.from_numpy(row)).logical_not().sum(-1)[0, 0].tolist() == (expected + 1).tolist()
 
 
+def test_a_window_hides_what_is_too_far_back():
+    seen = (~masked_out(torch.zeros(1, 5, dtype=torch.long), window=2)[0, 0]).int().tolist()
+    assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.05, 1), st.integers(1, 7)), min_size=1, max_size=5),

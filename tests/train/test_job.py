@@ -21,7 +21,15 @@ def job(tmp_path, monkeypatch):
     """Inputs that fit, made by hand; a change of one is a test."""
     monkeypatch.chdir(tmp_path)
 
-    def make(*, model=None, facts=None, grid=None, target="data/ckpts/r/iter_0000050", train_iters=100):
+    def make(
+        *,
+        model=None,
+        facts=None,
+        grid=None,
+        target="data/ckpts/r/iter_0000050",
+        train_iters=100,
+        name="m",
+    ):
         for folder, kind, known in (
             (START, "sharded", {"grid": grid or {"tp": 2, "pp": 1}}),
             (SHARD, "indexed", facts or {"vocab_size": 300}),
@@ -34,7 +42,8 @@ def job(tmp_path, monkeypatch):
         mixture = {"sources": [{"prefix": SHARD, "weight": 1.0}]}
         Path("data/analysis/x/mixture.yaml").write_text(yaml.safe_dump(mixture))
         files.write_json("data/ckpts/r/schedule.json", {"train_iters": train_iters, "save_interval": 50})
-        return Job(START, "data/analysis/x", "data/ckpts/r/schedule.json", target, SETTINGS)
+        settings = {**SETTINGS, "model": name}
+        return Job(START, "data/analysis/x", "data/ckpts/r/schedule.json", target, settings)
 
     return make
 
@@ -46,11 +55,13 @@ def test_inputs_that_fit_are_accepted(job):
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        ({"train_iters": 40}, ConfigError, "from iteration 0 to 50: the run has 40"),
+        ({"train_iters": 40}, ConfigError, "iteration 50 of run r is never saved"),
+        ({"target": "data/ckpts/r/iter_0000060"}, ConfigError, "iteration 60 of run r is never saved"),
+        ({"target": "data/ckpts/r/iter_0000100"}, ConfigError, "is trained from data/ckpts/r/iter_0000050"),
+        ({"name": "other"}, ConfigError, "is trained from the sharded model other"),
         ({"grid": {"tp": 1, "pp": 2}}, CheckpointError, "is cut for tp1 x pp2, the run wants tp2 x pp1"),
         ({"facts": {"vocab_size": 299}}, DataError, "was tokenised for 299 tokens"),
         ({"model": {"max_position_embeddings": 32}}, DataError, "max_position_embeddings 32"),
-        ({"model": {"sliding_window": 48}}, DataError, "sliding_window 48"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(job, change, error, sentence):

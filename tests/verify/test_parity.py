@@ -44,6 +44,20 @@ def test_multi_head_and_multi_query_attention_are_proven(maker, heads, groups, t
     parity.prove_converted(source, maker.shards(source, min(groups, 2), 2), tmp_path / "shards.json")
 
 
+def test_a_sliding_window_is_proven(maker, tmp_path):
+    """Mistral v0.1 sees 4,096 tokens back; here 8 of the proof's 48."""
+    source = tmp_path / "windowed"
+    source.mkdir()
+    for path in maker.hf().iterdir():
+        if path.name != "plait.json":
+            (source / path.name).write_bytes(path.read_bytes())
+    config = files.read_json(source / "config.json")
+    files.write_json(source / "config.json", {**config, "sliding_window": 8})
+    facts = files.read_manifest(maker.hf())["facts"]
+    files.write_manifest(source, kind="hf_model", settings={}, facts=facts)
+    prove_with(source, tmp_path / "run", 2, 1)
+
+
 # Faults. Each changes the converter as a tired engineer might, in both directions at once, so that a
 # round trip and with it the Merkle root may well agree; and each must be caught by some part of the proof.
 

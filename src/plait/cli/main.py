@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PlaitError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        return 2
     return 0
 
 

@@ -39,4 +39,5 @@ def run(args: argparse.Namespace) -> None:
     )
     job.check()
     with lock(Path(str(layout.Run(run=target.run)))):
-        launch(job)
+        pass  # free now; rank 0 takes it
+    launch(job)

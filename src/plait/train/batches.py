@@ -93,6 +93,7 @@ class Collator:
         patch_size: side of a patch in pixels.
         max_resolution: longest side of a picture in pixels.
         vision: whether the model has a patch projection.
+        window: the model's sliding window, in tokens.
     """
 
     seq_length: int
@@ -102,6 +103,7 @@ class Collator:
     patch_size: int
     max_resolution: int
     vision: bool
+    window: int | None = None
 
     def __call__(self, packs: Sequence[Pack]) -> Batch:
         """Pad and stack: each document sees itself only and starts at position 0."""
@@ -116,7 +118,7 @@ class Collator:
             labels=torch.from_numpy(_shifted(text_BS, self.pad_id)),
             loss_mask=torch.from_numpy(_shifted(trained_BS, 0)).float(),
             position_ids=torch.from_numpy(positions(document_BS)),
-            attention_mask=masked_out(torch.from_numpy(document_BS)),
+            attention_mask=masked_out(torch.from_numpy(document_BS), self.window),
             patches=patches,
             patch_indices=indices,
         )
@@ -166,11 +168,18 @@ def positions(document_BS: NDArray[np.int64]) -> NDArray[np.int64]:
     return places - np.maximum.accumulate(starts, axis=1)
 
 
-def masked_out(document_BS: Tensor) -> Tensor:
-    """Where attention is masked out [B, 1, S, S]: later tokens and other documents."""
+def masked_out(document_BS: Tensor, window: int | None = None) -> Tensor:
+    """Where attention is masked out [B, 1, S, S]: later tokens, other documents, tokens out of reach.
+
+    Args:
+        document_BS: the document of each token.
+        window: tokens that a token of Mistral v0.1 sees, itself among them; None is all before it.
+    """
     same = document_BS[:, :, None] == document_BS[:, None, :]
-    causal = torch.ones(same.shape[-2:], dtype=torch.bool).tril()
-    return ~(same & causal)[:, None]
+    seen = torch.ones(same.shape[-2:], dtype=torch.bool).tril()
+    if window is not None:
+        seen &= ~seen.tril(-window)
+    return ~(same & seen)[:, None]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from plait import files, layout
+from plait.config.schedule import Schedule
 from plait.errors import CheckpointError, ConfigError, DataError
 
 
@@ -65,14 +67,28 @@ class Job:
         Raises:
             ConfigError, DataError, CheckpointError: what does not fit, in a sentence.
         """
-        done, stop = self.steps
-        if not done < stop <= self.train_iters:
-            raise ConfigError(f"cannot train from iteration {done} to {stop}: the run has {self.train_iters}")
+        self._check_steps()
         start = files.read_manifest(self.start)
         _check_grid(self.start, start, self.settings)
         model = files.read_json(Path(self.start) / "hf_config.json")
         for shard, _ in self.shards:
             _check_shard(shard, self.start, model)
+
+    def _check_steps(self) -> None:
+        """The target is saved, and the start is what the run has before it."""
+        found = files.read_json(self.schedule)
+        schedule = Schedule(found["train_iters"], found["save_interval"])
+        target, start = layout.Iteration.parse(self.target), layout.parse(self.start)
+        schedule.check(target.iteration, run=target.run)
+        before = schedule.previous(target.iteration)
+        if before:
+            fits = start == layout.Iteration(run=target.run, iteration=before)
+            wanted = f"data/ckpts/{target.run}/iter_{before:07d}"
+        else:
+            fits = isinstance(start, layout.Sharded) and start.model == self.settings["model"]
+            wanted = f"the sharded model {self.settings['model']}"
+        if not fits:
+            raise ConfigError(f"{target} is trained from {wanted}, not from {start}")
 
 
 def _check_grid(start: str, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -95,18 +111,19 @@ def _check_shard(shard: Path, start: str, model: dict[str, Any]) -> None:
             f"{shard} was tokenised for {facts['vocab_size']} tokens, {start} has {model['vocab_size']}",
             hint="a mixture's format and a run's model must name the same tokenizer",
         )
-    seq = layout.Indexed.parse(shard).seq
-    for key in ("max_position_embeddings", "sliding_window"):
-        if model.get(key) and seq > model[key]:
-            raise DataError(
-                f"{shard} has sequences of {seq} tokens, {start} has {key} {model[key]}",
-                hint=f"pack the mixture to at most {model[key]} tokens",
-            )
+    seq, longest = layout.Indexed.parse(shard).seq, model["max_position_embeddings"]
+    if seq > longest:
+        raise DataError(
+            f"{shard} has sequences of {seq} tokens, {start} has max_position_embeddings {longest}",
+            hint=f"pack the mixture to at most {longest} tokens",
+        )
 
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
     """Hold the run's folder: two jobs never write one run.
+
+    Rank 0 holds it, not the process that started the ranks: they may outlive that one.
 
     Raises:
         CheckpointError: another job holds it.
@@ -127,7 +144,10 @@ def run_rank(job: Job) -> None:
 
     settings = job.settings
     tp, pp = settings["tensor_model_parallel_size"], settings["pipeline_model_parallel_size"]
-    with world(tp=tp, pp=pp, seed=settings["seed"]):
+    with ExitStack() as stack:
+        if os.environ["RANK"] == "0":
+            stack.enter_context(lock(Path(job.target).parent))
+        stack.enter_context(world(tp=tp, pp=pp, seed=settings["seed"]))
         _train(job)
 
 
@@ -189,6 +209,7 @@ def _feed(job: Job, spec: Any) -> Any:
         patch_size=facts["patch_size"],
         max_resolution=facts["max_resolution"],
         vision=spec.patch_dim > 0,
+        window=spec.sliding_window,
     )
     order = Order(
         weights=tuple(weight for _, weight in job.shards),

@@ -9,13 +9,15 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from plait.files import appears_whole
+
 log = logging.getLogger(__name__)
 
 LINES_EVERY = 10  # iterations between two lines where there is no terminal
 
 
 class Metrics:
-    """The record of a run; rows after the iteration that a job starts from are dropped first."""
+    """The record of a run; rows of the iterations that a job trains are dropped first, others stay."""
 
     def __init__(self, run: Path, *, start: int, stop: int) -> None:
         """Open the run's files to go on after iteration ``start``."""
@@ -23,13 +25,18 @@ class Metrics:
 
         self.path = run / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self._lines() if json.loads(line)["iteration"] <= start]
-        self.path.write_text("".join(kept), encoding="utf-8")
-        self.writer = SummaryWriter(run / "tensorboard", purge_step=start + 1)
+        rows = [line for line in self._lines() if not start < _iteration(line) <= stop]
+        self._write(rows)
+        later = any(_iteration(line) > stop for line in rows)
+        self.writer = SummaryWriter(run / "tensorboard", purge_step=None if later else start + 1)
         terminal = sys.stderr.isatty()
         self.bar = tqdm(total=stop, initial=start, unit="it", disable=not terminal)
         self.lines = not terminal
         self.stop = stop
+
+    def _write(self, lines: list[str]) -> None:
+        with appears_whole(self.path) as part:
+            part.write_text("".join(lines), encoding="utf-8")
 
     def _lines(self) -> list[str]:
         """The whole lines of the file; a job killed while writing may have left half of one."""
@@ -45,7 +52,8 @@ class Metrics:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files."""
+        """Close the files, the rows in order of their iterations."""
+        self._write(sorted(self._lines(), key=_iteration))
         self.writer.close()
         self.bar.close()
 
@@ -62,3 +70,8 @@ class Metrics:
         if self.lines and (iteration % LINES_EVERY == 0 or iteration == self.stop):
             figures = " | ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
             log.info("iteration %d/%d | %s", iteration, self.stop, figures)
+
+
+def _iteration(line: str) -> int:
+    """The iteration of a row."""
+    return int(json.loads(line)["iteration"])

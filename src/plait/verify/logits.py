@@ -148,7 +148,7 @@ def _forward(model: Any, case: Case, spec: Spec) -> Tensor:
 
     batch, tokens = case.input_ids.shape
     places = torch.from_numpy(positions(case.documents.numpy()))
-    mask = masked_out(case.documents)
+    mask = masked_out(case.documents, spec.sliding_window)
     found: list[Tensor] = []
 
     def step(_: Any, stage: Any) -> Any:
