@@ -180,6 +180,19 @@ OWN = {
 }
 
 
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+    "{% set told = messages[1:] %}"
+    "{% else %}{% set told = messages %}{% set system = false %}{% endif %}{% for m in told %}"
+    "{% if loop.first and system %}"
+    "{% set said = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + m['content'] %}"
+    "{% else %}{% set said = m['content'] %}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + said.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + said.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+"""As the repositories of Llama 2 have it: white space stands between an answer and its end."""
+
+
 @pytest.fixture(scope="module")
 def own(tokenizers, tmp_path_factory):
     def with_template(text):
@@ -211,6 +224,36 @@ def test_the_tokenizers_own_template_is_rendered_as_transformers_does(own, name,
         folder, "tokenizer", conversation([("user", "assistant"), ("assistant", "user"), ("assistant", "b")])
     )
     assert trained(own_hf, found).replace(" ", "") == learnt
+
+
+def test_the_end_of_an_answer_is_trained_behind_white_space_too(own):
+    from transformers import AutoTokenizer
+
+    folder = own(LLAMA2)
+    own_hf = AutoTokenizer.from_pretrained(folder)
+    turns = [
+        ("system", "Brief."),
+        ("user", "Why?"),
+        ("assistant", "So."),
+        ("user", "And?"),
+        ("assistant", "b"),
+    ]
+    found = document(folder, "tokenizer", conversation(turns))
+    messages = [{"role": role, "content": text} for role, text in turns]
+
+    assert found.text.tolist() == own_hf.apply_chat_template(messages, return_dict=False)
+    assert trained(own_hf, found).replace("> b", ">b") == "So. </s>b </s>"
+    assert found.text[found.role == ASSISTANT].tolist().count(own_hf.eos_token_id) == 2
+    assert found.text[found.role != ASSISTANT].tolist().count(own_hf.bos_token_id) == 2
+
+
+def test_the_begin_of_the_next_turn_is_no_end_of_an_answer(own):
+    from transformers import AutoTokenizer
+
+    folder = own("{% for m in messages %}{{ m['content'] + '\n' + bos_token }}{% endfor %}")
+    found = document(folder, "tokenizer", conversation([("assistant", "a"), ("user", "b")]))
+
+    assert trained(AutoTokenizer.from_pretrained(folder), found) == "a"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ mark in the place of every content. Filling the contents into the second must gi
 it does not (a template that cuts thoughts, say), the conversation is rejected, never guessed at.
 
 Trained are the parts inside ``{% generation %}`` where the template has such; else each content of
-the assistant and the special token directly after it.
+the assistant and the special token after it, with the white space between them; BOS ends no turn.
 """
 
 import json
@@ -43,15 +43,17 @@ def own_template(folder: Path) -> Template:
         raise DataError(f"{folder} has no {FILE}", hint="name a template of plait in config: formats")
     source = path.read_text(encoding="utf-8")
     added = read_json(folder / "tokenizer.json")["added_tokens"]
-    special = sorted((t["content"] for t in added if t["special"]), key=len, reverse=True)
     tokens = {k: v for k, v in read_json(folder / "tokenizer_config.json").items() if k.endswith("_token")}
     names = {key: value["content"] if isinstance(value, dict) else value for key, value in tokens.items()}
+    opens = names.get("bos_token") if names.get("bos_token") != names.get("eos_token") else None
+    special = {token["content"].strip() for token in added if token["special"]} - {opens, ""}
+    ends = sorted(special, key=lambda token: (-len(token), token))
     try:
         plain, marked = (_environment(marks=marks).from_string(source) for marks in (False, True))
     except jinja2.TemplateSyntaxError as error:
         raise DataError(f"{path} is not Jinja: line {error.lineno}: {error.message}") from error
     write, write_marked = (partial(_write, template, names) for template in (plain, marked))
-    return Template(partial(_pieces, write, write_marked, special))
+    return Template(partial(_pieces, write, write_marked, ends))
 
 
 Write = Callable[[Sample, Sequence[str]], str]
@@ -98,11 +100,18 @@ def _told(marked: str, sample: Sample, contents: list[str], special: Sequence[st
             yield Piece(contents[turn], ASSISTANT if trained else _prompt(speaker))
             ended, turn = trained and not generation, turn + 1
         else:
-            stop = next((s for s in special if part.startswith(s)), "") if ended else ""
+            stop = _stop(part, special) if ended else ""
             following = speakers[turn] if turn < len(speakers) else USER
             yield Piece(stop, ASSISTANT)
             yield Piece(part.removeprefix(stop), ASSISTANT if inside else _prompt(following))
             ended = False
+
+
+def _stop(text: str, special: Sequence[str]) -> str:
+    """The special token that a text begins with, white space before it included; else nothing."""
+    bare = text.lstrip()
+    token = next((s for s in special if bare.startswith(s)), "")
+    return text[: len(text) - len(bare) + len(token)] if token else ""
 
 
 def _parts(marked: str) -> Iterator[tuple[str, str, str]]:
