@@ -160,6 +160,18 @@ def test_other_bytes_are_no_picture(encoded):
     assert reason(encoded) == "undecodable_picture"
 
 
+@pytest.mark.parametrize("encoded", [b"", b"ABC", b"\x89PNG and no more", b"II and no more", b"GIF8"])
+def test_equal_damage_is_told_in_equal_words(encoded):
+    """Pillow quotes the address of the buffer."""
+    told = []
+    for _ in range(2):
+        with pytest.raises(RecordError) as caught:
+            images.open_picture(encoded)
+        told.append(str(caught.value))
+    assert told[0] == told[1]
+    assert "object at" not in told[0]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
 def test_a_picture_cut_short_is_refused(kind):
     encoded = encode(noise(64, 64), kind)

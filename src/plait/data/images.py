@@ -86,7 +86,7 @@ def open_picture(encoded: bytes) -> "Image.Image":
         RecordError: it is not a whole picture of a known format (``undecodable_picture``), or has
             more than 100 million pixels (``too_many_pixels``).
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -96,6 +96,10 @@ def open_picture(encoded: bytes) -> "Image.Image":
             image.load()
     except Image.DecompressionBombError as error:
         raise RecordError(f"picture is too large: {error}", reason="too_many_pixels") from error
+    except UnidentifiedImageError as error:
+        # Pillow's own sentence names an address in memory, another one in every run
+        sentence = f"picture of {len(encoded)} bytes is none of {', '.join(FORMATS)}"
+        raise RecordError(sentence, reason="undecodable_picture") from error
     except DAMAGE as error:
         sentence = f"picture of {len(encoded)} bytes cannot be decoded: {error}"
         raise RecordError(sentence, reason="undecodable_picture") from error
