@@ -126,3 +126,121 @@ def test_a_changed_key_of_a_run_changes_the_settings_of_its_stages_only(plan, ch
 def test_a_wrong_config_gets_a_sentence(values, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load(values)
+
+
+def default(**changes):
+    """The default plan with some keys changed: ``section__name={key: value}``."""
+    values = load_file(ROOT / "config/config.yaml").model_dump()
+    for where, change in changes.items():
+        section, name = where.split("__")
+        values[section].setdefault(name.replace("_", "-"), {}).update(change)
+    return values
+
+
+@pytest.mark.parametrize("format_", ["mmistral", "other"])
+def test_a_run_on_data_of_another_tokenizer_is_refused_whatever_its_size(format_):
+    values = default(
+        tokenizers__twin={"kind": "extend", "base": "mistral-v1", "add": ["chatml"]},
+        formats__other={"tokenizer": "twin", "template": "chatml"},
+        mixtures__talk={"format": format_},
+    )
+    theirs = values["formats"][format_]["tokenizer"]
+
+    with pytest.raises(ConfigError) as refused:
+        load(values)
+
+    assert f"tokenizer is 'mistral-chatml', on formats.{format_}, whose tokenizer is '{theirs}'" in str(
+        refused.value
+    )
+
+
+def test_the_tokenizer_of_a_linked_model_is_left_to_the_trainer():
+    values = default()
+    values["raw_hf"]["Mistral-tiny-chatml"] = {"kind": "folder", "path": "my/model"}
+
+    assert load(values)
+
+
+@pytest.mark.parametrize(
+    ("run", "change", "sentence"),
+    [
+        ("chat-tiny", {"recipe": "solo"}, "raw_hf.Mistral-tiny-chatml of kind 'extend'; its model must be"),
+        ("solo-tiny", {"recipe": "chat"}, "raw_hf.MultimodalMistral-tiny, a SOLO model; its recipe must"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_its_model_is_refused(run, change, sentence):
+    values = default()
+    values["runs"][run] |= change
+
+    with pytest.raises(ConfigError, match=sentence):
+        load(values)
+
+
+def test_a_recipe_chat_over_a_lengthened_solo_model_is_refused():
+    values = default(
+        raw_hf__longer={"kind": "extend", "base": "MultimodalMistral-tiny", "tokenizer": "mistral-chatml"},
+        runs__chat_tiny={"model": "longer"},
+    )
+
+    with pytest.raises(ConfigError, match=r"trains raw_hf.longer, a SOLO model"):
+        load(values)
+
+
+@pytest.mark.parametrize(("key", "ours"), [("patch_size", 32), ("max_resolution", 1024)])
+def test_a_solo_run_sees_pictures_as_its_data_have_them(key, ours):
+    sentence = f"with {key} {ours} on formats.mmistral with {key} 64; they must be equal"
+    with pytest.raises(ConfigError, match=sentence):
+        load(default(formats__mmistral={key: 64}))
+
+    both = default(formats__mmistral={key: 64}, raw_hf__MultimodalMistral_tiny={key: 64})
+    assert load(both).raw_hf["MultimodalMistral-tiny"].model_dump()[key] == 64
+
+
+def test_an_export_that_is_never_saved_is_refused_where_the_length_is_known():
+    known = {"epochs": None, "train_iters": 130, "save_interval": 50}
+
+    assert load(default(runs__chat_tiny=known | {"exports": [50, 130]}))
+    for step in (120, 150):
+        with pytest.raises(
+            ConfigError, match=rf"iteration {step}, but it saves .*50, 100, 130.*nearest"
+        ):
+            load(default(runs__chat_tiny=known | {"exports": [step]}))
+    assert load(default(runs__chat_tiny={"exports": [120]})), "120 may be the last of an epoch"
+
+
+def test_a_config_that_is_no_text_file_gets_a_sentence(tmp_path):
+    broken = tmp_path / "latin.yaml"
+    broken.write_bytes("runs: {é: 1}".encode("latin-1"))
+
+    with pytest.raises(ConfigError, match=r"latin.yaml is not text in UTF-8"):
+        load_file(broken)
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_file(tmp_path)
+
+
+def folders_plan(path):
+    values = default(
+        datasets__own={"source": {"kind": "chat-jsonl", "path": path}},
+        tokenizers__own={"kind": "folder", "path": path},
+        raw_hf__own={"kind": "folder", "path": path},
+    )
+    return Plan(load(values))
+
+
+ASKED = [layout.Raw(dataset="own"), layout.Tokenizer(tokenizer="own"), layout.HfModel(model="own")]
+
+
+@pytest.mark.parametrize("artifact", ASKED, ids=str)
+def test_a_path_may_start_at_home_and_must_be_there(artifact, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").write_text('{"num_hidden_layers": 3}')
+
+    plan = folders_plan("~/mine")
+
+    assert not [one for inputs in plan.inputs(artifact).values() for one in inputs]
+    assert plan.shape("own") == {"num_hidden_layers": 3}
+    with pytest.raises(ConfigError, match=r"own.*path: ~/gone does not exist"):
+        folders_plan("~/gone").inputs(artifact)
+    with pytest.raises(ConfigError, match="there is no such home folder"):
+        folders_plan("~nobody-of-this-name/x").inputs(artifact)

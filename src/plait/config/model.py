@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from plait.config.fit import check_run
+from plait.config.schedule import Schedule
 from plait.errors import ConfigError
 from plait.layout import WILDCARDS
 
@@ -196,6 +198,7 @@ class SoloModel(Strict):
     base: Name = Field(description="a model of raw_hf")
     tokenizer: Name = Field(description="the base's tokenizer extended by `vision`")
     patch_size: PositiveInt = Field(32, description="side of a patch, in pixels")
+    max_resolution: PositiveInt = Field(1024, description="longest side of a picture, in pixels")
     new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
     seed: NonNegativeInt = 0
 
@@ -267,6 +270,14 @@ class Run(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _exports_are_saved(self) -> Self:
+        schedule = Schedule.of(self.model_dump(), None)
+        for step in self.exports:
+            if schedule and not schedule.saves(step):
+                raise ValueError(f"exports names iteration {step}, but {schedule.describe(step)}")
+        return self
+
 
 class Config(Strict):
     """The whole of config/."""
@@ -289,6 +300,12 @@ class Config(Strict):
                     f"{section}.{name}.{key} names {target!r}, which is not defined; "
                     f"defined are: {', '.join(sorted(known)) or 'none'}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _runs_fit(self) -> Self:
+        for name in self.runs:
+            check_run(self, name)
         return self
 
     @model_validator(mode="after")
@@ -347,7 +364,7 @@ def load_file(path: Path | str) -> Config:
     """Check a config file.
 
     Raises:
-        ConfigError: it is missing, is not YAML, or a value in it is wrong.
+        ConfigError: it is missing, is no file, is not UTF-8 or YAML, or a value in it is wrong.
     """
     import yaml
 
@@ -355,6 +372,10 @@ def load_file(path: Path | str) -> Config:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist", hint="name a config file with --config") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="--config names a file") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     return load(values)

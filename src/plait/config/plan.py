@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from plait import layout
-from plait.config.model import Config, ExtendedTokenizer, FolderModel, InitModel, Run
+from plait.config.model import (
+    ChatJsonl,
+    Config,
+    ExtendedTokenizer,
+    FolderModel,
+    FolderTokenizer,
+    InitModel,
+    Run,
+)
+from plait.config.paths import check_there, local
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
 from plait.files import canonical, read_json
@@ -22,9 +31,9 @@ VERSIONS = {
     "tokenizer": 1,
     "index": 1,
     "analyse": 1,
-    "model": 1,
-    "convert": 1,
-    "shard": 1,
+    "model": 2,
+    "convert": 2,
+    "shard": 2,
     "verify": 1,
     "schedule": 1,
     "train": 1,
@@ -75,9 +84,8 @@ class Plan:
         source = self.dataset(raw.dataset).source
         if source is None:
             raise ConfigError(f"dataset {raw.dataset} packs others together and has no raw source itself")
-        path = getattr(source, "path", "")
-        if path and not Path(path).exists():
-            raise ConfigError(f"datasets.{raw.dataset}.source.path: {path} does not exist")
+        if isinstance(source, ChatJsonl):
+            check_there(f"datasets.{raw.dataset}.source.path", source.path)
         return []
 
     def uncut(self, sharded: layout.Sharded) -> layout.Megatron:
@@ -91,8 +99,14 @@ class Plan:
         return layout.Tokenizer(tokenizer=form.tokenizer)
 
     def base_tokenizer(self, tokenizer: layout.Tokenizer) -> list[layout.Tokenizer]:
-        """The tokenizer that this one extends, if any."""
+        """The tokenizer that this one extends, if any.
+
+        Raises:
+            ConfigError: it is read from a folder that does not exist.
+        """
         source = _known("tokenizer", tokenizer.tokenizer, self.config.tokenizers)
+        if isinstance(source, FolderTokenizer):
+            check_there(f"tokenizers.{tokenizer.tokenizer}.path", source.path)
         if isinstance(source, ExtendedTokenizer):
             return [layout.Tokenizer(tokenizer=source.base)]
         return []
@@ -107,9 +121,14 @@ class Plan:
         ]
 
     def parts(self, hf: layout.HfModel) -> list[layout.HfModel | layout.Tokenizer]:
-        """The base model and the tokenizer that a Hugging Face model is made from."""
+        """The base model and the tokenizer that a Hugging Face model is made from.
+
+        Raises:
+            ConfigError: it is a folder that does not exist.
+        """
         source = _known("raw_hf", hf.model, self.config.raw_hf)
         if isinstance(source, FolderModel):
+            check_there(f"raw_hf.{hf.model}.path", source.path)
             return []
         tokenizer = layout.Tokenizer(tokenizer=source.tokenizer)
         if isinstance(source, InitModel):
@@ -224,7 +243,7 @@ class Plan:
             source = self.config.raw_hf[source.base]
         if isinstance(source, InitModel):
             return {key: value for key, value in source if isinstance(value, int)}
-        path = Path(source.path) / "config.json"
+        path = local(source.path) / "config.json"
         return read_json(path) if path.is_file() else {}
 
     def schedule(self, name: str, instances: int | None = None) -> Schedule | None:
