@@ -151,7 +151,10 @@ def test_document_lengths_are_read_from_roles(tmp_path_factory, packs):
             roles = [role for length in lengths for role in [PACK_SEP, *[USER] * length]][1:]
             writer.document(np.array(roles))
 
-    assert analysis.document_lengths(IndexedReader(prefix)).tolist() == list(chain.from_iterable(packs))
+    expected = list(chain.from_iterable(packs))
+    assert analysis.document_lengths(IndexedReader(prefix), own_separators=False).tolist() == expected
+    own = [length + bool(place) for lengths in packs for place, length in enumerate(lengths)]
+    assert analysis.document_lengths(IndexedReader(prefix), own_separators=True).tolist() == own
 
 
 def test_the_figures_of_one_value_are_finite():

@@ -2,6 +2,7 @@ import base64
 import gzip
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ FORM = {
     "pictures": "encoded",
     "patch_size": 32,
     "max_resolution": 1024,
+    "reject_limit": 0.5,
 }
 
 
@@ -225,24 +227,108 @@ def test_sources_are_packed_jointly(tokenizers, tmp_path):
     assert len(shard) == 1
 
 
-def test_records_without_a_loss_token_and_refused_ones_are_counted(tokenizers, tmp_path):
+def test_records_without_a_loss_token_are_kept_and_counted(tokenizers, tmp_path):
+    """A run may train what users say (`loss_roles`)."""
+    source = chats(
+        tmp_path / "c.gz", (turn("user", "nobody answers"),), (turn("user", "x"), turn("assistant", "y"))
+    )
+    shard = index(tmp_path / "i", tokenizers["chatml"], [source], template="mistral", packing="next_fit")
+
+    assert shard.facts["rejected"] == {}
+    assert (shard.facts["read"], shard.facts["documents"], shard.facts["without_loss"]) == (2, 2, 1)
+    assert sum(row["n_loss_tokens"] for row in shard.rows()) == shard.facts["loss_tokens"] == 2
+
+
+def test_refused_records_are_written_down_with_their_place_and_counted(tokenizers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     source = chats(
         tmp_path / "c.gz",
-        (turn("user", "nobody answers"),),
         (turn("user", "x"), turn("assistant", "y")),
         (turn("user", "x"), turn("assistant", "y"), turn("system", "z")),
     )
     shard = index(tmp_path / "i", tokenizers["chatml"], [source], template="mistral")
+    rejects = [json.loads(line) for line in (tmp_path / "i" / "rejects.jsonl").read_text().splitlines()]
 
-    assert shard.facts["rejected"] == {"no_loss_tokens": 1, "system_without_user": 1}
-    assert (shard.facts["read"], shard.facts["documents"]) == (3, 1)
+    assert shard.facts["rejected"] == {"system_without_user": 1}
+    assert (shard.facts["read"], shard.facts["documents"]) == (2, 1)
     assert files.read_json(tmp_path / "i" / "data_stats.json") == shard.facts
+    assert rejects == [
+        {
+            "file": "c.gz",
+            "line": 2,
+            "id": "s1",
+            "reason": "system_without_user",
+            "message": "a system turn is not followed by a user's",
+        }
+    ]
+
+
+def test_more_rejects_than_the_limit_of_the_format_fail_the_shard(tokenizers, tmp_path):
+    good, bad = (turn("user", "x"), turn("assistant", "y")), (turn("user", "x"), turn("system", "z"))
+    source = chats(tmp_path / "c.gz", good, good, good, bad)
+    index(tmp_path / "at", tokenizers["chatml"], [source], template="mistral", reject_limit=0.25)
+
+    words = r"1 of 4 records of .*c\.gz are rejected \(1 system_without_user\); at most 24\.00%.* line 4: "
+    with pytest.raises(DataError, match=words):
+        index(tmp_path / "over", tokenizers["chatml"], [source], template="mistral", reject_limit=0.24)
 
 
 def test_a_picture_alone_teaches_nothing(tokenizers, tmp_path):
     source = chats(tmp_path / "c.gz", (turn("assistant", picture(64, 64)),), CAPTIONED[0])
 
-    assert index(tmp_path / "i", tokenizers["solo"], [source]).facts["rejected"] == {"no_loss_tokens": 1}
+    assert index(tmp_path / "i", tokenizers["solo"], [source]).facts["rejected"] == {"no_text": 1}
+
+
+@pytest.mark.parametrize(
+    ("template", "put"), [("mistral", 0), ("llama2", 0), ("chatml", 1), ("tokenizer", 0)]
+)
+@pytest.mark.parametrize("packing", ["best_fit", "next_fit"])
+def test_every_document_of_a_pack_has_the_ids_of_the_template_and_one_bos(
+    tokenizers, tmp_path, template, put, packing
+):
+    from transformers import AutoTokenizer
+
+    from plait.tokens.templates import chat_template
+
+    folder = tmp_path / "t"
+    shutil.copytree(tokenizers["chatml"], folder)
+    markup = chat_template("mistral" if template == "tokenizer" else template)
+    (folder / "chat_template.jinja").write_text(markup)
+    hf = AutoTokenizer.from_pretrained(folder)
+    told = [[("user", f"question {n}" * (n + 1)), ("assistant", f"answer {n}")] for n in range(9)]
+    source = chats(tmp_path / "c.gz", *([turn(*said) for said in turns] for turns in told))
+    shard = index(tmp_path / "i", folder, [source], template=template, packing=packing, limit=90)
+    found = []
+    for pack in shard:
+        for number, place in enumerate(
+            np.split(np.arange(len(pack.text)), np.flatnonzero(pack.role == 1000))
+        ):
+            found.append(pack.text[place[put * bool(number) :]].tolist())
+            if number:
+                assert pack.text[place[0]] == 1
+                assert (pack.text[place] == 1).sum() == 1
+
+    expected = [
+        hf.apply_chat_template([{"role": r, "content": t} for r, t in turns], return_dict=False)
+        for turns in told
+    ]
+    assert sorted(found) == sorted(expected)
+    assert 1 < len(shard) < 9
+    assert shard.facts["tokens"] == sum(map(len, expected)) + put * (9 - len(shard))
+    assert shard.facts["own_separators"] == (not put)
+
+
+def test_parts_of_split_documents_get_a_separator_where_they_have_none(tokenizers, tmp_path):
+    long = (turn("user", "x"), turn("assistant", "word " * 50))
+    source = chats(tmp_path / "c.gz", long, *[(turn("user", "x"), turn("assistant", "y"))] * 4)
+    shard = index(tmp_path / "i", tokenizers["chatml"], [source], template="mistral", limit=40)
+
+    assert shard.facts["split"] == 1
+    for pack in shard:
+        assert len(pack.text) <= 40
+        assert (pack.text[pack.role == PACK_SEP] == 1).all()
+        assert not ((pack.text[1:] == 1) & (pack.text[:-1] == 1)).any()
+    assert sum(len(pack.text) for pack in shard) == shard.facts["tokens"]
 
 
 def test_long_documents_are_dropped_or_split_and_counted(tokenizers, tmp_path):
@@ -259,10 +345,10 @@ def test_long_documents_are_dropped_or_split_and_counted(tokenizers, tmp_path):
 
 
 def test_nothing_left_to_pack_is_an_error_with_the_reasons(tokenizers, tmp_path):
-    source = chats(tmp_path / "c.gz", (turn("user", "nobody answers"),))
+    source = chats(tmp_path / "c.gz", (turn("user", "x"), turn("system", "y")))
 
-    with pytest.raises(DataError, match=r"no document is left.*'no_loss_tokens': 1"):
-        index(tmp_path / "i", tokenizers["chatml"], [source])
+    with pytest.raises(DataError, match=r"no document is left.*'system_without_user': 1"):
+        index(tmp_path / "i", tokenizers["chatml"], [source], template="mistral", reject_limit=1)
 
 
 def test_a_malformed_line_is_named(tokenizers, tmp_path):

@@ -66,6 +66,26 @@ def test_every_document_is_in_one_pack_and_no_pack_is_too_long(mode, case):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@given(case=cases(), data=st.data())
+def test_documents_that_begin_with_a_separator_get_none(mode, case, data):
+    lengths, limit = case
+    few = st.lists(st.integers(0, 1), min_size=len(lengths), max_size=len(lengths))
+    for separators in (0, 1, np.array(data.draw(few), np.int64)):
+        packing = pack(lengths, limit, mode, separators)
+        needed = np.broadcast_to(separators, len(lengths))
+        sizes = [sum(lengths[d] for d in p) + sum(needed[d] for d in p[1:]) for p in packing]
+        assert packing.sizes.tolist() == sizes
+        assert packing.tokens == sum(sizes)
+        assert all(1 <= size <= limit for size in sizes)
+        assert packing.lower_bound <= len(packing)
+
+
+def test_documents_without_separators_fill_a_pack_to_its_last_token():
+    assert [d.tolist() for d in pack(np.array([5, 8, 5, 3]), 13, separators=0)] == [[0, 1], [2, 3]]
+    assert len(pack(np.array([5, 8]), 13, separators=1)) == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
 @given(case=cases())
 def test_packs_and_their_documents_are_in_file_order(mode, case):
     packing = pack(*case, mode)

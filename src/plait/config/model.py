@@ -139,6 +139,7 @@ class Format(Strict):
     )
     patch_size: PositiveInt = Field(32, description="side of a patch, in pixels")
     max_resolution: PositiveInt = Field(1024, description="longest side of a picture, in pixels")
+    reject_limit: Share = Field(0.01, description="share of rejected records at which a shard fails")
 
 
 class Mixture(Strict):

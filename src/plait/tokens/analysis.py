@@ -97,7 +97,9 @@ def measure(shard: layout.Indexed) -> Counted:
     keys = ("n_tokens", "n_image_tokens", "n_loss_tokens", "n_images")
     found = {key: np.array([row[key] for row in rows], np.int64) for key in keys}
     found["n_text_tokens"] = found["n_tokens"] - found["n_image_tokens"]
-    found["document_tokens"] = document_lengths(IndexedReader(folder / ROLE))
+    found["document_tokens"] = document_lengths(
+        IndexedReader(folder / ROLE), own_separators=facts["own_separators"]
+    )
     if found["n_tokens"].sum() != facts["tokens"]:
         raise DataError(
             f"{folder}/data.jsonl counts {found['n_tokens'].sum()} tokens, its manifest {facts['tokens']}"
@@ -105,13 +107,19 @@ def measure(shard: layout.Indexed) -> Counted:
     return Counted(shard, found, facts["documents"], facts["fill"])
 
 
-def document_lengths(roles: IndexedReader) -> Ints:
-    """Tokens of each document, or part of a split one: what stands between separators or pack bounds."""
+def document_lengths(roles: IndexedReader, *, own_separators: bool) -> Ints:
+    """Tokens of each document, or part of a split one: what stands between separators or pack bounds.
+
+    Args:
+        roles: the roles of a shard.
+        own_separators: whether the documents begin with a separator of their own, which counts then.
+    """
     flat = roles.flat
     breaks = np.flatnonzero(flat == PACK_SEP)
+    skip = np.full(len(breaks), not own_separators, np.int64)
     # a pack ends behind its last token, where no separator is
     ends = np.concatenate([breaks, np.cumsum(roles.sizes, dtype=np.int64)])
-    skips = np.concatenate([np.ones(len(breaks), np.int64), np.zeros(len(roles), np.int64)])
+    skips = np.concatenate([skip, np.zeros(len(roles), np.int64)])
     order = np.argsort(ends, kind="stable")
     starts = np.concatenate([[0], (ends + skips)[order][:-1]])
     return np.asarray(ends[order] - starts, np.int64)

@@ -2,12 +2,11 @@
 
     chat shards -> samples -> pieces of text and pictures -> documents -> packs -> .bin/.idx
 
-Every record ends as packed or as rejected with a reason; every document longer than a pack is split
-or dropped, and counted either way.
+Every record ends as packed or as rejected, in ``rejects.jsonl``, with a reason; every document longer
+than a pack is split or dropped, and counted either way.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +24,7 @@ from plait.errors import DataError, RecordError
 from plait.tokens import indexed
 from plait.tokens.documents import Document, Documents
 from plait.tokens.pack import Packing, Pieces, cut, pack
+from plait.tokens.rejects import NAME, Record, Rejects
 from plait.tokens.render import Renderer, batches
 from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
 from plait.tokens.templates import Piece
@@ -51,27 +51,29 @@ def build(
         The facts of its manifest, which data_stats.json holds too.
 
     Raises:
-        DataError: an input is not what it should be, or no document is left to pack.
+        DataError: an input is not what it should be, more records are rejected than the format's
+            ``reject_limit`` allows, or no document is left to pack.
     """
     renderer = Renderer(tokenizer, form)
-    rejected: Counter[str] = Counter()
     with Documents() as documents:
-        for document in _documents(renderer, chats, rejected):
-            documents.append(document)
+        rejected, without_loss = _collect(documents, renderer, chats, folder / NAME, form["reject_limit"])
         cuts = cut(documents.lengths, limit, form["overlong"])
-        packing = pack(cuts.lengths, limit, form["packing"])
+        begins = documents.tokens_at(cuts.document, cuts.start) == renderer.separator
+        packing = pack(cuts.lengths, limit, form["packing"], separators=~begins)
         if not len(packing):
             raise DataError(
                 f"no document is left to pack: {len(documents)} were read, {cuts.dropped} are too long, "
-                f"rejected are {dict(sorted(rejected.items()))}"
+                f"rejected are {rejected}"
             )
         writer = PackWriter(folder, renderer, form)
         rows = writer.write(_packs(documents, cuts, packing))
         facts = {
             **_counts(rows, packing, cuts),
             "documents": len(documents) - cuts.dropped,
-            "read": len(documents) + rejected.total(),
-            "rejected": dict(sorted(rejected.items())),
+            "without_loss": without_loss,
+            "own_separators": bool(begins[cuts.start == 0].all()),
+            "read": len(documents) + sum(rejected.values()),
+            "rejected": rejected,
             **{key: renderer.facts[key] for key in ("vocab_size", "bos_id", "eos_id", "vision")},
             **{key: form[key] for key in ("patch_size", "max_resolution")},
         }
@@ -84,17 +86,31 @@ def build(
 # Records to documents
 
 
-def _documents(renderer: Renderer, chats: Iterable[Path], rejected: Counter[str]) -> Iterator[Document]:
-    """Render and tokenise every record; those that cannot be trained are counted by reason."""
-    for batch in batches(_pieces(renderer, chats, rejected), BATCH):
-        for document in renderer.documents(batch):
-            if loss_tokens(document.text, document.role, renderer.vision):
-                yield document
-            else:
-                rejected["no_loss_tokens"] += 1
+def _collect(
+    documents: Documents, renderer: Renderer, chats: Sequence[Path], rejects: Path, limit: float
+) -> tuple[dict[str, int], int]:
+    """Take in every record that says something; count the others by reason, and those without loss.
+
+    A document that no assistant speaks in is kept: which roles are trained is for the run to say.
+    """
+    without_loss = 0
+    with rejects.open("wb") as out:
+        rejected = Rejects(out)
+        for batch in batches(_pieces(renderer, chats, rejected), BATCH):
+            found = renderer.documents([pieces for _, pieces in batch])
+            for (record, _), document in zip(batch, found, strict=True):
+                if np.isin(document.text, list(renderer.vision.values())).all():
+                    rejected.add(record, "no_text", "no token of text is in it")
+                    continue
+                without_loss += not loss_tokens(document.text, document.role, renderer.vision)
+                documents.append(document)
+    rejected.check(len(documents) + rejected.reasons.total(), limit, chats)
+    return dict(sorted(rejected.reasons.items())), without_loss
 
 
-def _pieces(renderer: Renderer, chats: Iterable[Path], rejected: Counter[str]) -> Iterator[list[Piece]]:
+def _pieces(
+    renderer: Renderer, chats: Iterable[Path], rejected: Rejects
+) -> Iterator[tuple[Record, list[Piece]]]:
     for path in chats:
         for number, line in tqdm(read_lines(path), desc=path.name, unit=" records", disable=None):
             try:
@@ -104,11 +120,11 @@ def _pieces(renderer: Renderer, chats: Iterable[Path], rejected: Counter[str]) -
                     f"{path} line {number}: {error}",
                     hint="`plait chat` makes such files and rejects such lines",
                 ) from error
+            record = Record(path, number, sample.id)
             try:
-                yield renderer.pieces(sample)
+                yield record, renderer.pieces(sample)
             except RecordError as error:
-                log.debug("%s line %d: %s", path, number, error)
-                rejected[error.reason] += 1
+                rejected.add(record, error.reason, str(error))
 
 
 def loss_tokens(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> int:
@@ -183,17 +199,27 @@ class PackWriter:
 def joined(
     documents: Sequence[Document], separator: int
 ) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]]:
-    """Text, role and patch indices of a pack: a separator of role PACK_SEP between two documents."""
-    size = sum(map(len, documents)) + len(documents) - 1
+    """Text, role and patch indices of a pack.
+
+    The first token of every document but the first has the role PACK_SEP: the separator that it
+    begins with, or one put before it.
+    """
+    put = [
+        number > 0 and document.text[:1].tolist() != [separator] for number, document in enumerate(documents)
+    ]
+    size = sum(map(len, documents)) + sum(put)
     text = np.full(size, separator, np.int32)
     role = np.full(size, PACK_SEP, np.uint16)
     indices = np.full(size, -1, np.int32)
     start, before = 0, 0
-    for document in documents:
-        place, own = slice(start, start + len(document)), document.patch_indices
+    for number, (document, extra) in enumerate(zip(documents, put, strict=True)):
+        place = slice(start + extra, start + extra + len(document))
         text[place], role[place] = document.text, document.role
+        own = document.patch_indices
         indices[place] = np.where(own >= 0, own + before, -1)
-        start += len(document) + 1
+        if number:
+            role[start] = PACK_SEP
+        start = place.stop
         before += sum(picture.patches for picture in document.pictures)
     return text, role, indices
 
@@ -220,8 +246,8 @@ def _counts(rows: list[dict[str, int]], packing: Packing, cuts: Pieces) -> dict[
 
 def _report(facts: Mapping[str, Any], packing: Packing) -> None:
     log.info(
-        "%d records: %d rejected, %d dropped as too long (%d tokens), %d split",
-        facts["read"], sum(facts["rejected"].values()),
+        "%d records: %d rejected, %d without a loss token, %d dropped as too long (%d tokens), %d split",
+        facts["read"], sum(facts["rejected"].values()), facts["without_loss"],
         facts["dropped"], facts["dropped_tokens"], facts["split"],
     )  # fmt: skip
     log.info(

@@ -79,6 +79,11 @@ class Documents:
         """Tokens of each document."""
         return np.array([len(text) for text, _, _ in self._tokens], np.int64)
 
+    def tokens_at(self, documents: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The token at a place of each of some documents."""
+        pairs = zip(documents.tolist(), places.tolist(), strict=True)
+        return np.array([self._tokens[number][0][place] for number, place in pairs], np.int32)
+
     def append(self, document: Document) -> None:
         """Take a document in."""
         self._tokens.append((document.text, document.role, document.patch_indices))

@@ -1,8 +1,8 @@
 """Packing: which documents share a sequence, so that little of it is padding.
 
-Between two documents of a pack stands one separator token. A document of n tokens therefore costs
-n + 1 in a pack that holds ``limit`` + 1: the separator that the first document does not need is the
-one more that the pack has.
+Between two documents of a pack stands one separator token, unless the second begins with it. A
+document of n tokens that needs one therefore costs n + 1 in a pack that holds ``limit`` + 1: the
+separator that the first document does not need is the one more that the pack has.
 
 >>> packing = pack(np.array([5, 4, 9, 3]), limit=13)
 >>> [documents.tolist() for documents in packing]
@@ -91,6 +91,8 @@ class Packing:
     """Where each pack begins in ``order``, (P + 1,)."""
     lengths: Ints
     """Tokens of each document, (D,)."""
+    separators: Ints
+    """Tokens put before each document that is not the first of its pack, (D,): 1 or 0."""
     limit: int
     """Tokens that a pack may hold."""
 
@@ -109,18 +111,21 @@ class Packing:
     @property
     def sizes(self) -> Ints:
         """Tokens of each pack, separators among them, (P,)."""
-        ends = np.concatenate([[0], np.cumsum(self.lengths[self.order] + 1)])
-        return np.asarray(np.diff(ends[self.offsets]) - 1, np.int64)
+        costs = (self.lengths + self.separators)[self.order]
+        ends = np.concatenate([[0], np.cumsum(costs)])
+        unneeded = self.separators[self.order[self.offsets[:-1]]]
+        return np.asarray(np.diff(ends[self.offsets]) - unneeded, np.int64)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all packs: those of the documents, and one separator between two of them."""
-        return int(self.lengths.sum()) + len(self.order) - len(self)
+        """Tokens of all packs: those of the documents, and the separators between them."""
+        return int(self.sizes.sum())
 
     @property
     def lower_bound(self) -> int:
         """No packing of these documents has fewer packs."""
-        return -(-(int(self.lengths.sum()) + len(self.lengths)) // (self.limit + 1))
+        most = self.limit + int(self.separators.max(initial=0))
+        return -(-int((self.lengths + self.separators).sum()) // most)
 
     @property
     def fill(self) -> float:
@@ -133,7 +138,9 @@ class Packing:
         return f"Packed {len(self.order)} documents into {len(self)} documents ({self.tokens} tokens)"
 
 
-def pack(lengths: NDArray[Any], limit: int, mode: Mode = "best_fit") -> Packing:
+def pack(
+    lengths: NDArray[Any], limit: int, mode: Mode = "best_fit", separators: NDArray[Any] | int = 1
+) -> Packing:
     """Decide which documents share a pack. Equal input gives equal packs.
 
     Packs come in the order of their first document, so that neighbours differ in length as they do
@@ -145,6 +152,9 @@ def pack(lengths: NDArray[Any], limit: int, mode: Mode = "best_fit") -> Packing:
         mode: ``best_fit``: longest first, each into the fullest pack that has room for it;
             ``next_fit``: in file order, a pack is closed when the next document does not fit;
             ``sorted_next_fit``: the same, longest first.
+        separators: tokens that each document needs before it, (D,) or one number for all: 0 where
+            it begins with a separator itself, else 1. Where only some need one, each pack may stay
+            one token short of what it could hold.
 
     Raises:
         ValueError: a document is empty or longer than the limit.
@@ -155,8 +165,12 @@ def pack(lengths: NDArray[Any], limit: int, mode: Mode = "best_fit") -> Packing:
         raise ValueError(sentence)
     assign = _compiled(_best_fit if mode == "best_fit" else _next_fit)
     turn = np.arange(len(lengths)) if mode == "next_fit" else _longest_first(lengths)
-    order, offsets = _compiled(_listed)(*assign(lengths + 1, turn, limit + 1))
-    return Packing(order=order, offsets=offsets, lengths=lengths, limit=limit)
+    needed = np.broadcast_to(np.asarray(separators, np.int64), lengths.shape)
+    capacity = limit + int(needed.min(initial=1))
+    # where one document of a pack needs a separator and another does not, a full one is alone anyway
+    costs = np.minimum(lengths + needed, capacity)
+    order, offsets = _compiled(_listed)(*assign(costs, turn, capacity))
+    return Packing(order=order, offsets=offsets, lengths=lengths, separators=needed, limit=limit)
 
 
 def _longest_first(lengths: Ints) -> Ints:
