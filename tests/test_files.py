@@ -6,6 +6,7 @@ import pytest
 
 from plait import files
 from plait.errors import DataError, LayoutError
+from plait.layout import Chat, Iteration
 
 
 def names(folder):
@@ -82,6 +83,27 @@ def test_a_link_of_the_user_is_not_ours(tmp_path):
     (tmp_path / "link").symlink_to("models")
 
     assert not files.made_by_plait(tmp_path / "link")
+
+
+@pytest.mark.parametrize("beside", ["ledger.json", "rejects.jsonl"])
+def test_a_shard_of_ours_has_its_ledger_or_its_rejects_beside_it(tmp_path, monkeypatch, beside):
+    monkeypatch.chdir(tmp_path)
+    shard = Chat(dataset="x", shard=0)
+    files.refuse_foreign(shard)
+    Path(str(shard)).parent.mkdir(parents=True)
+    Path(str(shard)).touch()
+    with pytest.raises(LayoutError, match=r"shard_00000\.jsonl\.gz stands where plait would write"):
+        files.refuse_foreign(shard)
+
+    Path(f"data/processed/x/shard_00000.{beside}").touch()
+    files.refuse_foreign(shard)
+
+
+@pytest.mark.parametrize(("mark", "ours"), [("plait.json", True), ("run.json", True), ("model.pt", False)])
+def test_a_checkpoint_of_ours_holds_its_manifest_or_the_settings_of_its_run(tmp_path, mark, ours):
+    (tmp_path / mark).touch()
+
+    assert files.made_by_plait(tmp_path, Iteration.MARKS) == ours
 
 
 def test_equal_rebuilds_have_equal_manifests(tmp_path, monkeypatch):

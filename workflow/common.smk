@@ -10,6 +10,12 @@ from plait.config import Plan, load
 from plait.errors import PlaitError
 
 
+class Refusal(WorkflowError):
+    """A mistake that its sentence explains: Snakemake finds no traceback to print below it."""
+
+    __traceback__ = None
+
+
 def in_snakemakes_frame(function):
     """Show a mistake in config/ or in a target as Snakemake shows its own."""
 
@@ -18,7 +24,7 @@ def in_snakemakes_frame(function):
         try:
             return function(*args)
         except PlaitError as error:
-            raise WorkflowError(str(error)) from None
+            raise Refusal(str(error)) from None
 
     return framed
 
@@ -42,8 +48,7 @@ def inputs(kind):
     def find(wildcards):
         artifact = made(kind, wildcards)
         found = plan.inputs(artifact)
-        if kind not in {layout.Chat, layout.Run, layout.Iteration}:
-            files.refuse_foreign(Path(str(artifact)))
+        files.refuse_foreign(artifact)
         manifests = [one.manifest for several in found.values() for one in several]
         folders = {
             name: [folder(one) for one in several] for name, several in found.items()
@@ -89,7 +94,7 @@ def legal_schedule(wildcards):
         checkpoints.schedule.get(run=run)
     schedule = plan.schedule_as_known(run)
     if schedule is None:
-        raise WorkflowError(
+        raise Refusal(
             f"{saved} was made with other settings than config/ has now: remove it, it is remade"
         )
     schedule.check(step, run=run)
@@ -112,6 +117,11 @@ def processes(wildcards):
     grid = wildcards if "tp" in wildcards.keys() else plan.sharded(wildcards.run)
     return int(grid.tp) * int(grid.pp)
 
+
+# The export that the short form links to.
+linked = in_snakemakes_frame(
+    lambda wildcards: ancient(files.linkable(made(layout.Export, wildcards)))
+)
 
 # What `snakemake --report` shows; captions lie where the rules look for them.
 LOSS_CURVE = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import DataError, LayoutError
-from plait.layout import MANIFEST
+from plait.layout import MANIFEST, Artifact, Chat, Export, Run
 
 SCHEMA = 1
 SNAKEMAKE_LEFTOVERS = {".snakemake_timestamp"}
@@ -59,24 +59,70 @@ def read_json(path: Path | str) -> Any:
         raise DataError(f"{path} is not JSON: {error}") from error
 
 
-def made_by_plait(target: Path) -> bool:
-    """Whether replacing what stands at this path loses nothing that plait did not make."""
+def made_by_plait(target: Path, marks: Iterable[str] = (MANIFEST,)) -> bool:
+    """Whether replacing what stands at this path loses nothing that plait did not make.
+
+    Args:
+        target: the path of an artifact that is a folder.
+        marks: files by which plait knows a folder of its own; any of them is enough.
+    """
     if target.is_symlink() or not target.is_dir():
         return target.is_file() or not os.path.lexists(target)
-    return (target / MANIFEST).is_file() or {path.name for path in target.iterdir()} <= SNAKEMAKE_LEFTOVERS
+    if any((target / mark).is_file() for mark in marks):
+        return True
+    return {path.name for path in target.iterdir()} <= SNAKEMAKE_LEFTOVERS
 
 
-def refuse_foreign(target: Path) -> None:
-    """Refuse to write a folder where something stands that plait did not make.
+def foreign(artifact: Artifact) -> Path | None:
+    """What stands at an artifact's path and was not made by plait."""
+    target = Path(str(artifact))
+    if isinstance(artifact, Chat):
+        # The rejects are there before the shard is, so a killed stage leaves a shard that is still known.
+        marks = (Path(artifact.manifest), Path(artifact.rejects))
+        return target if os.path.lexists(target) and not any(mark.is_file() for mark in marks) else None
+    if isinstance(artifact, Run):
+        return None
+    return None if made_by_plait(target, artifact.MARKS) else target
+
+
+def refuse_foreign(target: Path | Artifact) -> None:
+    """Refuse to write where something stands that plait did not make.
+
+    Args:
+        target: the path of a folder, or an artifact.
 
     Raises:
-        LayoutError: it names the folder.
+        LayoutError: it names what stands there.
     """
-    if not made_by_plait(target):
+    stands = foreign(target) if isinstance(target, Artifact) else None if made_by_plait(target) else target
+    if stands is not None:
         raise LayoutError(
-            f"{target} stands where plait would write, and plait did not make it",
+            f"{stands} stands where plait would write, and plait did not make it",
             hint="move it away, or name it in config/ as the source of another artifact",
         )
+
+
+def linkable(export: Export) -> str:
+    """The path of an export whose short form may be linked to it.
+
+    Raises:
+        LayoutError: what stands at the short form is no link; it is named.
+    """
+    short = Path(export.short)
+    if os.path.lexists(short) and not short.is_symlink():
+        raise LayoutError(
+            f"{short} stands where plait would put a link to {export}, and plait did not make it",
+            hint=f"move it away, or ask for {export}",
+        )
+    return str(export)
+
+
+def sizes(source: Path | str) -> list[tuple[str, int]]:
+    """The files of a source by name, relative to it, and their bytes; its own name if it is a file."""
+    source = Path(source).expanduser()
+    found = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    base = source if source.is_dir() else source.parent
+    return [(path.relative_to(base).as_posix(), path.stat().st_size) for path in found if path.is_file()]
 
 
 @contextlib.contextmanager

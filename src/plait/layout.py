@@ -21,6 +21,7 @@ from plait.errors import LayoutError
 
 MANIFEST = "plait.json"
 METRICS = "metrics.jsonl"
+TRAINED_WITH = "run.json"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 NUMBER = r"[1-9]\d*"
 
@@ -46,6 +47,8 @@ class Artifact:
     """A file or folder whose name says what it is."""
 
     PATTERN: ClassVar[str]
+    MARKS: ClassVar[tuple[str, ...]] = (MANIFEST,)
+    """Files by which plait knows a folder of its own."""
 
     def __str__(self) -> str:
         """Write the path, and refuse a name that would be read back as something else."""
@@ -197,6 +200,8 @@ class Iteration(Artifact):
     """A persistent training checkpoint."""
 
     PATTERN = "data/ckpts/{run}/iter_{iteration}"
+    # Snakemake takes the manifest away before a rerun, not the rest.
+    MARKS = (MANIFEST, TRAINED_WITH)
     run: str
     iteration: int
 
@@ -213,6 +218,11 @@ class Export(Artifact):
     PATTERN = "data/ckpts/{run}/hf/model_iter_{step}"
     run: str
     step: int
+
+    @property
+    def short(self) -> str:
+        """The link by which the same folder is known outside data/."""
+        return str(self).removeprefix("data/")
 
     @property
     def iteration(self) -> Iteration:

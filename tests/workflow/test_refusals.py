@@ -63,6 +63,54 @@ def test_a_folder_that_plait_did_not_make_is_refused_by_name(project):
     assert mine.read_text() == "{}"
 
 
+def test_a_folder_where_the_short_form_would_be_linked_is_refused_by_name(project):
+    mine = project.write("ckpts/chat-tiny/hf/model_iter_100/thesis.tex", "years")
+    short = "ckpts/chat-tiny/hf/model_iter_100"
+
+    for words in ((short,), ("-R", "short", "--", short)):
+        text = project.refusal(*words)
+        assert f"{short} stands where plait would put a link to data/{short}" in text
+    assert mine.read_text() == "years"
+
+
+def test_a_link_is_no_reason_to_refuse_the_short_form(project):
+    short = project.folder / "ckpts/chat-tiny/hf/model_iter_100"
+    short.parent.mkdir(parents=True)
+    short.symlink_to("../../../data/ckpts/chat-tiny/hf/model_iter_100")
+
+    assert project.plan("ckpts/chat-tiny/hf/model_iter_100").rules["short"] == 1
+
+
+@pytest.mark.parametrize("asked", ["jsonl.gz", "ledger.json"])
+def test_a_shard_that_plait_did_not_make_is_refused_by_name(asked, project):
+    mine = project.write("data/processed/emoji/shard_00000.jsonl.gz", "years")
+
+    text = project.refusal(f"data/processed/emoji/shard_00000.{asked}")
+
+    assert "data/processed/emoji/shard_00000.jsonl.gz stands where plait would write" in text
+    assert mine.read_text() == "years"
+
+
+def test_a_checkpoint_that_plait_did_not_make_is_refused_before_any_training(project):
+    mine = project.write("data/ckpts/chat-tiny/iter_0000100/weights.pt", "days")
+
+    for target in ("iter_0000100/plait.json", "hf/model_iter_100", "iter_0000150/plait.json"):
+        text = project.refusal(f"data/ckpts/chat-tiny/{target}")
+        assert "data/ckpts/chat-tiny/iter_0000100 stands where plait would write" in text
+    assert mine.read_text() == "days"
+
+
+def test_a_checkpoint_whose_manifest_snakemake_took_away_is_trained_again(project):
+    project.write("data/ckpts/chat-tiny/iter_0000100/run.json", "{}")
+
+    assert project.plan("data/ckpts/chat-tiny/iter_0000100/plait.json").rules["train"] == 2
+
+
+def test_a_refusal_shows_no_line_of_the_workflow(empty_project):
+    for target, config in (("data/raw/nope", {}), ("all", {"runs": {"chat-tiny": {"learning_rate": 1}}})):
+        assert "common.smk" not in empty_project.refusal(target, config=config)
+
+
 def test_a_source_that_is_not_there_is_named(project):
     gone = {"datasets": {"mine": {"source": {"kind": "chat-jsonl", "path": "/no/where.jsonl"}}}}
 

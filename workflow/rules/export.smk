@@ -27,7 +27,7 @@ localrules:
 rule short:
     """ckpts/... is short for data/ckpts/..."""
     input:
-        ancient(layout.Export.PATTERN),
+        linked,
     output:
         directory(layout.Export.PATTERN.removeprefix("data/")),
     log:

@@ -21,11 +21,11 @@ from plait import files
 from plait.convert import engine
 from plait.convert.torch_dist import read_iteration
 from plait.errors import CheckpointError, LayoutError
+from plait.layout import TRAINED_WITH, Iteration
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.train.writer import SaveNow
 
-RUN = "run.json"
 HF_CONFIG = "hf_config.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -121,7 +121,7 @@ def save(
     """
     part = target.with_name(f".{target.name}.part")
     if dist.get_rank() == 0:
-        if not ours(target):
+        if not files.made_by_plait(target, Iteration.MARKS):
             raise LayoutError(f"{target} holds files that plait did not make", hint="move them away")
         files.remove(part)
         part.mkdir(parents=True)
@@ -129,7 +129,7 @@ def save(
     dist_checkpointing.save(_interned(state.sharded(is_loading=False)), str(part), SaveNow())
     if dist.get_rank() == 0:
         (part / HF_CONFIG).write_bytes(hf_config)
-        files.write_json(part / RUN, settings)
+        files.write_json(part / TRAINED_WITH, settings)
         publish(part, target, spec=spec, settings=settings, inputs=inputs)
     dist.barrier()
 
@@ -153,18 +153,13 @@ def publish(part: Path, target: Path, *, spec: Spec, settings: Mapping[str, Any]
         tracker.write_text(str(int(target.name.removeprefix("iter_"))))
 
 
-def ours(target: Path) -> bool:
-    """Whether a folder was written here: Snakemake takes the manifest away before a rerun, not the rest."""
-    return files.made_by_plait(target) or (target / RUN).is_file()
-
-
 def read_run(folder: Path) -> dict[str, Any]:
     """The settings that a checkpoint was trained with.
 
     Raises:
         CheckpointError: the folder is not a checkpoint of ours.
     """
-    if not (folder / RUN).is_file():
-        raise CheckpointError(f"{folder} has no {RUN}: it is not a checkpoint of plait")
-    found: dict[str, Any] = json.loads((folder / RUN).read_text())
+    if not (folder / TRAINED_WITH).is_file():
+        raise CheckpointError(f"{folder} has no {TRAINED_WITH}: it is not a checkpoint of plait")
+    found: dict[str, Any] = json.loads((folder / TRAINED_WITH).read_text())
     return found
