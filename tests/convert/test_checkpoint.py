@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import pickle
 import shutil
 
@@ -12,7 +13,7 @@ from plait import files
 from plait.convert import checkpoint, engine, folders
 from plait.errors import CheckpointError, ConfigError
 from plait.models.specs import Spec
-from plait.models.weights import FolderTensors
+from plait.models.weights import FolderTensors, write_safetensors
 from plait.parallel.grid import Grid
 
 GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2)]
@@ -28,6 +29,43 @@ def test_every_grid_has_the_root_of_its_source(maker, tp, pp):
     assert facts["grid"] == {"tp": tp, "pp": pp}
     assert facts["coverage"]["written_once"]
     assert facts["coverage"]["hf_tensors"] == len(FolderTensors(hf))
+
+
+def test_the_digest_of_the_tokenizer_is_carried_to_the_shards(maker):
+    hf = maker.solo()
+    digest = files.digest(maker.vision / "tokenizer.json")
+
+    for folder in (maker.megatron(hf), maker.shards(hf, 2, 1), maker.shards(hf, 1, 2)):
+        assert files.read_manifest(folder)["facts"]["tokenizer"] == digest
+
+
+def test_a_model_that_does_not_say_its_tokenizer_is_refused(maker, tmp_path):
+    hf = shutil.copytree(maker.hf(), tmp_path / "hf")
+    (hf / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"hf has no tokenizer.json"):
+        folders.convert(hf, tmp_path / "out")
+
+    whole = shutil.copytree(maker.megatron(maker.hf()), tmp_path / "whole")
+    manifest = files.read_json(whole / "plait.json")
+    del manifest["facts"]["tokenizer"]
+    files.write_json(whole / "plait.json", manifest)
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(CheckpointError, match="does not say which tokenizer"):
+        folders.shard(whole, tmp_path / "cut", Grid(2, 1))
+
+
+def test_rotary_buffers_are_left_out_of_a_conversion(maker, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "plait")
+    hf, whole = maker.hf(), tmp_path / "whole"
+    old = shutil.copytree(hf, tmp_path / "old")
+    buffers = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(4)}
+    write_safetensors(old, {**FolderTensors(hf), **buffers})
+    whole.mkdir()
+
+    facts = folders.convert(old, whole)
+
+    assert facts["merkle"] == files.read_manifest(hf)["facts"]["merkle"]
+    assert caplog.records[-1].getMessage().endswith(", 4 rotary buffers (inv_freq) left out")
 
 
 def test_the_files_are_megatrons(maker):

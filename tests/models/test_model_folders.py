@@ -1,5 +1,9 @@
 """Random, extended, SOLO and linked models, as transformers sees them."""
 
+import json
+import logging
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -168,7 +172,58 @@ def test_shapes_that_differ_are_named():
         check_shapes(dict.fromkeys("acdefg", (1,)), {"a": (1,)}, "x")
 
 
+def as_old_llama(base, folder, *, other=""):
+    """A copy of a model as Llama 2 was published: a rotary buffer in every layer."""
+    shutil.copytree(base, folder)
+    (folder / "plait.json").unlink()
+    config = {**files.read_json(folder / "config.json"), "architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    buffer = 1.0 / 10000 ** (torch.arange(0, 8, 2) / 8)
+    more = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq{other}": buffer.clone() for n in range(4)}
+    write_safetensors(folder, {**FolderTensors(base), **more}, limit=40_000)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_rotary_buffers_of_old_llama_files_are_left_out_and_counted(make, base, tokenizers, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "plait")
+    old = as_old_llama(base, tmp_path / "old")
+
+    linked = make({"kind": "folder", "path": str(old)})
+    longer = make({"kind": "extend", "base": "b", "tokenizer": "t"}, linked, tokenizers["plain"])
+
+    note = "4 rotary buffers (inv_freq) left out"
+    assert [note in record.getMessage() for record in caplog.records] == [True, True]
+    roots = {files.read_manifest(folder)["facts"]["merkle"] for folder in (base, linked, longer)}
+    assert len(roots) == 1
+    assert torch.equal(logits(loaded(longer), IDS), logits(loaded(old), IDS))
+
+
+def test_no_other_tensor_may_be_left_out(make, base, tmp_path):
+    old = as_old_llama(base, tmp_path / "old", other="_x")
+
+    with pytest.raises(CheckpointError, match=r"has unknown model.layers.0.self_attn.rotary_emb.inv_freq_x"):
+        make({"kind": "folder", "path": str(old)})
+
+
 # SOLO
+
+
+def test_the_processor_has_the_resolution_of_the_config(make, base, tokenizers):
+    from transformers import AutoProcessor
+
+    source = {"kind": "solo", "base": "b", "tokenizer": "t", "patch_size": 4, "max_resolution": 8}
+    folder = make(source, base, tokenizers["vision"])
+
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+
+    assert processor(images=picture(40, 20), text="")["vision_patches"].shape == (2, 48)
+
+
+def test_a_models_tokenizer_is_its_tokenizers_byte_for_byte(base, solo, tokenizers):
+    for folder, name in ((base, "plain"), (solo, "vision")):
+        ours, theirs = (path / "tokenizer.json" for path in (folder, tokenizers[name]))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_text_only_logits_of_solo_equal_the_bases(base, solo):

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from plait import files
 from plait.convert import checkpoint, engine
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
@@ -12,12 +13,16 @@ from plait.models.weights import FolderTensors, check_shapes, merkle, outline
 from plait.parallel.grid import Grid
 
 GIGA = 1e9
+TOKENIZER = "tokenizer.json"
 
 log = logging.getLogger(__name__)
 
 
 def convert(source: Path, folder: Path) -> dict[str, Any]:
     """Write a Hugging Face model as a whole Megatron one; the facts of its manifest.
+
+    ``tokenizer`` among them is the sha256 of the source's tokenizer.json: training compares it with
+    that of its data, for tokenizers of equal size can be told apart by nothing else.
 
     Raises:
         CheckpointError: the source does not hold what its config promises, or what was written
@@ -35,8 +40,9 @@ def convert(source: Path, folder: Path) -> dict[str, Any]:
     )
     shutil.copyfile(source / "config.json", folder / checkpoint.HF_CONFIG)
     checkpoint.write_tracker(folder)
-    log.info("%d tensors -> %d tensors, %s", len(hf), len(mcore), _bytes(size))
-    return _facts(folder, spec, None, expected=merkle(hf))
+    log.info("%d tensors -> %d tensors, %s%s", len(hf), len(mcore), _bytes(size), hf.note)
+    facts = _facts(folder, spec, None, expected=merkle(hf))
+    return {**facts, "tokenizer": _digest_of_tokenizer(source)}
 
 
 def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
@@ -60,12 +66,29 @@ def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
     shutil.copyfile(source / checkpoint.HF_CONFIG, folder / checkpoint.HF_CONFIG)
     checkpoint.write_tracker(folder)
     log.info("%d tensors -> %s, %s per rank", len(whole), grid, _bytes(max(sizes)))
-    return _facts(folder, spec, grid, expected=merkle(engine.to_hf(whole, spec)))
+    facts = _facts(folder, spec, grid, expected=merkle(engine.to_hf(whole, spec)))
+    return {**facts, "tokenizer": _carried_digest(source)}
 
 
 def root_of_shards(folder: Path, spec: Spec, grid: Grid) -> str:
     """The Merkle root of the Hugging Face view of a released checkpoint, from what is on disk."""
     return merkle(engine.to_hf(checkpoint.read_whole(folder, grid), spec))
+
+
+def _digest_of_tokenizer(source: Path) -> str:
+    path = source / TOKENIZER
+    if not path.is_file():
+        raise CheckpointError(f"{source} has no {TOKENIZER}", hint="`plait model` makes or links one")
+    return files.digest(path)
+
+
+def _carried_digest(source: Path) -> str:
+    facts = files.read_manifest(source, kind="megatron")["facts"]
+    if "tokenizer" not in facts:
+        raise CheckpointError(
+            f"{source} does not say which tokenizer its model has", hint="`plait convert` makes it anew"
+        )
+    return str(facts["tokenizer"])
 
 
 def _facts(folder: Path, spec: Spec, grid: Grid | None, *, expected: str) -> dict[str, Any]:

@@ -39,5 +39,6 @@ def extend(folder: Path, settings: ExtendedModel, *, base: Path, tokenizer: Path
     write_safetensors(folder, grown)
     built = FolderTensors(folder)
     carried = check_carried(tensors, built)
-    log.info("%d tensors carried, %d -> %d tokens", carried, config["vocab_size"], facts["vocab_size"])
+    sizes = (config["vocab_size"], facts["vocab_size"])
+    log.info("%d tensors carried, %d -> %d tokens%s", carried, *sizes, tensors.note)
     return {"merkle": merkle(built)}

@@ -39,5 +39,5 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
         (folder / path.name).symlink_to(path)
     spec, tensors = Spec.of(folder), FolderTensors(folder)
     check_shapes(tensors.shapes, spec.shapes, settings.path)
-    log.info("%d files linked, %d tensors", len(found), len(tensors))
+    log.info("%d files linked, %d tensors%s", len(found), len(tensors), tensors.note)
     return {"merkle": merkle(tensors)}

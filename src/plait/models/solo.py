@@ -25,7 +25,6 @@ from plait.models.weights import FolderTensors, config_text, merkle, write_safet
 REMOTE = Path(__file__).parent / "remote"
 PROJECTION = "model.embed_vision_patch.weight"
 STD = 0.02
-MAX_RESOLUTION = 1024
 AUTO_MAP = {
     "AutoConfig": "configuration_solo.SoloConfig",
     "AutoModelForCausalLM": "modeling_solo.SoloForCausalLM",
@@ -59,11 +58,12 @@ def solo(folder: Path, settings: SoloModel, *, base: Path, tokenizer: Path) -> d
     copy_tokenizer(tokenizer, folder)
     write_configs(folder, _config(config, settings, facts["vision"]), facts)
     write_code(folder)
-    _write_processor(folder, settings.patch_size)
+    _write_processor(folder, settings)
     write_safetensors(folder, grown)
     built = FolderTensors(folder)
     carried = check_carried(tensors, built)
-    log.info("%d tensors carried, %d -> %d tokens", carried, config["vocab_size"], facts["vocab_size"])
+    sizes = (config["vocab_size"], facts["vocab_size"])
+    log.info("%d tensors carried, %d -> %d tokens%s", carried, *sizes, tensors.note)
     return {"merkle": merkle(built)}
 
 
@@ -84,11 +84,11 @@ def _config(base: dict[str, Any], settings: SoloModel, vision: dict[str, int]) -
     }
 
 
-def _write_processor(folder: Path, patch_size: int) -> None:
+def _write_processor(folder: Path, settings: SoloModel) -> None:
     processor = {
         "processor_class": "SoloProcessor",
         "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]},
-        "patch_size": patch_size,
-        "max_resolution": MAX_RESOLUTION,
+        "patch_size": settings.patch_size,
+        "max_resolution": settings.max_resolution,
     }
     (folder / "processor_config.json").write_text(config_text(processor), encoding="utf-8")

@@ -6,6 +6,7 @@ asks for names only. So a conversion holds one row of a model in memory, whateve
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ from plait.files import canonical, read_json, write_json
 ONE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FILE_LIMIT = 5_000_000_000
+ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+"""What old Llama files hold besides weights; it follows from the config. Nothing else may be dropped."""
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -50,7 +53,7 @@ class Tensors(Mapping[str, Tensor]):
 
 
 class FolderTensors(Mapping[str, Tensor]):
-    """The safetensors of a Hugging Face folder."""
+    """The safetensors of a Hugging Face folder, without the rotary buffers, named in ``dropped``."""
 
     def __init__(self, folder: Path | str) -> None:
         """Find the files.
@@ -61,14 +64,21 @@ class FolderTensors(Mapping[str, Tensor]):
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}
         if (self.folder / INDEX).is_file():
-            self._files: dict[str, str] = read_json(self.folder / INDEX)["weight_map"]
+            found: dict[str, str] = read_json(self.folder / INDEX)["weight_map"]
         elif (self.folder / ONE).is_file():
-            self._files = dict.fromkeys(self._handle(ONE).keys(), ONE)
+            found = dict.fromkeys(self._handle(ONE).keys(), ONE)
         else:
             raise CheckpointError(
                 f"{self.folder} has neither {ONE} nor {INDEX}",
                 hint="save the model with safe_serialization=True",
             )
+        self.dropped = tuple(name for name in found if ROTARY_BUFFER.fullmatch(name))
+        self._files = {name: file for name, file in found.items() if name not in self.dropped}
+
+    @property
+    def note(self) -> str:
+        """The end of a log line that says what was dropped; empty where nothing was."""
+        return f", {len(self.dropped)} rotary buffers (inv_freq) left out" if self.dropped else ""
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:
