@@ -1,5 +1,6 @@
 """Files appear whole or not at all; manifests are deterministic and name what differs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,23 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path):
 
 def test_canonical_json_does_not_depend_on_the_order_of_keys():
     assert files.canonical({"b": 1, "a": "ø"}) == files.canonical({"a": "ø", "b": 1}) == '{"a":"ø","b":1}'
+
+
+def test_sizes_are_of_the_wanted_files_and_know_no_place(tmp_path):
+    for place in ("here", "there"):
+        (tmp_path / place / "deep").mkdir(parents=True)
+        (tmp_path / place / "deep/a.jsonl").write_text("12\n")
+        (tmp_path / place / "notes.txt").write_text("mine")
+    names = re.compile(r".*\.jsonl")
+
+    assert files.sizes(tmp_path / "here", names) == files.sizes(tmp_path / "there", names)
+    assert files.sizes(tmp_path / "here", names) == {"deep/a.jsonl": 3}
+    assert files.sizes(tmp_path / "here/deep/a.jsonl", names) == {"a.jsonl": 3}
+    assert files.sizes(tmp_path / "gone", names) == {}
+
+
+def test_a_source_without_a_path_is_not_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").touch()
+
+    assert files.sizes("", re.compile(r".*")) == {}

@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from plait.config import Plan, load
+from plait.data.sources import JSONL
 from plait.errors import PlaitError
 
 
@@ -117,6 +118,13 @@ def processes(wildcards):
     grid = wildcards if "tp" in wildcards.keys() else plan.sharded(wildcards.run)
     return int(grid.tp) * int(grid.pp)
 
+
+# The user's own files by size: an appended line makes a raw source again, touching it does not.
+user_files = in_snakemakes_frame(
+    lambda wildcards: files.canonical(
+        files.sizes(getattr(plan.dataset(wildcards.dataset).source, "path", ""), JSONL)
+    )
+)
 
 # The export that the short form links to.
 linked = in_snakemakes_frame(

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -117,12 +118,22 @@ def linkable(export: Export) -> str:
     return str(export)
 
 
-def sizes(source: Path | str) -> list[tuple[str, int]]:
-    """The files of a source by name, relative to it, and their bytes; its own name if it is a file."""
+def sizes(source: Path | str, names: re.Pattern[str]) -> dict[str, int]:
+    """How many bytes the files of a source have, without opening them.
+
+    Args:
+        source: a file or a folder, as the user wrote it; "" and one that is not there have no files.
+        names: what the name of a file must match whole.
+
+    Returns:
+        Bytes by path, relative to the folder; a file that is a source itself goes by its name.
+    """
+    if source == "":
+        return {}
     source = Path(source).expanduser()
-    found = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    base = source if source.is_dir() else source.parent
-    return [(path.relative_to(base).as_posix(), path.stat().st_size) for path in found if path.is_file()]
+    base, found = (source, source.rglob("*")) if source.is_dir() else (source.parent, [source])
+    wanted = sorted(path for path in found if names.fullmatch(path.name) and path.is_file())
+    return {path.relative_to(base).as_posix(): path.stat().st_size for path in wanted}
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ rule raw:
         "data/benchmarks/raw/{dataset}.tsv"
     params:
         settings=settings(layout.Raw),
+        files=user_files,
     shell:
         "plait raw {output.folder} --settings {params.settings:q} > {log} 2>&1"
 
