@@ -1,17 +1,26 @@
 """A model folder that is already on this machine: linked, nothing copied."""
 
 import logging
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from plait import files
 from plait.config.model import FolderModel
+from plait.config.paths import local
 from plait.errors import CheckpointError
 from plait.layout import MANIFEST
 from plait.models.specs import Spec
-from plait.models.weights import FolderTensors, check_shapes, merkle
+from plait.models.weights import FolderTensors, check_shapes, config_text, merkle
+from plait.tokens import tokenizer
 
 OTHER_FORMATS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 """The same weights again, as other programs want them."""
+
+GENERATION = "generation_config.json"
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+"""Keys of config.json that generation needs, and what they are in Mistral and Llama if not given."""
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +28,14 @@ log = logging.getLogger(__name__)
 def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
     """Link every file of a local folder but hidden ones; the facts of the manifest.
 
+    What training and export need and the folder lacks is written beside the links.
+
     Raises:
-        CheckpointError: there is no such folder, or it does not hold what its config promises.
+        CheckpointError: there is no such folder, it does not hold what its config promises, or it
+            has no tokenizer.
+        DataError: its tokenizer cannot be read.
     """
-    source = Path(settings.path).expanduser().resolve()
+    source = local(settings.path).resolve()
     if not source.is_dir():
         raise CheckpointError(
             f"{settings.path} is not a folder", hint="raw_hf.*.path names a downloaded model"
@@ -39,5 +52,50 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
         (folder / path.name).symlink_to(path)
     spec, tensors = Spec.of(folder), FolderTensors(folder)
     check_shapes(tensors.shapes, spec.shapes, settings.path)
-    log.info("%d files linked, %d tensors%s", len(found), len(tensors), tensors.note)
+    written = [*_complete_tokenizer(source, folder), *_complete_generation(folder)]
+    note = f", written: {', '.join(written)}" if written else ""
+    linked = sum(path.is_symlink() for path in folder.iterdir())
+    log.info("%d files linked, %d tensors%s%s", linked, len(tensors), tensors.note, note)
     return {"merkle": merkle(tensors)}
+
+
+def _complete_tokenizer(source: Path, folder: Path) -> list[str]:
+    """Give the folder the tokenizer.json that ``plait tokenizer`` makes of the same one.
+
+    It stays a link where the two are equal; older files are read, and so written, in another form.
+    The names of the files written.
+    """
+    if not any((source / name).is_file() for name in (tokenizer.FAST, tokenizer.SENTENCEPIECE)):
+        raise CheckpointError(
+            f"{source} has neither {tokenizer.FAST} nor {tokenizer.SENTENCEPIECE}",
+            hint="download the model's tokenizer files too: its export needs them",
+        )
+    if (source / MANIFEST).is_file() and (source / tokenizer.FAST).is_file():
+        return []  # plait made it, so it has that form
+    written = []
+    with tempfile.TemporaryDirectory() as made:
+        tokenizer.save(tokenizer.read(source), Path(made))
+        for name, replaced in ((tokenizer.FAST, True), (tokenizer.CONFIG, False)):
+            new, old = Path(made) / name, folder / name
+            if not new.is_file():
+                raise CheckpointError(
+                    f"{source}: transformers cannot make {name} of its tokenizer",
+                    hint=f"put a {name} into the folder",
+                )
+            if not old.is_file() or (replaced and files.digest(new) != files.digest(old)):
+                old.unlink(missing_ok=True)
+                shutil.copyfile(new, old)
+                written.append(name)
+    return written
+
+
+def _complete_generation(folder: Path) -> list[str]:
+    """Write generation_config.json from config.json, as transformers would, where there is none."""
+    if (folder / GENERATION).is_file():
+        return []
+    config = files.read_json(folder / "config.json")
+    ids = {key: config.get(key, default) for key, default in IDS.items()}
+    known = {key: value for key, value in ids.items() if value is not None}
+    text = config_text({"_from_model_config": True, **known})
+    (folder / GENERATION).write_text(text, encoding="utf-8")
+    return [GENERATION]

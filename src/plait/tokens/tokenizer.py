@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from plait.config.paths import local
 from plait.errors import ConfigError, DataError
 from plait.tokens.templates import chat_template
 from plait.tokens.vocabulary import GROUPS
@@ -22,6 +23,8 @@ SENTENCEPIECE = "tokenizer.model"
 FAST = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 OF_THIS_MACHINE = ("name_or_path", "is_local", "local_files_only", "_commit_hash")
+UNREADABLE = (KeyError, TypeError, ValueError, OSError)
+"""What transformers raises where a tokenizer's files are not what they should be."""
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +42,12 @@ def build(folder: Path, source: Mapping[str, Any], base: Path | None = None) -> 
 
     Raises:
         ConfigError: the source is not there, or is not a tokenizer.
+        DataError: its files cannot be read.
     """
     if source["kind"] == "package":
         tokenizer = _from_package(folder, source["package"], source["file"])
     elif source["kind"] == "folder":
-        tokenizer = _from_folder(folder, Path(source["path"]))
+        tokenizer = _from_folder(folder, local(source["path"]))
     elif base is None:
         raise ConfigError(
             f"the tokenizer extends {source['base']!r}, and that was not given",
@@ -51,8 +55,7 @@ def build(folder: Path, source: Mapping[str, Any], base: Path | None = None) -> 
         )
     else:
         tokenizer = _extended(folder, base, source["add"])
-    tokenizer.save_pretrained(folder)
-    _forget_this_machine(folder / CONFIG)
+    save(tokenizer, folder)
     facts = _facts(tokenizer)
     _check_sentencepiece(folder / SENTENCEPIECE, tokenizer)
     log.info("%d tokens, %d of them vision tokens", facts["vocab_size"], len(facts["vision"]))
@@ -79,21 +82,44 @@ def _from_package(folder: Path, package: str, file: str) -> Any:
 
 def _from_folder(folder: Path, path: Path) -> Any:
     """Read the tokenizer of a local folder."""
-    from transformers import AutoTokenizer
-
     if not any((path / name).is_file() for name in (FAST, SENTENCEPIECE)):
         raise ConfigError(f"{path} holds neither {FAST} nor {SENTENCEPIECE}")
     if (path / SENTENCEPIECE).is_file():
         shutil.copyfile(path / SENTENCEPIECE, folder / SENTENCEPIECE)
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return read(path)
+
+
+def read(folder: Path) -> Any:
+    """The tokenizer of a folder, as transformers reads it.
+
+    Raises:
+        DataError: transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # The library under transformers raises Exception itself, which nothing narrower names.
+        if type(error) is not Exception and not isinstance(error, UNREADABLE):
+            raise
+        raise DataError(
+            f"{folder}: the tokenizer cannot be read: {type(error).__name__}: {error}",
+            hint=f"download {FAST} and {CONFIG} of the model anew",
+        ) from error
+
+
+def save(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer's files, equal on every machine."""
+    tokenizer.save_pretrained(folder)
+    _forget_this_machine(folder / CONFIG)
 
 
 def _extended(folder: Path, base: Path, groups: Iterable[str]) -> Any:
     """Append groups of tokens to the vocabulary; the chatml group brings its template."""
     from tokenizers import AddedToken
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    tokenizer = read(base)
     known = tokenizer.get_vocab()
     new = [name for group in groups for name in GROUPS[group] if name not in known]
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in new])
