@@ -31,8 +31,8 @@ def job(tmp_path, monkeypatch):
         name="m",
     ):
         for folder, kind, known in (
-            (START, "sharded", {"grid": grid or {"tp": 2, "pp": 1}}),
-            (SHARD, "indexed", facts or {"vocab_size": 300}),
+            (START, "sharded", {"grid": grid or {"tp": 2, "pp": 1}, "tokenizer": "a" * 64}),
+            (SHARD, "indexed", {"vocab_size": 300, "tokenizer": "a" * 64, **(facts or {})}),
         ):
             Path(folder).mkdir(parents=True)
             files.write_manifest(Path(folder), kind=kind, settings={}, facts=known)
@@ -60,7 +60,7 @@ def test_inputs_that_fit_are_accepted(job):
         ({"target": "data/ckpts/r/iter_0000100"}, ConfigError, "is trained from data/ckpts/r/iter_0000050"),
         ({"name": "other"}, ConfigError, "is trained from the sharded model other"),
         ({"grid": {"tp": 1, "pp": 2}}, CheckpointError, "is cut for tp1 x pp2, the run wants tp2 x pp1"),
-        ({"facts": {"vocab_size": 299}}, DataError, "was tokenised for 299 tokens"),
+        ({"facts": {"tokenizer": "b" * 64}}, DataError, "was made by tokenizer bbbb"),
         ({"model": {"max_position_embeddings": 32}}, DataError, "max_position_embeddings 32"),
     ],
 )

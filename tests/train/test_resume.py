@@ -36,7 +36,9 @@ def segment(weights, config, grid, run, start, stop):
         optimizer.reload_model_params()
     Trainer(model, state, feed(), RUN).train(stop, folder=run)
     target = run / f"iter_{stop:07d}"
-    save(state, target, spec=spec, hf_config=json.dumps(config).encode(), settings=RUN, inputs=[])
+    save(
+        state, target, spec=spec, hf_config=json.dumps(config).encode(), settings=RUN, inputs=[], tokenizer=""
+    )
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 1), Grid(2, 1), Grid(1, 2)], ids=str)

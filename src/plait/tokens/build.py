@@ -74,6 +74,7 @@ def build(
             "own_separators": bool(begins[cuts.start == 0].all()),
             "read": len(documents) + sum(rejected.values()),
             "rejected": rejected,
+            "tokenizer": files.digest(renderer.folder / "tokenizer.json"),
             **{key: renderer.facts[key] for key in ("vocab_size", "bos_id", "eos_id", "vision")},
             **{key: form[key] for key in ("patch_size", "max_resolution")},
         }

@@ -72,7 +72,8 @@ class Job:
         _check_grid(self.start, start, self.settings)
         model = files.read_json(Path(self.start) / "hf_config.json")
         for shard, _ in self.shards:
-            _check_shard(shard, self.start, model)
+            _check_shard(shard, self.start, model, start["facts"]["tokenizer"])
+        files.refuse_foreign(layout.Iteration.parse(self.target))
 
     def _check_steps(self) -> None:
         """The target is saved, and the start is what the run has before it."""
@@ -103,12 +104,13 @@ def _check_grid(start: str, manifest: dict[str, Any], settings: dict[str, Any]) 
         )
 
 
-def _check_shard(shard: Path, start: str, model: dict[str, Any]) -> None:
+def _check_shard(shard: Path, start: str, model: dict[str, Any], tokenizer: str) -> None:
     """Refuse data that the model was not made for."""
     facts = files.read_manifest(shard, kind="indexed")["facts"]
-    if facts["vocab_size"] != model["vocab_size"]:
+    if facts["tokenizer"] != tokenizer:
         raise DataError(
-            f"{shard} was tokenised for {facts['vocab_size']} tokens, {start} has {model['vocab_size']}",
+            f"{shard} was made by tokenizer {facts['tokenizer'][:12]} of {facts['vocab_size']} tokens, "
+            f"{start} has {tokenizer[:12]} of {model['vocab_size']}",
             hint="a mixture's format and a run's model must name the same tokenizer",
         )
     seq, longest = layout.Indexed.parse(shard).seq, model["max_position_embeddings"]
@@ -171,7 +173,15 @@ def _train(job: Job) -> None:
         state.load(Path(job.start))
     trainer = Trainer(model, state, _feed(job, spec), job.settings)
     trainer.train(stop, folder=Path(job.target).parent)
-    save(state, Path(job.target), spec=spec, hf_config=hf_config, settings=job.settings, inputs=job.inputs)
+    save(
+        state,
+        Path(job.target),
+        spec=spec,
+        hf_config=hf_config,
+        settings=job.settings,
+        inputs=job.inputs,
+        tokenizer=files.read_manifest(job.start)["facts"]["tokenizer"],
+    )
 
 
 def _load_sharded(model: Any, folder: Path) -> None:

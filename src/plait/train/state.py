@@ -105,6 +105,7 @@ def save(
     hf_config: bytes,
     settings: Mapping[str, Any],
     inputs: list[Path],
+    tokenizer: str,
 ) -> None:
     """Write a persistent checkpoint with its manifest; all ranks take part, rank 0 publishes.
 
@@ -115,6 +116,7 @@ def save(
         hf_config: the source model's config.json.
         settings: the run's settings; they go into the manifest.
         inputs: what the manifest names as inputs.
+        tokenizer: sha256 of the model's tokenizer.json, carried to what is trained from here.
 
     Raises:
         LayoutError: a folder that plait did not make stands at the target.
@@ -130,11 +132,19 @@ def save(
     if dist.get_rank() == 0:
         (part / HF_CONFIG).write_bytes(hf_config)
         files.write_json(part / TRAINED_WITH, settings)
-        publish(part, target, spec=spec, settings=settings, inputs=inputs)
+        publish(part, target, spec=spec, settings=settings, inputs=inputs, tokenizer=tokenizer)
     dist.barrier()
 
 
-def publish(part: Path, target: Path, *, spec: Spec, settings: Mapping[str, Any], inputs: list[Path]) -> None:
+def publish(
+    part: Path,
+    target: Path,
+    *,
+    spec: Spec,
+    settings: Mapping[str, Any],
+    inputs: list[Path],
+    tokenizer: str,
+) -> None:
     """Check what was written, write the manifest and rename the folder into place."""
     grid = Grid(
         tp=parallel_state.get_tensor_model_parallel_world_size(),
@@ -144,6 +154,7 @@ def publish(part: Path, target: Path, *, spec: Spec, settings: Mapping[str, Any]
         "merkle": engine.merkle(engine.to_hf(read_iteration(part, spec), spec)),
         "coverage": engine.coverage(spec, grid),
         "grid": {"tp": grid.tp, "pp": grid.pp},
+        "tokenizer": tokenizer,
     }
     files.write_manifest(part, kind="iteration", settings=settings, inputs=inputs, facts=facts)
     files.sync(part)
