@@ -42,6 +42,7 @@ include: "workflow/rules/verify.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/unmade.smk"
 
 
 rule all:

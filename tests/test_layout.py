@@ -107,3 +107,22 @@ def test_links_are_not_resolved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     assert layout.Raw.parse(tmp_path / "data/raw/x") == layout.Raw(dataset="x")
+
+
+MADE_BESIDE_ARTIFACTS = [
+    "data/raw/x/plait.json",
+    "data/processed/x/shard_00000.ledger.json",
+    "data/processed/x/shard_00000.rejects.jsonl",
+    "data/ckpts/x/schedule.json",
+    "data/ckpts/x/iter_0000100/plait.json",
+    "data/verify/ckpts/x/iter_0000100/parity.json",
+    "data/verify/models/sharded/x-megatron-tp2-pp1/parity.json",
+    "ckpts/x/hf/model_iter_100",
+    "data/logs/raw/x.log",
+]
+
+
+@pytest.mark.parametrize("path", MADE_BESIDE_ARTIFACTS)
+def test_what_a_rule_makes_is_never_unmade(path):
+    assert re.fullmatch(layout.unmade(), path) is None
+    assert re.fullmatch(layout.unmade(), f"{path}x") or path.startswith("data/logs")

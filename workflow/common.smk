@@ -131,6 +131,9 @@ linked = in_snakemakes_frame(
     lambda wildcards: ancient(files.linkable(made(layout.Export, wildcards)))
 )
 
+# What no rule makes is refused with the names that rules know.
+unmade = in_snakemakes_frame(lambda wildcards: layout.refuse_target(wildcards.unmade))
+
 # What `snakemake --report` shows; captions lie where the rules look for them.
 LOSS_CURVE = {
     "caption": "../report/loss.rst",

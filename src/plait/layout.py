@@ -14,7 +14,9 @@ command line reads ``tp``, ``pp`` and steps back from a target with :func:`parse
 import os
 import re
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from functools import cache
+from itertools import takewhile
 from typing import Any, ClassVar, Self
 
 from plait.errors import LayoutError
@@ -40,6 +42,15 @@ WILDCARDS: dict[str, str] = {
     "step": NUMBER,
 }
 WIDTHS = {"shard": 5, "iteration": 7}
+COUNTED = "a number from 1 without leading zeros"
+IN_WORDS = {
+    "shard": "five digits",
+    "iteration": "seven digits",
+    "seq": COUNTED,
+    "tp": COUNTED,
+    "pp": COUNTED,
+    "step": COUNTED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +287,54 @@ def parse(path: str | os.PathLike[str]) -> Any:
         if found is not None:
             return found
     known = "\n       ".join(kind.PATTERN for kind in KINDS)
-    raise LayoutError(f"{relative!r} is not the path of an artifact", hint=f"one of\n       {known}")
+    raise LayoutError(
+        f"{relative!r} is not the path of an artifact{_nearest(relative)}", hint=f"one of\n       {known}"
+    )
+
+
+def refuse_target(path: str) -> None:
+    """Refuse a path that no rule makes.
+
+    Raises:
+        LayoutError: it says what to ask for.
+    """
+    found = parse(path if path.startswith("data/") else f"data/{path}")
+    ask = {
+        Iteration: lambda: f"ask for {found.manifest}",
+        Run: lambda: f"ask for {found}/iter_0000100/{MANIFEST} or {found}/hf/model_iter_100, as it saves",
+    }
+    raise LayoutError(f"no rule makes the folder {path} itself", hint=ask[type(found)]())
+
+
+def unmade() -> str:
+    """The regex of what lies where artifacts do and is neither made by a rule nor a log."""
+    whole = [kind.PATTERN for kind in KINDS if kind not in {Iteration, Run}]
+    parts = [pattern(kind, MANIFEST) for kind in KINDS if kind not in {Chat, Run, LossCurve}]
+    proofs = [proof_pattern(kind) for kind in (Megatron, Sharded, Iteration, Export)]
+    others = [Chat.LEDGER, Chat.REJECTS, f"{Run.PATTERN}/schedule.json", Export.PATTERN.removeprefix("data/")]
+    made = "|".join(_nameless(template) for template in whole + parts + proofs + others)
+    return f"(?!(?:{made})$)(?:data/(?!logs/|benchmarks/)|ckpts/).+"
+
+
+def _nearest(path: str) -> str:
+    """The pattern that most folders of a path follow, and what its wildcards stand for."""
+
+    def alike(kind: type[Artifact]) -> tuple[int, int]:
+        segments, wanted = path.split("/"), re.sub(r"\{\w+\}", "*", kind.PATTERN).split("/")
+        pairs = zip(segments, wanted, strict=False)
+        return len([*takewhile(lambda pair: fnmatchcase(*pair), pairs)]), -len(wanted)
+
+    nearest = max(KINDS, key=alike)
+    if alike(nearest)[0] < 2:
+        return ""
+    names = re.findall(r"\{(\w+)\}", nearest.PATTERN)
+    words = "; ".join(f"{name} is {IN_WORDS[name]}" for name in names if name in IN_WORDS)
+    return f"; nearest: {nearest.PATTERN}" + (f" ({words})" if words else "")
+
+
+def _nameless(template: str) -> str:
+    """The regex of a pattern, without groups that have names."""
+    return re.sub(r"\(\?P<\w+>", "(?:", _regex(template).pattern)
 
 
 @cache

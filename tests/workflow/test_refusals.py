@@ -111,6 +111,39 @@ def test_a_refusal_shows_no_line_of_the_workflow(empty_project):
         assert "common.smk" not in empty_project.refusal(target, config=config)
 
 
+GRID = "data/models/sharded/{model}-megatron-tp{tp}-pp{pp}"
+UNMADE = {
+    "data/ckpts/chat-tiny/iter_0000100": "ask for data/ckpts/chat-tiny/iter_0000100/plait.json",
+    "data/ckpts/chat-tiny": "ask for data/ckpts/chat-tiny/iter_0000100/plait.json or data/ckpts/chat-tiny/hf",
+    "data/models/sharded/solo-tiny-megatron-tp0-pp1": f"nearest: {GRID} (tp is a number from 1",
+    "ckpts/chat-tiny/hf/model_iter_0100": "nearest: data/ckpts/{run}/hf/model_iter_{step} (step is a number",
+    "data/ckpts/chat-tiny/iter_100": "nearest: data/ckpts/{run}/iter_{iteration} (iteration is seven digits)",
+    "data/processed/emoji/shard_0.jsonl.gz": "nearest: data/processed/{dataset}/shard_{shard}.jsonl.gz",
+    "data/model/x": "is not the path of an artifact\n",
+}
+
+
+@pytest.mark.parametrize("target", UNMADE)
+def test_a_target_that_no_rule_makes_says_what_to_ask_for(target, empty_project):
+    text = empty_project.refusal(target)
+
+    assert UNMADE[target] in text
+    assert "MissingRule" not in text
+
+
+@pytest.mark.parametrize("target", ["data/logs/x", "data/benchmarks/x", "notes/x"])
+def test_what_lies_beside_artifacts_is_left_to_snakemake(target, empty_project):
+    assert f"No rule to produce {target}" in empty_project.refusal(target)
+
+
+@pytest.mark.parametrize("target", ["data/logs/raw/emoji.log", "data/raw/emoji/plait.json", "data/raw/emoji"])
+def test_what_a_rule_makes_is_planned_without_a_warning(target, empty_project):
+    done = empty_project.plan(target)
+
+    assert done.rules == {"raw": 1}
+    assert "Error" not in done.text
+
+
 def test_a_source_that_is_not_there_is_named(project):
     gone = {"datasets": {"mine": {"source": {"kind": "chat-jsonl", "path": "/no/where.jsonl"}}}}
 
