@@ -92,9 +92,9 @@ def test_a_missing_generation_config_is_written_as_transformers_would(make, down
 def test_a_broken_tokenizer_gets_a_sentence_in_both_stages(make, downloaded, tmp_path, text):
     (downloaded / "tokenizer.json").write_bytes(text.encode("utf-8", "surrogateescape"))
 
-    with pytest.raises(DataError, match=r"downloaded: the tokenizer cannot be read: "):
+    with pytest.raises(DataError, match=r"downloaded.*(cannot be read|is not JSON|has no model)"):
         link(make, downloaded)
-    with pytest.raises(DataError, match=r"downloaded: the tokenizer cannot be read: "):
+    with pytest.raises(DataError, match=r"downloaded.*(cannot be read|is not JSON|has no model)"):
         stage.build(tmp_path, {"kind": "folder", "path": str(downloaded)})
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from plait import files
 from plait.config.paths import local
 from plait.errors import ConfigError, DataError
 from plait.tokens.templates import chat_template
@@ -97,16 +98,23 @@ def read(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if (folder / FAST).is_file():
+        _check_fast(folder / FAST)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        # The library under transformers raises Exception itself, which nothing narrower names.
-        if type(error) is not Exception and not isinstance(error, UNREADABLE):
-            raise
+    except UNREADABLE as error:
         raise DataError(
             f"{folder}: the tokenizer cannot be read: {type(error).__name__}: {error}",
             hint=f"download {FAST} and {CONFIG} of the model anew",
         ) from error
+
+
+def _check_fast(path: Path) -> None:
+    """Find what the library under transformers would raise a bare ``Exception`` for."""
+    found = files.read_json(path)
+    model = found.get("model") if isinstance(found, dict) else None
+    if not isinstance(model, dict) or not model.get("vocab"):
+        raise DataError(f"{path} has no model with a vocabulary", hint=f"download {FAST} anew")
 
 
 def save(tokenizer: Any, folder: Path) -> None:
