@@ -211,9 +211,11 @@ def test_datasets_packed_together_have_no_raw_source(tmp_path):
 def test_a_file_that_changed_after_it_was_linked_is_refused(tmp_path):
     path = write_lines(tmp_path / "x.jsonl", [good()])
     make(mine(path))
-    write_lines(path, [good(), good()])
-    with pytest.raises(DataError, match="when it became a raw source"):
-        make(mine(path))
+    line = path.read_bytes()
+    for other in (line * 2, line[:-3].swapcase() + line[-3:]):  # longer; other letters, as many bytes
+        path.write_bytes(other)
+        with pytest.raises(DataError, match="that became a raw source"):
+            make(mine(path))
     path.unlink()
     with pytest.raises(DataError, match="is gone"):
         make(mine(path))

@@ -103,20 +103,21 @@ def read(folder: Path | str) -> Iterator[RawLine]:
     for name, entry in manifest["files"].items():
         if not JSONL.fullmatch(Path(name).name):
             continue
-        _check_unchanged(folder / name, entry["bytes"])
+        _check_unchanged(folder / name, entry)
         for number, content in read_lines(folder / name):
             position += 1
             yield RawLine(file=name, number=number, position=position, content=content)
 
 
-def _check_unchanged(path: Path, size: int) -> None:
+def _check_unchanged(path: Path, entry: dict[str, Any]) -> None:
+    """A linked file may have been edited since its digest was recorded."""
     if not path.is_file():
         where = path.readlink() if path.is_symlink() else path
         raise DataError(
             f"{path} is gone", hint=f"put {where} back, or remove {path.parent} and make it again"
         )
-    if path.stat().st_size != size:
-        sentence = f"{path} has {path.stat().st_size} bytes; it had {size} when it became a raw source"
+    if path.stat().st_size != entry["bytes"] or files.digest(path) != entry["sha256"]:
+        sentence = f"{path} is not the file of {entry['bytes']} bytes that became a raw source"
         raise DataError(sentence, hint=f"remove {path.parent} and ask for it again")
 
 
