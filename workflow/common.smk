@@ -7,7 +7,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from plait.config import Plan, load
-from plait.data.sources import JSONL
+from plait.config.paths import JSONL
 from plait.errors import PlaitError
 
 

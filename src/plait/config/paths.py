@@ -1,8 +1,12 @@
 """Paths that the config names: anywhere on this machine, `~` included."""
 
+import re
 from pathlib import Path
 
 from plait.errors import ConfigError
+
+JSONL = re.compile(r".*\.jsonl(\.gz|\.lz4|\.zst)?")
+"""Names of files of chat records."""
 
 
 def local(path: str) -> Path:

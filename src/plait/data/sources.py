@@ -14,13 +14,12 @@ from typing import Any
 import orjson
 
 from plait import files
+from plait.config.paths import JSONL
 from plait.data import builtin, chat
 from plait.data.lines import read_lines
 from plait.errors import DataError, RecordError
 
 log = logging.getLogger(__name__)
-
-JSONL = re.compile(r".*\.jsonl(\.gz|\.lz4|\.zst)?")
 
 
 @dataclass(frozen=True)
