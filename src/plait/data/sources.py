@@ -5,7 +5,6 @@ To add a kind: a class in ``config/model.py`` and a row in :data:`KINDS`.
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
