@@ -201,9 +201,7 @@ def test_an_export_that_is_never_saved_is_refused_where_the_length_is_known():
 
     assert load(default(runs__chat_tiny=known | {"exports": [50, 130]}))
     for step in (120, 150):
-        with pytest.raises(
-            ConfigError, match=rf"iteration {step}, but it saves .*50, 100, 130.*nearest"
-        ):
+        with pytest.raises(ConfigError, match=rf"iteration {step}, but it saves .*50, 100, 130.*nearest"):
             load(default(runs__chat_tiny=known | {"exports": [step]}))
     assert load(default(runs__chat_tiny={"exports": [120]})), "120 may be the last of an epoch"
 
