@@ -24,6 +24,8 @@ from plait.errors import LayoutError
 MANIFEST = "plait.json"
 METRICS = "metrics.jsonl"
 TRAINED_WITH = "run.json"
+HF_CONFIG = "hf_config.json"
+TRACKER = "latest_checkpointed_iteration.txt"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 NUMBER = r"[1-9]\d*"
 

@@ -72,7 +72,7 @@ def iteration(maker, tmp_path_factory):
 def test_a_torch_dist_checkpoint_of_any_grid_has_the_root_of_its_source(maker, iteration, grid):
     hf = maker.solo()
 
-    facts = checkpoint.facts_of_iteration(iteration(hf, grid), Spec.of(hf))
+    facts = checkpoint.facts_of_iteration(iteration(hf, grid), Spec.of(hf), grid)
 
     assert facts["merkle"] == files.read_manifest(hf)["facts"]["merkle"]
     assert facts["coverage"]["written_once"]

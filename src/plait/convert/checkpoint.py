@@ -28,15 +28,14 @@ from tqdm import tqdm
 from plait.convert.engine import coverage, join, rank_shapes, to_hf
 from plait.convert.torch_dist import EXTRA, read_iteration
 from plait.errors import CheckpointError
+from plait.layout import HF_CONFIG, TRACKER
 from plait.models.specs import Spec
 from plait.models.weights import check_shapes, merkle
 from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import padded_vocab_size
 
-TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 FILE = "model_optim_rng.pt"
-HF_CONFIG = "hf_config.json"
 VERSION = 3.0
 
 State = Mapping[str, Tensor]
@@ -174,11 +173,11 @@ def _load(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
-def facts_of_iteration(folder: Path | str, spec: Spec) -> dict[str, Any]:
+def facts_of_iteration(folder: Path | str, spec: Spec, grid: Grid) -> dict[str, Any]:
     """Merkle root and coverage of a training checkpoint, from what is on disk.
 
     Raises:
         CheckpointError: an element of the model is missing, or stored twice.
     """
     root = merkle(to_hf(read_iteration(folder, spec), spec))
-    return {"merkle": root, "coverage": coverage(spec)}
+    return {"merkle": root, "coverage": coverage(spec, grid), "grid": {"tp": grid.tp, "pp": grid.pp}}

@@ -12,12 +12,11 @@ from plait import files
 from plait.convert.engine import coverage, to_hf
 from plait.convert.torch_dist import read_iteration
 from plait.errors import CheckpointError
-from plait.layout import MANIFEST
+from plait.layout import HF_CONFIG, MANIFEST
 from plait.models.specs import SOLO, Spec
 from plait.models.weights import INDEX, FolderTensors, check_shapes, config_text, merkle, write_safetensors
 from plait.tokens.vocabulary import TURN_END
 
-HF_CONFIG = "hf_config.json"
 CARD = "README.md"
 TEMPLATE = "chat_template.jinja"
 

@@ -8,6 +8,7 @@ from typing import Any
 from plait import files
 from plait.convert import checkpoint, engine
 from plait.errors import CheckpointError
+from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors, check_shapes, merkle, outline
 from plait.parallel.grid import Grid
@@ -38,7 +39,7 @@ def convert(source: Path, folder: Path) -> dict[str, Any]:
         outline=engine.to_mcore(outline(hf), spec),
         args=checkpoint.megatron_args(spec, None),
     )
-    shutil.copyfile(source / "config.json", folder / checkpoint.HF_CONFIG)
+    shutil.copyfile(source / "config.json", folder / HF_CONFIG)
     checkpoint.write_tracker(folder)
     log.info("%d tensors -> %d tensors, %s%s", len(hf), len(mcore), _bytes(size), hf.note)
     facts = _facts(folder, spec, None, expected=merkle(hf))
@@ -52,7 +53,7 @@ def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
         CheckpointError: as :func:`convert`.
         ConfigError: the model cannot be cut for this grid.
     """
-    spec = Spec.of(source, checkpoint.HF_CONFIG)
+    spec = Spec.of(source, HF_CONFIG)
     whole = checkpoint.read_whole(source, Grid())
     engine.rank_shapes(spec, grid)
     plan = outline(whole)
@@ -63,7 +64,7 @@ def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
         shapes = engine.cut(plan, spec, grid, tp, pp)
         path = checkpoint.rank_file(folder, grid, tp, pp)
         sizes.append(checkpoint.write_rank(path, state, outline=shapes, args=args))
-    shutil.copyfile(source / checkpoint.HF_CONFIG, folder / checkpoint.HF_CONFIG)
+    shutil.copyfile(source / HF_CONFIG, folder / HF_CONFIG)
     checkpoint.write_tracker(folder)
     log.info("%d tensors -> %s, %s per rank", len(whole), grid, _bytes(max(sizes)))
     facts = _facts(folder, spec, grid, expected=merkle(engine.to_hf(whole, spec)))

@@ -70,7 +70,7 @@ class Job:
         self._check_steps()
         start = files.read_manifest(self.start)
         _check_grid(self.start, start, self.settings)
-        model = files.read_json(Path(self.start) / "hf_config.json")
+        model = files.read_json(Path(self.start) / layout.HF_CONFIG)
         for shard, _ in self.shards:
             _check_shard(shard, self.start, model, start["facts"]["tokenizer"])
         files.refuse_foreign(layout.Iteration.parse(self.target))
@@ -157,9 +157,9 @@ def _train(job: Job) -> None:
     from plait.models.specs import Spec
     from plait.train.build import DTYPES, build_model, optimizer_of, schedule_of, wrap
     from plait.train.loop import Trainer
-    from plait.train.state import HF_CONFIG, TrainState, save
+    from plait.train.state import TrainState, save
 
-    hf_config = (Path(job.start) / HF_CONFIG).read_bytes()
+    hf_config = (Path(job.start) / layout.HF_CONFIG).read_bytes()
     spec = Spec.from_config(json.loads(hf_config))
     inner = build_model(spec, dtype=DTYPES[job.settings["params_dtype"]])
     done, stop = job.steps

@@ -4,7 +4,6 @@ Model, optimizer and schedule are stored by global tensors, so another grid can 
 generators' states belong to a grid; a job on another grid starts its own.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,16 +17,12 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from plait import files
-from plait.convert import engine
-from plait.convert.torch_dist import read_iteration
-from plait.errors import CheckpointError, LayoutError
-from plait.layout import TRAINED_WITH, Iteration
+from plait.convert.checkpoint import facts_of_iteration
+from plait.errors import LayoutError
+from plait.layout import HF_CONFIG, TRACKER, TRAINED_WITH, Iteration
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.train.writer import SaveNow
-
-HF_CONFIG = "hf_config.json"
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 @dataclass
@@ -150,27 +145,10 @@ def publish(
         tp=parallel_state.get_tensor_model_parallel_world_size(),
         pp=parallel_state.get_pipeline_model_parallel_world_size(),
     )
-    facts = {
-        "merkle": engine.merkle(engine.to_hf(read_iteration(part, spec), spec)),
-        "coverage": engine.coverage(spec, grid),
-        "grid": {"tp": grid.tp, "pp": grid.pp},
-        "tokenizer": tokenizer,
-    }
+    facts = {**facts_of_iteration(part, spec, grid), "tokenizer": tokenizer}
     files.write_manifest(part, kind="iteration", settings=settings, inputs=inputs, facts=facts)
     files.sync(part)
     files.remove(target)
     part.rename(target)
     with files.appears_whole(target.parent / TRACKER) as tracker:
         tracker.write_text(str(int(target.name.removeprefix("iter_"))))
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """The settings that a checkpoint was trained with.
-
-    Raises:
-        CheckpointError: the folder is not a checkpoint of ours.
-    """
-    if not (folder / TRAINED_WITH).is_file():
-        raise CheckpointError(f"{folder} has no {TRAINED_WITH}: it is not a checkpoint of plait")
-    found: dict[str, Any] = json.loads((folder / TRAINED_WITH).read_text())
-    return found

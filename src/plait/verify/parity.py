@@ -19,8 +19,6 @@ from plait.verify.logits import ARITHMETIC
 
 log = logging.getLogger(__name__)
 
-HF_CONFIG = "hf_config.json"
-
 
 def prove_converted(reference: Path, artifact: Path, proof: Path) -> dict[str, Any]:
     """Prove a whole or sharded Megatron model against the Hugging Face folder it was made from.
