@@ -39,6 +39,13 @@ def test_a_second_run_has_nothing_to_do():
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
+def test_the_report_shows_the_loss_curves(tmp_path):
+    report = tmp_path / "report.html"
+    subprocess.run(["snakemake", "--report", report], capture_output=True, check=True)
+    page = report.read_text(encoding="utf-8")
+    assert all(f"data/reports/{run}/loss.svg" in page for run in RUNS)
+
+
 def rows(run):
     return [json.loads(line) for line in Path(f"data/ckpts/{run}/metrics.jsonl").read_text().splitlines()]
 
