@@ -21,12 +21,14 @@ from plait.parallel.grid import Grid
 from plait.verify.ranks import run_ranks
 
 TOLERANCE = 1e-5
-ARITHMETIC = torch.float64
-"""Weights are the artifact's, in fp32; sums are taken in fp64 on both sides. In fp32 arithmetic the
-rounding of transformers alone reaches 2e-5 on a trained tiny model (measured against its own fp64), so
-it could not tell a fault of that size from none, and would depend on the machine."""
+PRECISIONS = (torch.float32, torch.float64)
+"""Weights are the artifact's, in fp32; sums are taken in fp32 and in fp64, on both sides. Both differences
+are recorded and fp64's decides: in fp32 the rounding of transformers alone has reached 2e-5 on a trained
+tiny model (against its own fp64), so it cannot tell a fault of that size, and depends on the machine."""
 SEQUENCES, TOKENS, PATCHES = 2, 48, 4
 Loader = Callable[[Any], None]
+Logits = dict[torch.dtype, list[Any]]
+"""By arithmetic, one [B, S, V] a case."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,14 @@ def cases(spec: Spec) -> list[Case]:
         indices = torch.full(shape, -1)
         indices[0, 3 : 3 + PATCHES // 2] = torch.arange(PATCHES // 2)
         indices[1, 7 : 7 + PATCHES // 2] = torch.arange(PATCHES // 2, PATCHES)
-        patches = torch.randn(PATCHES, spec.patch_dim, generator=draw).to(ARITHMETIC)
+        patches = torch.randn(PATCHES, spec.patch_dim, generator=draw)
         ids = torch.randint(spec.vocab_size, shape, generator=draw)
         found.append(Case("picture", ids, alone, patches, indices))
     return found
 
 
-def of_transformers(folder: Path, inputs: list[Case]) -> list[Tensor]:
-    """Logits [B, S, V], by the model class that users load.
+def of_transformers(folder: Path, inputs: list[Case]) -> Logits:
+    """Logits by the model class that users load.
 
     Raises:
         ProofError: the folder carries code that plait did not write.
@@ -85,16 +87,16 @@ def of_transformers(folder: Path, inputs: list[Case]) -> list[Tensor]:
             attn_implementation="eager",
             trust_remote_code=_carries_our_code(folder),
         ).eval()
-        model = model.to(ARITHMETIC)
     with torch.no_grad():
-        return [_alone(model, case) for case in inputs]
+        return {dtype: [_alone(model.to(dtype), case) for case in inputs] for dtype in PRECISIONS}
 
 
 def _alone(model: Any, case: Case) -> Tensor:
     """Logits of every document by itself, laid end to end."""
     pictures: dict[str, Tensor] = {}
     if case.patches is not None and case.patch_indices is not None:
-        pictures = {"vision_patches": case.patches, "vision_patch_indices": case.patch_indices}
+        patches = case.patches.to(model.dtype)
+        pictures = {"vision_patches": patches, "vision_patch_indices": case.patch_indices}
     _, lengths = case.documents[0].unique_consecutive(return_counts=True)
     parts = case.input_ids.split(lengths.tolist(), dim=1)
     return torch.cat([model(input_ids=part, **pictures).logits for part in parts], dim=1)
@@ -110,8 +112,8 @@ def _carries_our_code(folder: Path) -> bool:
     return bool(found)
 
 
-def of_megatron(spec: Spec, grid: Grid, load: Loader, inputs: list[Case]) -> list[Tensor]:
-    """Logits [B, S, V] of a Megatron model on its grid.
+def of_megatron(spec: Spec, grid: Grid, load: Loader, inputs: list[Case]) -> Logits:
+    """Logits of a Megatron model on its grid.
 
     Args:
         spec: the model's shape.
@@ -120,23 +122,25 @@ def of_megatron(spec: Spec, grid: Grid, load: Loader, inputs: list[Case]) -> lis
         inputs: what to compute.
     """
     ranks = run_ranks(_megatron_rank, grid, spec, load, inputs)
-    found: list[Tensor] = next(result for result in ranks if result is not None)
+    found: Logits = next(result for result in ranks if result is not None)
     return found
 
 
-def _megatron_rank(spec: Spec, load: Loader, inputs: list[Case]) -> list[Tensor] | None:
+def _megatron_rank(spec: Spec, load: Loader, inputs: list[Case]) -> Logits | None:
     """The logits on one rank of the last stage, None on the others."""
     from megatron.core import parallel_state
 
     from plait.train.build import build_model
 
-    model = build_model(spec, dtype=ARITHMETIC).eval().to(ARITHMETIC)
-    load(model)
-    with torch.no_grad():
-        logits = [_forward(model, case, spec) for case in inputs]
+    logits: Logits = {}
+    for dtype in PRECISIONS:
+        model = build_model(spec, dtype=dtype).eval().to(dtype)
+        load(model)
+        with torch.no_grad():
+            logits[dtype] = [_forward(model, case, spec).numpy() for case in inputs]
     last = parallel_state.is_pipeline_last_stage()
     first = parallel_state.get_tensor_model_parallel_rank() == 0
-    return [found.numpy() for found in logits] if last and first else None  # type: ignore[misc]
+    return logits if last and first else None
 
 
 def _forward(model: Any, case: Case, spec: Spec) -> Tensor:
@@ -173,18 +177,21 @@ def _forward(model: Any, case: Case, spec: Spec) -> Tensor:
     return found[0] if found else torch.empty(0)
 
 
-def compare(inputs: list[Case], reference: list[Tensor], found: list[Any]) -> list[dict[str, Any]]:
-    """One row a case: the largest difference and how many positions agree on the likeliest token."""
+def compare(inputs: list[Case], reference: Logits, found: Logits) -> list[dict[str, Any]]:
+    """One row a case: the largest differences and how many positions agree on the likeliest token."""
     rows = []
-    for case, want, have in zip(inputs, reference, found, strict=True):
-        have_BSV = torch.as_tensor(have)
+    for number, case in enumerate(inputs):
+        pairs = {d: (reference[d][number], torch.as_tensor(found[d][number])) for d in PRECISIONS}
+        want, have = pairs[torch.float64]
+        rounded = pairs[torch.float32]
         rows.append(
             {
                 "case": case.name,
                 "positions": case.input_ids.numel(),
                 "max_abs_logit": float(want.abs().max()),
-                "max_abs_diff": float((want - have_BSV).abs().max()),
-                "top1_equal": int((want.argmax(-1) == have_BSV.argmax(-1)).sum()),
+                "max_abs_diff": float((want - have).abs().max()),
+                "max_abs_diff_fp32": float((rounded[0] - rounded[1]).abs().max()),
+                "top1_equal": int((want.argmax(-1) == have.argmax(-1)).sum()),
                 "tolerance": TOLERANCE,
             }
         )

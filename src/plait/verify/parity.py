@@ -15,7 +15,6 @@ from plait.errors import ProofError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.verify import logits
-from plait.verify.logits import ARITHMETIC
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +104,6 @@ def write(
         "grid": facts["grid"],
         "coverage": facts["coverage"],
         "merkle_root": root,
-        "arithmetic": {"weights": "float32", "sums": str(ARITHMETIC).removeprefix("torch.")},
         "logits": rows,
         "passed": True,
     }
