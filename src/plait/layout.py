@@ -25,6 +25,8 @@ MANIFEST = "plait.json"
 METRICS = "metrics.jsonl"
 TRAINED_WITH = "run.json"
 HF_CONFIG = "hf_config.json"
+HF_PREPROCESSOR = "hf_preprocessor_config.json"
+CARRIED = "carried.safetensors"
 TRACKER = "latest_checkpointed_iteration.txt"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 NUMBER = r"[1-9]\d*"
@@ -157,6 +159,14 @@ class Indexed(Artifact):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Energon(Artifact):
+    """A dataset as webdataset shards, prepared for megatron-energon."""
+
+    PATTERN = "data/energon/{dataset}"
+    dataset: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Analysis(Artifact):
     """Token counts, pictures and sampling weights of a mixture."""
 
@@ -256,9 +266,23 @@ class LossCurve(Artifact):
         return str(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Generated(Artifact):
+    """What an export answers to the prompts of its run: one line a prompt."""
+
+    PATTERN = "data/generated/{run}/model_iter_{step}.jsonl"
+    run: str
+    step: int
+
+    @property
+    def manifest(self) -> str:
+        """A file stands for itself."""
+        return str(self)
+
+
 KINDS: tuple[type[Artifact], ...] = (
-    Raw, Chat, Tokenizer, Indexed, Analysis, HfModel, Sharded, Megatron, Export, Iteration, Run,
-    LossCurve,
+    Raw, Chat, Tokenizer, Indexed, Energon, Analysis, HfModel, Sharded, Megatron, Export, Iteration, Run,
+    LossCurve, Generated,
 )  # fmt: skip
 
 
@@ -311,7 +335,7 @@ def refuse_target(path: str) -> None:
 def unmade() -> str:
     """The regex of what lies where artifacts do and is neither made by a rule nor a log."""
     whole = [kind.PATTERN for kind in KINDS if kind not in {Iteration, Run}]
-    parts = [pattern(kind, MANIFEST) for kind in KINDS if kind not in {Chat, Run, LossCurve}]
+    parts = [pattern(kind, MANIFEST) for kind in KINDS if kind not in {Chat, Run, LossCurve, Generated}]
     proofs = [proof_pattern(kind) for kind in (Megatron, Sharded, Iteration, Export)]
     others = [Chat.LEDGER, Chat.REJECTS, f"{Run.PATTERN}/schedule.json", Export.PATTERN.removeprefix("data/")]
     made = "|".join(_nameless(template) for template in whole + parts + proofs + others)

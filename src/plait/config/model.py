@@ -62,7 +62,39 @@ class ChatJsonl(Strict):
     path: str = Field(description="a file, or a folder of such files, anywhere")
 
 
-Source = Annotated[EmojiCaptions | ChatterbotDialogues | ChatJsonl, Field(discriminator="kind")]
+class LlavaJson(Strict):
+    """A LLaVA json: a list of {id, image, conversations}, and the folder of its pictures."""
+
+    kind: Literal["llava-json"]
+    path: str = Field(description="the json file, e.g. blip_laion_cc_sbu_558k.json")
+    images: str = Field("", description="the folder of its pictures; empty is the folder of the json")
+
+
+class Tars(Strict):
+    """Webdataset tars: jpg + json (a list of turns), or jpg + txt + json {question}."""
+
+    kind: Literal["tars"]
+    path: str = Field(description="a tar, or a folder of tars")
+
+
+class EnergonFolder(Strict):
+    """A folder that `energon prepare` has prepared, by whatever version; it is linked, not copied."""
+
+    kind: Literal["energon"]
+    path: str = Field(description="the folder with .nv-meta")
+
+
+class YouSupply(Strict):
+    """Data that were never released: a dry run lists them, and the run stops until a path is named."""
+
+    kind: Literal["you-supply"]
+    what: str = Field(description="what they are, in a sentence")
+
+
+Source = Annotated[
+    EmojiCaptions | ChatterbotDialogues | ChatJsonl | LlavaJson | Tars | EnergonFolder | YouSupply,
+    Field(discriminator="kind"),
+]
 
 
 class Pictures(Strict):
@@ -75,6 +107,34 @@ class Pictures(Strict):
     max_side: PositiveInt = Field(1024, description="longest side, in pixels")
 
 
+class Energon(Strict):
+    """How chat records become webdataset shards, prepared for megatron-energon."""
+
+    layout: Literal["conversations", "question_answer"] = Field(
+        "conversations",
+        description="conversations: jpg + json, the list of turns; question_answer: jpg + txt + json {question}",
+    )
+    shard_name: str = Field(
+        "{:06d}.tar",
+        description="name of shard N, a Python format; it may have a folder, as wds/pretrain-{}.tar",
+    )
+    samples_per_shard: PositiveInt = Field(10_000, description="samples of a tar")
+    split: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = Field(
+        (9, 1, 0), description="shares of train, val and test; whole shards are dealt out"
+    )
+    split_parts: dict[Literal["train", "val", "test"], str] = Field(
+        {}, description="instead of `split`: a regular expression of shard names for each part"
+    )
+    exclude: str = Field("", description="regular expression of shard names that are left out")
+    sample_type: Literal["VQASample", "CrudeWebdataset"] | None = Field(
+        None,
+        description="energon's class; null: VQASample where every sample is one picture and one exchange",
+    )
+    field_map: dict[str, str] = Field(
+        {}, description="field of the sample: part of the tar, e.g. context: json[0][value]; empty: by layout"
+    )
+
+
 class Dataset(Strict):
     """A raw source, or several packed together."""
 
@@ -83,6 +143,7 @@ class Dataset(Strict):
     shards: PositiveInt = Field(1, description="shards, one job each")
     pictures: Pictures = Field(Pictures(), description="how pictures are resized")
     reject_limit: Share = Field(0.01, description="share of rejected lines at which a shard fails")
+    energon: Energon = Field(Energon(), description="webdataset shards, where a mixture reads them")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -111,7 +172,7 @@ class ExtendedTokenizer(Strict):
 
     kind: Literal["extend"]
     base: Name = Field(description="a tokenizer of this config")
-    add: tuple[Literal["vision", "locations", "chatml"], ...] = Field(
+    add: tuple[Literal["vision", "locations", "chatml", "image"], ...] = Field(
         description="groups of tokens, appended in this order"
     )
 
@@ -125,8 +186,17 @@ class Format(Strict):
     """What turns chat records into tokens: `{format}` in a path."""
 
     tokenizer: Name = Field(description="a tokenizer of this config")
-    template: Literal["pretrain", "chatml", "mistral", "llama2", "tokenizer"] = Field(
+    template: Literal["pretrain", "chatml", "mistral", "llama2", "llava", "jp_alpaca", "tokenizer"] = Field(
         description="markup of a conversation; tokenizer: the tokenizer's own chat_template"
+    )
+    instruction: Literal["keep", "none", "drawn"] = Field(
+        "keep",
+        description="keep: users' turns as they are; none: reduced to their pictures; drawn: with a drawn "
+        "instruction of the sample's category before them",
+    )
+    language: Literal["ja", "en"] = Field("ja", description="language of drawn instructions")
+    picture_tokens: PositiveInt | None = Field(
+        None, description="tokens of a picture before a tower's features replace them (LLaVA)"
     )
     packing: Literal["best_fit", "next_fit", "sorted_next_fit"] = Field(
         "best_fit", description="how documents share a sequence"
@@ -143,12 +213,31 @@ class Format(Strict):
 
 
 class Mixture(Strict):
-    """Which indexed datasets a run samples from, and how often."""
+    """Which datasets a run samples from, and how often: packed ones, or energon's."""
 
     format: FormatName = Field(description="a format of this config")
-    pack: PositiveInt = Field(description="tokens of a sequence")
+    pack: PositiveInt | None = Field(None, description="tokens of a packed sequence")
+    decoder_seq_length: PositiveInt | None = Field(
+        None,
+        description="instead of `pack`: read by energon, one sample a sequence, clipped to so many tokens",
+    )
     datasets: tuple[Name, ...] = Field((), description="datasets at their natural weights")
     weights: dict[Name, PositiveFloat] = Field({}, description="explicit weights by dataset; they sum to 1")
+    validation: tuple[Name, ...] = Field(
+        (), description="datasets of the validation blend (energon); empty: the val split of `datasets`"
+    )
+
+    @model_validator(mode="after")
+    def _one_reader(self) -> Self:
+        if (self.pack is None) == (self.decoder_seq_length is None):
+            raise ValueError(
+                "a mixture has either `pack` (packed sequences) or `decoder_seq_length` (energon)"
+            )
+        if self.validation and self.pack:
+            raise ValueError(
+                "`validation` needs `decoder_seq_length`: packed mixtures have no validation set"
+            )
+        return self
 
     @model_validator(mode="after")
     def _datasets_or_weights(self) -> Self:
@@ -192,6 +281,53 @@ class FolderModel(Strict):
     path: str = Field(description="a folder with config.json and safetensors")
 
 
+class HubModel(Strict):
+    """A model of the Hugging Face hub, downloaded at one commit and checked file by file."""
+
+    kind: Literal["hub"]
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
+    revision: str = Field("main", description="a commit, tag or branch; a commit never changes")
+
+
+class TowerModel(Strict):
+    """A CLIP or SigLIP vision tower with random weights; its sizes, by the names of its config.json."""
+
+    kind: Literal["init_tower"]
+    architecture: Literal["clip", "siglip"] = "clip"
+    num_hidden_layers: PositiveInt = 3
+    hidden_size: PositiveInt = 32
+    intermediate_size: PositiveInt = 64
+    num_attention_heads: PositiveInt = 4
+    image_size: PositiveInt = Field(64, description="side of a picture, in pixels")
+    patch_size: PositiveInt = Field(16, description="side of a patch, in pixels")
+    initializer_range: PositiveFloat = Field(0.02, description="standard deviation of the weights")
+    seed: NonNegativeInt = 0
+
+
+class LlavaModel(Strict):
+    """A language model, a vision tower and a new projector: LlavaForConditionalGeneration."""
+
+    kind: Literal["llava"]
+    base: Name = Field(description="the language model, of raw_hf")
+    vision: Name = Field(description="the vision tower, of raw_hf")
+    tokenizer: Name = Field(description="the language model's tokenizer extended by `image`")
+    vision_feature_layer: Literal[-2, -1] = Field(
+        -2, description="hidden state of the tower that is projected"
+    )
+    drop_class_token: bool = Field(True, description="leave CLIP's class token out of a picture's tokens")
+    projector_hidden_size: PositiveInt | None = Field(
+        None, description="inner size of the projector; null: the language model's hidden size"
+    )
+    projector_bias: bool = True
+    projector: str | None = Field(
+        None, description="safetensors file with linear_1 and linear_2; null: drawn with initializer_range"
+    )
+    image_token_id: NonNegativeInt | None = Field(None, description="id of a picture; null: that of <image>")
+    pad_token_id: NonNegativeInt | None = Field(None, description="id of padding; null: that of <pad>")
+    new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
+    seed: NonNegativeInt = 0
+
+
 class SoloModel(Strict):
     """A base model plus vision tokens and a patch projection."""
 
@@ -200,6 +336,9 @@ class SoloModel(Strict):
     tokenizer: Name = Field(description="the base's tokenizer extended by `vision`")
     patch_size: PositiveInt = Field(32, description="side of a patch, in pixels")
     max_resolution: PositiveInt = Field(1024, description="longest side of a picture, in pixels")
+    projection: str | None = Field(
+        None, description="safetensors file with the patch projection; null: drawn with std 0.02"
+    )
     new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
     seed: NonNegativeInt = 0
 
@@ -214,22 +353,52 @@ class ExtendedModel(Strict):
     seed: NonNegativeInt = 0
 
 
-HfSource = Annotated[InitModel | FolderModel | SoloModel | ExtendedModel, Field(discriminator="kind")]
+HfSource = Annotated[
+    InitModel | FolderModel | HubModel | SoloModel | ExtendedModel | TowerModel | LlavaModel,
+    Field(discriminator="kind"),
+]
 
 
 class Model(Strict):
     """A model under data/models/raw and data/models/sharded."""
 
     source: Name = Field(description="the folder of data/models/raw_hf it is converted from")
+    num_layers_in_first_pipeline_stage: PositiveInt | None = Field(
+        None, description="layers of the first stage, where stages are uneven"
+    )
+    num_layers_in_last_pipeline_stage: PositiveInt | None = Field(
+        None, description="layers of the last stage, where stages are uneven"
+    )
 
 
 # Training
 
 
+class Prompt(Strict):
+    """What an export is asked for a sample of its answers."""
+
+    prompt: str
+    image: str | None = Field(None, description="a picture file, anywhere")
+    max_new_tokens: PositiveInt = 32
+
+
+STAGES: dict[int, dict[str, Any]] = {
+    1: {"freeze": ["language_model", "vision_model"], "lr": 1e-3, "global_batch_size": 256,
+        "micro_batch_size": 16},
+    2: {"freeze": ["vision_model"], "lr": 2e-5, "global_batch_size": 128, "micro_batch_size": 1},
+}  # fmt: skip
+"""What a LLaVA stage trains, and how, where a run's own keys do not say otherwise (LLaVA-JP)."""
+STAGE_ALWAYS = {
+    "min_lr": 1e-8, "weight_decay": 0.1, "adam_beta2": 0.999, "lr_warmup_fraction": 0.03, "clip_grad": 1.0,
+}  # fmt: skip
+
+
 class Run(Strict):
     """One training run; keys without a meaning here are Megatron's arguments of that name."""
 
-    recipe: Literal["chat", "solo"] = Field(description="what kind of model is trained on what")
+    recipe: Literal["chat", "solo", "llava", "llava_jp"] = Field(
+        description="what kind of model is trained on what"
+    )
     model: Name = Field(description="a model of `models`, or of `raw_hf`")
     mixture: Name = Field(description="a mixture of this config")
     tensor_model_parallel_size: PositiveInt = 1
@@ -244,6 +413,7 @@ class Run(Strict):
     min_lr: NonNegativeFloat = 1e-6
     lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
     lr_warmup_iters: NonNegativeInt = 0
+    lr_warmup_fraction: Share | None = Field(None, description="warmup as a share of train_iters, instead")
     weight_decay: NonNegativeFloat = 0.1
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.95
@@ -254,7 +424,45 @@ class Run(Strict):
     loss_roles: tuple[Literal["system", "user", "assistant"], ...] = Field(
         ("assistant",), description="whose tokens are trained"
     )
+    stage: Literal[1, 2] | None = Field(
+        None, description="LLaVA's stage: 1 trains the projector, 2 also the language model; sets defaults"
+    )
+    freeze: tuple[Literal["language_model", "vision_model", "vision_projection"], ...] = Field(
+        (), description="parts that are not trained (LLaVA)"
+    )
+    start_run: Name | None = Field(None, description="a run whose weights this one starts from")
+    start_iteration: PositiveInt | None = Field(None, description="the iteration of `start_run`")
+    init: Literal["checkpoint", "random"] = Field(
+        "checkpoint", description="random: the model's shape with weights drawn anew"
+    )
+    init_method_std: PositiveFloat = Field(0.02, description="standard deviation of `init: random`")
+    num_workers: NonNegativeInt = Field(
+        0, description="energon's loader processes a rank; it decides the order"
+    )
+    shuffle_buffer_size: PositiveInt | None = Field(100, description="samples energon shuffles among")
+    max_samples_per_sequence: PositiveInt | None = Field(100, description="samples energon reads in a row")
+    generate: tuple[Prompt, ...] = Field((), description="what each of `exports` is asked")
     exports: tuple[PositiveInt, ...] = Field((), description="iterations that the default target exports")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stage_sets_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("stage") not in STAGES:
+            return values
+        defaults = STAGES[values["stage"]] | STAGE_ALWAYS
+        if "lr_warmup_iters" in values:
+            defaults = {key: value for key, value in defaults.items() if key != "lr_warmup_fraction"}
+        return {**defaults, **values}
+
+    @model_validator(mode="after")
+    def _a_start_is_whole(self) -> Self:
+        if (self.start_run is None) != (self.start_iteration is None):
+            raise ValueError("`start_run` and `start_iteration` go together")
+        if self.start_run and self.init == "random":
+            raise ValueError("a run starts from `start_run` or with `init: random`, not both")
+        if self.lr_warmup_fraction is not None and self.lr_warmup_iters:
+            raise ValueError("a run has either `lr_warmup_iters` or `lr_warmup_fraction`")
+        return self
 
     @model_validator(mode="after")
     def _lengths_are_given_once(self) -> Self:
@@ -335,10 +543,13 @@ class Config(Strict):
         for name, mixture in self.mixtures.items():
             found.append(("mixtures", name, "format", mixture.format, self.formats))
             found += [("mixtures", name, "datasets", d, self.datasets) for d in mixture.names]
+            found += [("mixtures", name, "validation", d, self.datasets) for d in mixture.validation]
         for name, hf in self.raw_hf.items():
-            if isinstance(hf, SoloModel | ExtendedModel):
+            if isinstance(hf, SoloModel | ExtendedModel | LlavaModel):
                 found.append(("raw_hf", name, "base", hf.base, self.raw_hf))
-            if not isinstance(hf, FolderModel):
+            if isinstance(hf, LlavaModel):
+                found.append(("raw_hf", name, "vision", hf.vision, self.raw_hf))
+            if not isinstance(hf, FolderModel | HubModel | TowerModel):
                 found.append(("raw_hf", name, "tokenizer", hf.tokenizer, self.tokenizers))
         found += [
             ("models", name, "source", model.source, self.raw_hf) for name, model in self.models.items()
@@ -346,6 +557,8 @@ class Config(Strict):
         for name, run in self.runs.items():
             found.append(("runs", name, "model", run.model, self.raw_hf | self.models))
             found.append(("runs", name, "mixture", run.mixture, self.mixtures))
+            if run.start_run:
+                found.append(("runs", name, "start_run", run.start_run, self.runs))
         return found
 
 
