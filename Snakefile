@@ -4,6 +4,7 @@ data/raw/{dataset}                                       raw source
 data/processed/{dataset}/shard_{shard}.jsonl.gz          chat records
 data/tokenizers/{tokenizer}                              tokenizer with its added tokens
 data/megatron_format/{format}_{dataset}_pack{seq}/shard_{shard}   packed tokens
+data/energon/{dataset}                                   webdataset shards for energon
 data/analysis/{mixture}                                  token counts, sampling weights
 data/models/raw_hf/{model}                               Hugging Face model
 data/models/raw/{model}-megatron                         Megatron model
@@ -12,6 +13,7 @@ data/ckpts/{run}/iter_{iteration}                        training checkpoint
 data/ckpts/{run}/hf/model_iter_{step}                    trained Hugging Face model
 data/verify/.../parity.json                              proof of a model artifact
 data/reports/{run}/loss.svg                              loss curve of a run
+data/generated/{run}/model_iter_{step}.jsonl             what it answers to the prompts of its run
 """
 
 from snakemake.utils import min_version
@@ -52,3 +54,4 @@ rule all:
         [export.manifest for export in plan.exports()],
         [export.iteration.proof for export in plan.exports()],
         [curve.manifest for curve in plan.curves()],
+        [answers.manifest for answers in plan.answers()],

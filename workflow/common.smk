@@ -49,6 +49,9 @@ def inputs(kind):
     def find(wildcards):
         artifact = made(kind, wildcards)
         found = plan.inputs(artifact)
+        if kind is layout.Raw and plan.to_supply(artifact) not in {"", *waiting}:
+            waiting.add(plan.to_supply(artifact))
+            logger.info(f"You must supply {plan.to_supply(artifact)}.")
         files.refuse_foreign(artifact)
         manifests = [one.manifest for several in found.values() for one in several]
         folders = {
@@ -68,11 +71,12 @@ def settings(kind, stage=""):
 
 @in_snakemakes_frame
 def start(wildcards):
-    """What a checkpoint is trained from: the one before it, or the proven sharded model."""
+    """What a checkpoint is trained from: the one before it, another run's proven one, or the proven model."""
     iteration = made(layout.Iteration, wildcards)
     before = plan.start(iteration, plan.schedule_as_known(iteration.run))
     if isinstance(before, layout.Iteration):
-        return {"start": before.manifest}
+        proven = {"proof": before.proof} if before.run != iteration.run else {}
+        return {"start": before.manifest} | proven
     return {
         "start": before.manifest,
         "sharded": ancient(str(before)),

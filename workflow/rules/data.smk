@@ -71,6 +71,23 @@ rule index:
         "plait index {input.tokenizer} {input.chats} {output.folder} --settings {params.settings:q} > {log} 2>&1"
 
 
+rule energon:
+    """Write the shards of a dataset as webdataset tars, prepared for megatron-energon."""
+    input:
+        unpack(inputs(layout.Energon)),
+    output:
+        folder=directory(layout.Energon.PATTERN),
+        manifest=layout.pattern(layout.Energon, layout.MANIFEST),
+    log:
+        "data/logs/energon/{dataset}.log",
+    benchmark:
+        "data/benchmarks/energon/{dataset}.tsv"
+    params:
+        settings=settings(layout.Energon),
+    shell:
+        "plait energon {input.sources} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+
+
 rule analyse:
     """Count the tokens of a mixture and weigh its sources."""
     input:
@@ -85,4 +102,4 @@ rule analyse:
     params:
         settings=settings(layout.Analysis),
     shell:
-        "plait analyse {input.indexed} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+        "plait analyse {input.tokenizer} {input.indexed} {output.folder} --settings {params.settings:q} > {log} 2>&1"

@@ -36,3 +36,19 @@ rule short:
         "data/benchmarks/short/{run}/model_iter_{step}.tsv"
     shell:
         "ln -srfnT {input} {output} > {log} 2>&1"
+
+
+rule generate:
+    """Ask an export the prompts of its run."""
+    input:
+        unpack(inputs(layout.Generated)),
+    output:
+        layout.Generated.PATTERN,
+    log:
+        "data/logs/generate/{run}/model_iter_{step}.log",
+    benchmark:
+        "data/benchmarks/generate/{run}/model_iter_{step}.tsv"
+    params:
+        settings=settings(layout.Generated),
+    shell:
+        "plait generate {input.export} {output} --settings {params.settings:q} > {log} 2>&1"

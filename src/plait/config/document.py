@@ -104,6 +104,8 @@ def _kind(entry: dict[str, Any]) -> str:
     if "anyOf" in entry:
         return " or ".join(_kind(one) for one in entry["anyOf"] if one.get("type") != "null")
     if entry["type"] == "array":
+        if "prefixItems" in entry:
+            return ", ".join(_kind(item) for item in entry["prefixItems"])
         return f"list of {_kind(entry['items'])}"
     bounds = [
         f"{sign} {entry[key]:g}"

@@ -112,7 +112,8 @@ class Energon(Strict):
 
     layout: Literal["conversations", "question_answer"] = Field(
         "conversations",
-        description="conversations: jpg + json, the list of turns; question_answer: jpg + txt + json {question}",
+        description="conversations: jpg + json, the list of turns; "
+        "question_answer: jpg + txt + json {question}",
     )
     shard_name: str = Field(
         "{:06d}.tar",
@@ -488,6 +489,10 @@ class Run(Strict):
         return self
 
 
+Reference = tuple[str, str, str, str, Mapping[str, Any]]
+"""A name that must be defined elsewhere: section, name, key, target, where it is looked for."""
+
+
 class Config(Strict):
     """The whole of config/."""
 
@@ -530,9 +535,9 @@ class Config(Strict):
                     raise ValueError(f"datasets.{name} packs {part} together, which has no source itself")
         return self
 
-    def _references(self) -> list[tuple[str, str, str, str, Mapping[str, Any]]]:
-        """Every name that must be defined elsewhere: section, name, key, target, where."""
-        found: list[tuple[str, str, str, str, Mapping[str, Any]]] = []
+    def _references(self) -> list[Reference]:
+        """Every name that must be defined elsewhere."""
+        found: list[Reference] = []
         for name, dataset in self.datasets.items():
             found += [("datasets", name, "pack_together", p, self.datasets) for p in dataset.pack_together]
         for name, tokenizer in self.tokenizers.items():
@@ -544,16 +549,22 @@ class Config(Strict):
             found.append(("mixtures", name, "format", mixture.format, self.formats))
             found += [("mixtures", name, "datasets", d, self.datasets) for d in mixture.names]
             found += [("mixtures", name, "validation", d, self.datasets) for d in mixture.validation]
-        for name, hf in self.raw_hf.items():
-            if isinstance(hf, SoloModel | ExtendedModel | LlavaModel):
-                found.append(("raw_hf", name, "base", hf.base, self.raw_hf))
-            if isinstance(hf, LlavaModel):
-                found.append(("raw_hf", name, "vision", hf.vision, self.raw_hf))
-            if not isinstance(hf, FolderModel | HubModel | TowerModel):
-                found.append(("raw_hf", name, "tokenizer", hf.tokenizer, self.tokenizers))
-        found += [
+        return found + self._references_of_models() + self._references_of_runs()
+
+    def _references_of_models(self) -> list[Reference]:
+        known = {"base": self.raw_hf, "vision": self.raw_hf, "tokenizer": self.tokenizers}
+        found: list[Reference] = [
+            ("raw_hf", name, key, getattr(hf, key), among)
+            for name, hf in self.raw_hf.items()
+            for key, among in known.items()
+            if hasattr(hf, key)
+        ]
+        return found + [
             ("models", name, "source", model.source, self.raw_hf) for name, model in self.models.items()
         ]
+
+    def _references_of_runs(self) -> list[Reference]:
+        found: list[Reference] = []
         for name, run in self.runs.items():
             found.append(("runs", name, "model", run.model, self.raw_hf | self.models))
             found.append(("runs", name, "mixture", run.mixture, self.mixtures))

@@ -14,11 +14,19 @@ from plait import layout
 from plait.config.model import (
     ChatJsonl,
     Config,
+    EnergonFolder,
     ExtendedTokenizer,
     FolderModel,
     FolderTokenizer,
+    HubModel,
     InitModel,
+    LlavaJson,
+    LlavaModel,
+    Model,
     Run,
+    Tars,
+    TowerModel,
+    YouSupply,
 )
 from plait.config.paths import check_there, local
 from plait.config.schedule import Schedule
@@ -30,6 +38,7 @@ VERSIONS = {
     "chat": 1,
     "tokenizer": 1,
     "index": 1,
+    "energon": 1,
     "analyse": 1,
     "model": 2,
     "convert": 2,
@@ -39,7 +48,11 @@ VERSIONS = {
     "train": 1,
     "export": 1,
     "report": 1,
+    "generate": 1,
 }
+PATHS = (ChatJsonl, LlavaJson, Tars, EnergonFolder)
+"""Sources that name a path of the user's."""
+SPLIT = {"num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"}
 
 
 class Plan:
@@ -84,9 +97,26 @@ class Plan:
         source = self.dataset(raw.dataset).source
         if source is None:
             raise ConfigError(f"dataset {raw.dataset} packs others together and has no raw source itself")
-        if isinstance(source, ChatJsonl):
+        if isinstance(source, PATHS):
             check_there(f"datasets.{raw.dataset}.source.path", source.path)
         return []
+
+    def to_supply(self, raw: layout.Raw) -> str:
+        """What the user must supply before a raw source can be made; empty where it is nothing."""
+        source = self.dataset(raw.dataset).source
+        if not isinstance(source, YouSupply):
+            return ""
+        return f"{raw}: {source.what}; name it in datasets.{raw.dataset}.source"
+
+    def shards(self, energon: layout.Energon) -> dict[str, list[layout.Artifact]]:
+        """What an energon dataset is made from: its shards of chat records, or a prepared folder."""
+        dataset = self.dataset(energon.dataset)
+        if isinstance(dataset.source, EnergonFolder):
+            return {"sources": [layout.Raw(dataset=energon.dataset)]}
+        names = dataset.pack_together or (energon.dataset,)
+        return {
+            "sources": [layout.Chat(dataset=name, shard=n) for name in names for n in range(dataset.shards)]
+        }
 
     def uncut(self, sharded: layout.Sharded) -> layout.Megatron:
         """The whole model that is cut for a grid, if the grid can hold it."""
@@ -111,6 +141,18 @@ class Plan:
             return [layout.Tokenizer(tokenizer=source.base)]
         return []
 
+    def mixed(self, analysis: layout.Analysis) -> dict[str, list[layout.Artifact]]:
+        """What a mixture is analysed from: packed shards, or a tokenizer and energon datasets."""
+        mixture = _known("mixture", analysis.mixture, self.config.mixtures)
+        if mixture.pack:
+            return {"tokenizer": [], "indexed": [*self.indexed(analysis)]}
+        tokenizer = self.config.formats[mixture.format].tokenizer
+        names = dict.fromkeys(mixture.names + mixture.validation)
+        return {
+            "tokenizer": [layout.Tokenizer(tokenizer=tokenizer)],
+            "indexed": [layout.Energon(dataset=name) for name in names],
+        }
+
     def indexed(self, analysis: layout.Analysis) -> list[layout.Indexed]:
         """Every indexed shard of a mixture."""
         mixture = _known("mixture", analysis.mixture, self.config.mixtures)
@@ -129,11 +171,15 @@ class Plan:
         source = _known("raw_hf", hf.model, self.config.raw_hf)
         if isinstance(source, FolderModel):
             check_there(f"raw_hf.{hf.model}.path", source.path)
+        if isinstance(source, FolderModel | HubModel | TowerModel):
             return []
         tokenizer = layout.Tokenizer(tokenizer=source.tokenizer)
         if isinstance(source, InitModel):
             return [tokenizer]
-        return [layout.HfModel(model=source.base), tokenizer]
+        base = layout.HfModel(model=source.base)
+        if isinstance(source, LlavaModel):
+            return [base, layout.HfModel(model=source.vision), tokenizer]
+        return [base, tokenizer]
 
     def hf(self, model: str) -> layout.HfModel:
         """The Hugging Face folder that a Megatron model is converted from."""
@@ -159,6 +205,14 @@ class Plan:
             for step in run.exports
         ]
 
+    def answers(self) -> list[layout.Generated]:
+        """What the exports of the default target are asked."""
+        return [
+            layout.Generated(run=export.run, step=export.step)
+            for export in self.exports()
+            if self.run(export.run).generate
+        ]
+
     def curves(self) -> list[layout.LossCurve]:
         """The loss curves of the runs that the default target asks for."""
         return [layout.LossCurve(run=name) for name, run in self.config.runs.items() if run.exports]
@@ -176,6 +230,19 @@ class Plan:
                 hint=f"name iterations in runs.{curve.run}.exports",
             )
         return [layout.Iteration(run=curve.run, iteration=step) for step in exports]
+
+    def asked(self, generated: layout.Generated) -> layout.Export:
+        """The export that answers a run's prompts.
+
+        Raises:
+            ConfigError: the run asks nothing.
+        """
+        if not self.run(generated.run).generate:
+            raise ConfigError(
+                f"run {generated.run} asks its exports nothing",
+                hint=f"name prompts in runs.{generated.run}.generate",
+            )
+        return layout.Export(run=generated.run, step=generated.step)
 
     def inputs(self, artifact: Any) -> dict[str, list[layout.Artifact]]:
         """The artifacts that one is made from, by the name its rule has for them.
@@ -197,7 +264,7 @@ class Plan:
         return self.config.formats[self.config.mixtures[self.run(run).mixture].format].template
 
     def start(self, iteration: layout.Iteration, schedule: Schedule | None) -> layout.Artifact:
-        """What an iteration is trained from: the saved one before it, or the sharded model.
+        """What an iteration is trained from: the saved one before it, another run's, or the sharded model.
 
         Args:
             iteration: the one to be trained.
@@ -209,6 +276,8 @@ class Plan:
         previous = (iteration.iteration - 1) // interval * interval if interval else 0
         if previous:
             return layout.Iteration(run=iteration.run, iteration=previous)
+        if run.start_run and run.start_iteration:
+            return layout.Iteration(run=run.start_run, iteration=run.start_iteration)
         return self.sharded(iteration.run)
 
     # Checks that need no data
@@ -219,32 +288,60 @@ class Plan:
         Raises:
             ConfigError: it names the number that does not divide.
         """
-        shape = self.shape(sharded.model)
-        for axis, size, keys in (
-            ("tp", sharded.tp, ("num_attention_heads", "num_key_value_heads", "intermediate_size")),
-            ("pp", sharded.pp, ("num_hidden_layers",)),
-        ):
-            for key in keys:
-                if key in shape and shape[key] % size:
-                    legal = [
-                        n for n in range(1, shape[key] + 1) if not any(shape.get(k, n) % n for k in keys)
-                    ]
-                    raise ConfigError(
-                        f"grid tp{sharded.tp} x pp{sharded.pp} cannot hold {sharded.model}: "
-                        f"{key} {shape[key]} is not a multiple of {axis} {size}",
-                        hint=f"{axis} may be {', '.join(map(str, legal))}",
-                    )
+        where = f"grid tp{sharded.tp} x pp{sharded.pp} cannot hold {sharded.model}"
+        for shape in (self.shape(sharded.model), self.tower_shape(sharded.model)):
+            _check_axis(where, shape, "tp", sharded.tp, WIDTHS)
+        self._check_stages(where, sharded)
+
+    def _check_stages(self, where: str, sharded: layout.Sharded) -> None:
+        """The layers that no key gives to the first or the last stage divide among the other stages."""
+        shape, stages = dict(self.shape(sharded.model)), sharded.pp
+        uneven = [size for size in self.split(sharded.model).values() if size]
+        if not uneven or stages == 1:
+            _check_axis(where, shape, "pp", stages, ("num_hidden_layers",))
+        elif "num_hidden_layers" in shape:
+            layers = shape["num_hidden_layers"]
+            left, others = layers - sum(uneven), stages - len(uneven)
+            if left < others or (left and others == 0) or (others > 0 and left % others):
+                raise ConfigError(
+                    f"{where}: of {layers} layers {' + '.join(map(str, uneven))} are given to the first or "
+                    f"last stage, and {left} do not divide among the other {others}",
+                    hint=f"see num_layers_in_first_pipeline_stage and its fellow in models.{sharded.model}",
+                )
+
+    def split(self, model: str) -> dict[str, int | None]:
+        """Layers of the first and the last stage of a model's pipelines; None where they are even."""
+        entry = self.config.models.get(model) or Model(source=self.hf(model).model)
+        found: dict[str, int | None] = entry.model_dump(include=SPLIT)
+        return found
 
     def shape(self, model: str) -> dict[str, int]:
         """The sizes that a grid must divide, as far as they are known before the model exists."""
-        name = self.hf(model).model
+        return self._shape_of(self._root(self.hf(model).model), "text_config")
+
+    def tower_shape(self, model: str) -> dict[str, int]:
+        """The same sizes of a LLaVA model's vision tower; empty where there is none, or none is known."""
+        source = self.config.raw_hf[self.hf(model).model]
+        if isinstance(source, LlavaModel):
+            return self._shape_of(self._root(source.vision), "vision_config")
+        return self._shape_of(source, "vision_config", {}) if isinstance(source, FolderModel) else {}
+
+    def _root(self, name: str) -> Any:
+        """The entry of raw_hf that a model's sizes come from."""
         source = self.config.raw_hf[name]
-        while not isinstance(source, InitModel | FolderModel):
+        while not isinstance(source, InitModel | FolderModel | HubModel | TowerModel):
             source = self.config.raw_hf[source.base]
-        if isinstance(source, InitModel):
+        return source
+
+    def _shape_of(self, source: Any, part: str, otherwise: Any = None) -> dict[str, int]:
+        if isinstance(source, InitModel | TowerModel):
             return {key: value for key, value in source if isinstance(value, int)}
+        if isinstance(source, HubModel):
+            return {}
         path = local(source.path) / "config.json"
-        return read_json(path) if path.is_file() else {}
+        config = read_json(path) if path.is_file() else {}
+        found: dict[str, int] = config.get(part, config if otherwise is None else otherwise)
+        return found
 
     def schedule(self, name: str, instances: int | None = None) -> Schedule | None:
         """The run's length and save interval; None where they wait for the data.
@@ -265,6 +362,12 @@ class Plan:
 
     # Settings
 
+    def mixture_settings(self, analysis: layout.Analysis) -> dict[str, Any]:
+        """A mixture's settings; where energon reads it, those of its format too: no shard holds them."""
+        mixture = _known("mixture", analysis.mixture, self.config.mixtures)
+        own = {"mixture": _dump(mixture)}
+        return own if mixture.pack else {**own, "format": _dump(self.config.formats[mixture.format])}
+
     def settings(self, artifact: layout.Artifact, stage: str = "") -> dict[str, Any]:
         """What decides the content of an artifact besides its inputs."""
         stage = stage or STAGE_OF[type(artifact)]
@@ -282,26 +385,30 @@ INPUTS: dict[type[layout.Artifact], Callable[[Plan, Any], dict[str, Any]]] = {
     layout.Chat: lambda plan, it: {"raw": [plan.raw(it)]},
     layout.Tokenizer: lambda plan, it: {"base": plan.base_tokenizer(it)},
     layout.Indexed: lambda plan, it: {"tokenizer": [plan.tokenizer_of(it)], "chats": plan.chats(it)},
-    layout.Analysis: lambda plan, it: {"indexed": plan.indexed(it)},
+    layout.Energon: lambda plan, it: plan.shards(it),
+    layout.Analysis: lambda plan, it: plan.mixed(it),
     layout.HfModel: lambda plan, it: {"parts": plan.parts(it)},
     layout.Megatron: lambda plan, it: {"hf": [plan.hf(it.model)]},
     layout.Sharded: lambda plan, it: {"megatron": [plan.uncut(it)]},
     layout.Run: lambda plan, it: {"analysis": [plan.analysis(it.run)]},
     layout.Iteration: lambda plan, it: {
         "analysis": [plan.analysis(it.run)],
-        "indexed": plan.indexed(plan.analysis(it.run)),
+        **plan.mixed(plan.analysis(it.run)),
     },
     layout.Export: lambda plan, it: {
         "hf": [plan.hf(plan.run(it.run).model)],
         "iteration": [it.iteration],
     },
     layout.LossCurve: lambda plan, it: {"iterations": plan.drawn(it)},
+    layout.Generated: lambda plan, it: {"export": [plan.asked(it)]},
 }
 
 # The part of the config that decides what a stage writes.
+ENERGON_KEYS = {"energon", "source"}
 CHAT_KEYS = {"source", "shards", "pictures", "reject_limit"}
-SCHEDULE_KEYS = {"epochs", "train_iters", "save_interval", "save_every", "global_batch_size"}
-NOT_TRAIN_KEYS = {"exports", "epochs", "train_iters", "save_interval", "save_every"}
+SCHEDULE_KEYS = {"recipe", "epochs", "train_iters", "save_interval", "save_every", "global_batch_size"}
+WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+NOT_TRAIN_KEYS = {"exports", "generate", "epochs", "train_iters", "save_interval", "save_every"}
 SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     "raw": lambda plan, it: {"source": _dump(plan.dataset(it.dataset).source)},
     "chat": lambda plan, it: dict(plan.dataset(it.dataset).model_dump(mode="json", include=CHAT_KEYS)),
@@ -309,12 +416,15 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
         "source": _dump(_known("tokenizer", it.tokenizer, plan.config.tokenizers))
     },
     "index": lambda plan, it: {"format": _dump(_known("format", it.format, plan.config.formats))},
-    "analyse": lambda plan, it: {"mixture": _dump(_known("mixture", it.mixture, plan.config.mixtures))},
+    "energon": lambda plan, it: dict(plan.dataset(it.dataset).model_dump(mode="json", include=ENERGON_KEYS)),
+    "analyse": lambda plan, it: plan.mixture_settings(it),
     "model": lambda plan, it: {"source": _dump(_known("raw_hf", it.model, plan.config.raw_hf))},
+    "shard": lambda plan, it: plan.split(it.model),
     "schedule": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include=SCHEDULE_KEYS)),
     "train": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", exclude=NOT_TRAIN_KEYS)),
     "export": lambda plan, it: {"recipe": plan.run(it.run).recipe, "template": plan.template(it.run)},
     "report": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include={"exports"})),
+    "generate": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include={"generate"})),
 }
 
 STAGE_OF: dict[type[layout.Artifact], str] = {
@@ -322,6 +432,7 @@ STAGE_OF: dict[type[layout.Artifact], str] = {
     layout.Chat: "chat",
     layout.Tokenizer: "tokenizer",
     layout.Indexed: "index",
+    layout.Energon: "energon",
     layout.Analysis: "analyse",
     layout.HfModel: "model",
     layout.Megatron: "convert",
@@ -330,6 +441,7 @@ STAGE_OF: dict[type[layout.Artifact], str] = {
     layout.Iteration: "train",
     layout.Export: "export",
     layout.LossCurve: "report",
+    layout.Generated: "generate",
 }
 
 
@@ -340,6 +452,16 @@ def _known(what: str, name: str, among: Any) -> Any:
             hint=f"known: {', '.join(sorted(among)) or 'none'}",
         )
     return among[name]
+
+
+def _check_axis(where: str, shape: dict[str, int], axis: str, size: int, keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if key in shape and shape[key] % size:
+            legal = [n for n in range(1, shape[key] + 1) if not any(shape.get(k, n) % n for k in keys)]
+            raise ConfigError(
+                f"{where}: {key} {shape[key]} is not a multiple of {axis} {size}",
+                hint=f"{axis} may be {', '.join(map(str, legal))}",
+            )
 
 
 def _check_shard(dataset: str, shard: int, shards: int) -> None:
