@@ -15,10 +15,11 @@ SIZES = {
 }
 """A tiny random model, as `raw_hf` of the config has it."""
 
+IMAGE = ("<image>", "<pad>")
 CHATML = ("<|im_start|>", "<|im_end|>")
 
 
-def tokenizer_folder(folder, *, vision=False, chatml=False, more=0):
+def tokenizer_folder(folder, *, vision=False, chatml=False, image=False, more=0):
     """A byte-level tokenizer of 259 tokens plus those asked for, with its manifest."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -28,11 +29,14 @@ def tokenizer_folder(folder, *, vision=False, chatml=False, more=0):
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    names = (*(VISION if vision else ()), *(CHATML if chatml else ()), *(f"<extra_{n}>" for n in range(more)))
+    groups = ((VISION, vision), (CHATML, chatml), (IMAGE, image))
+    names = [*(n for group, wanted in groups if wanted for n in group), *(f"<extra_{n}>" for n in range(more))]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    if image:
+        tokenizer.pad_token = "<pad>"
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     ids = tokenizer.get_vocab()
@@ -42,6 +46,7 @@ def tokenizer_folder(folder, *, vision=False, chatml=False, more=0):
         "eos_id": 2,
         "vision": {name: ids[name] for name in VISION if name in ids},
         "chatml": {name: ids[name] for name in CHATML if name in ids},
+        "image": {name: ids[name] for name in IMAGE if name in ids},
     }
     files.write_manifest(folder, kind="tokenizer", settings={}, facts=facts)
     return folder

@@ -19,6 +19,24 @@ def made(folder, kind, build_it):
     return folder
 
 
+def shaken(folder, facts):
+    """Give every norm and bias values of its own: one in the place of another then shows."""
+    from safetensors.torch import load_file, save_file
+
+    from plait.models.weights import FolderTensors, merkle
+
+    draw = torch.Generator().manual_seed(7)
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in sorted(weights.items()):
+        weight += 0.1 * torch.randn(weight.shape, generator=draw) * (weight.dim() == 1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return {**facts, "merkle": merkle(FolderTensors(folder))}
+
+
+TOWER = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4,
+         "image_size": 30, "patch_size": 8}  # fmt: skip
+
+
 class Maker:
     """Makers of a random model, SOLO over it, a whole Megatron model and its shards."""
 
@@ -26,6 +44,7 @@ class Maker:
         self.root = root
         self.plain = tokenizer_folder(root / "plain", vision=False)
         self.vision = tokenizer_folder(root / "vision", vision=True)
+        self.image = tokenizer_folder(root / "image", vision=False, image=True)
 
     def hf(self, name="base", **sizes):
         source = {"kind": "init", "tokenizer": "plain", **SIZES, **sizes}
@@ -36,12 +55,23 @@ class Maker:
         parts = [self.hf(name, **sizes), self.vision]
         return self._once(f"solo-{name}", "hf_model", lambda f: build(f, source, parts))
 
+    def tower(self, name="clip", **sizes):
+        source = {"kind": "init_tower", "architecture": name.split("-")[0], **TOWER, **sizes}
+        return self._once(f"tower-{name}", "hf_model", lambda f: build(f, source, []))
+
+    def llava(self, name="base", *, tower=None, base=None, **keys):
+        """A LLaVA folder with every bias and norm drawn, so that a misplaced one shows."""
+        source = {"kind": "llava", "base": "b", "vision": "v", "tokenizer": "t", **keys}
+        parts = [base or self.hf(), tower or self.tower(), self.image]
+        return self._once(f"llava-{name}", "hf_model", lambda f: shaken(f, build(f, source, parts)))
+
     def megatron(self, hf):
         return self._once(f"{hf.name}-megatron", "megatron", lambda f: folders.convert(hf, f))
 
-    def shards(self, hf, tp, pp):
-        cut = lambda f: folders.shard(self.megatron(hf), f, Grid(tp, pp))  # noqa: E731
-        return self._once(f"{hf.name}-megatron-tp{tp}-pp{pp}", "sharded", cut)
+    def shards(self, hf, tp, pp, **uneven):
+        grid = Grid(tp, pp, **uneven)
+        name = "-".join(f"{key}{size}" for key, size in grid.facts.items())
+        return self._once(f"{hf.name}-{name}", "sharded", lambda f: folders.shard(self.megatron(hf), f, grid))
 
     def _once(self, name, kind, build_it):
         target = self.root / name

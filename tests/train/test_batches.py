@@ -78,11 +78,11 @@ def test_patch_indices_stay_minus_one_in_a_micro_batch_of_several_packs(png):
     picture = png(8, 8)  # 2 x 2 patches of 4 pixels
     one = Pack(np.arange(6), np.full(6, 2), np.array([-1, 0, 1, 2, 3, -1]), [picture], None)
     batch = collator(vision=True)([pack([5, 6]), one, one])
-    assert batch.patch_indices[0].unique().tolist() == [-1]
-    assert batch.patch_indices[1].tolist() == [-1, 0, 1, 2, 3, -1] + [-1] * 6
-    assert batch.patch_indices[2].tolist() == [-1, 4, 5, 6, 7, -1] + [-1] * 6
+    assert batch.picture_rows[0].unique().tolist() == [-1]
+    assert batch.picture_rows[1].tolist() == [-1, 0, 1, 2, 3, -1] + [-1] * 6
+    assert batch.picture_rows[2].tolist() == [-1, 4, 5, 6, 7, -1] + [-1] * 6
     expected = patches(picture, patch_size=4, max_resolution=64)
-    assert torch.equal(batch.patches, torch.from_numpy(np.concatenate([expected, expected])))
+    assert torch.equal(batch.pictures, torch.from_numpy(np.concatenate([expected, expected])))
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 5))

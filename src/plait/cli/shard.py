@@ -31,5 +31,6 @@ def run(args: argparse.Namespace) -> None:
     target = layout.Sharded.parse(args.target)
     chosen = settings(args, target)
     with files.appears_whole(str(target), folder=True) as folder:
-        facts = folders.shard(source, folder, Grid(tp=target.tp, pp=target.pp))
+        first, last = (chosen.get(f"num_layers_in_{end}_pipeline_stage") for end in ("first", "last"))
+        facts = folders.shard(source, folder, Grid(tp=target.tp, pp=target.pp, first=first, last=last))
         files.write_manifest(folder, kind="sharded", settings=chosen, inputs=[source], facts=facts)

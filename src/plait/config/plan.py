@@ -421,7 +421,10 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     "model": lambda plan, it: {"source": _dump(_known("raw_hf", it.model, plan.config.raw_hf))},
     "shard": lambda plan, it: plan.split(it.model),
     "schedule": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include=SCHEDULE_KEYS)),
-    "train": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", exclude=NOT_TRAIN_KEYS)),
+    "train": lambda plan, it: {
+        **plan.run(it.run).model_dump(mode="json", exclude=NOT_TRAIN_KEYS),
+        **plan.split(plan.run(it.run).model),
+    },
     "export": lambda plan, it: {"recipe": plan.run(it.run).recipe, "template": plan.template(it.run)},
     "report": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include={"exports"})),
     "generate": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include={"generate"})),

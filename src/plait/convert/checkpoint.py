@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from plait.convert.engine import coverage, join, rank_shapes, to_hf
+from plait.convert.carried import hf_view
+from plait.convert.engine import coverage, join, rank_shapes
 from plait.convert.torch_dist import EXTRA, read_iteration
 from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG, TRACKER
@@ -140,9 +141,11 @@ def megatron_args(spec: Spec, grid: Grid | None) -> argparse.Namespace:
         untie_embeddings_and_output_weights=True,
         swiglu=True,
         add_bias_linear=False,
-        add_qkv_bias=False,
+        add_qkv_bias=spec.attention_bias,
         tensor_model_parallel_size=size.tp,
         pipeline_model_parallel_size=size.pp,
+        decoder_first_pipeline_num_layers=size.first,
+        decoder_last_pipeline_num_layers=size.last,
         vocab_size=spec.vocab_size,
         padded_vocab_size=padded_vocab_size(spec.vocab_size, size.tp) if grid else spec.vocab_size,
         make_vocab_size_divisible_by=128 if grid else 1,
@@ -151,7 +154,23 @@ def megatron_args(spec: Spec, grid: Grid | None) -> argparse.Namespace:
         fp16=spec.dtype == "float16",
         vision_patch_dim=spec.patch_dim,
         iteration=0,
+        **_tower_args(spec),
     )
+
+
+def _tower_args(spec: Spec) -> dict[str, Any]:
+    """What Megatron-LM's multimodal example calls the choices for a tower."""
+    tower = spec.vision
+    if tower is None:
+        return {}
+    return {
+        "vision_model_type": tower.kind,
+        "img_h": tower.image_size,
+        "img_w": tower.image_size,
+        "patch_dim": tower.patch_size,
+        "disable_vision_class_token": tower.class_token and tower.drop_class_token,
+        "encoder_num_layers": tower.used_layers,
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -179,5 +198,5 @@ def facts_of_iteration(folder: Path | str, spec: Spec, grid: Grid) -> dict[str, 
     Raises:
         CheckpointError: an element of the model is missing, or stored twice.
     """
-    root = merkle(to_hf(read_iteration(folder, spec), spec))
-    return {"merkle": root, "coverage": coverage(spec, grid), "grid": {"tp": grid.tp, "pp": grid.pp}}
+    root = merkle(hf_view(read_iteration(folder, spec), spec, folder))
+    return {"merkle": root, "coverage": coverage(spec, grid), "grid": grid.facts}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.convert.tables import Entry, entries
+from plait.convert.tables import Entry, carried, entries
 from plait.errors import CheckpointError, PlaitError
 from plait.models.specs import Spec
 from plait.models.weights import Tensors, merkle
@@ -31,7 +31,7 @@ def to_mcore(hf: State, spec: Spec) -> State:
     """Megatron's whole tensors, with the true vocabulary, from Hugging Face's."""
 
     def fuse(entry: Entry) -> dict[str, Tensor]:
-        return {entry.mcore: entry.row.op.fuse([_take(hf, name) for name in entry.hf], spec)}
+        return {entry.mcore: entry.row.op.fuse([_take(hf, name) for name in entry.hf], entry.shape)}
 
     return _lazy(entries(spec), lambda entry: (entry.mcore,), fuse)
 
@@ -40,7 +40,7 @@ def to_hf(mcore: State, spec: Spec) -> State:
     """Hugging Face's tensors from Megatron's whole ones."""
 
     def split(entry: Entry) -> dict[str, Tensor]:
-        return dict(zip(entry.hf, entry.row.op.split(_take(mcore, entry.mcore), spec), strict=True))
+        return dict(zip(entry.hf, entry.row.op.split(_take(mcore, entry.mcore), entry.shape), strict=True))
 
     return _lazy(entries(spec), lambda entry: entry.hf, split)
 
@@ -54,7 +54,7 @@ def cut(mcore: State, spec: Spec, grid: Grid, tp_rank: int, pp_rank: int) -> Sta
 
     def part(entry: Entry) -> dict[str, Tensor]:
         op = entry.row.op
-        return {entry.local(spec, grid): op.cut(_take(mcore, entry.mcore), spec, tp=grid.tp, rank=tp_rank)}
+        return {entry.local(spec, grid): op.cut(_take(mcore, entry.mcore), entry.shape, tp=grid.tp, rank=tp_rank)}
 
     here = [entry for entry in entries(spec) if entry.stage(spec, grid) == pp_rank]
     return _lazy(here, lambda entry: (entry.local(spec, grid),), part)
@@ -71,7 +71,7 @@ def join(ranks: Mapping[tuple[int, int], State], spec: Spec, grid: Grid) -> Stat
         stage, name = entry.stage(spec, grid), entry.local(spec, grid)
         parts = [_take(ranks[tp, stage], name) for tp in range(grid.tp)]
         try:
-            return {entry.mcore: entry.row.op.join(parts, spec)}
+            return {entry.mcore: entry.row.op.join(parts, entry.shape)}
         except CheckpointError as error:
             raise CheckpointError(f"{entry.mcore}: {error}") from error
 
@@ -100,6 +100,8 @@ class Counts:
     rank_elements: int = 0
     replicated_elements: int = 0
     padding_elements: int = 0
+    carried_tensors: int = 0
+    carried_elements: int = 0
     padded: dict[str, int] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
@@ -127,19 +129,23 @@ def coverage(spec: Spec, grid: Grid | None = None) -> dict[str, Any]:
         grid: the grid it is cut for; None is Megatron's whole model, without padding.
 
     Returns:
-        Counts of tensors and elements; ``padded`` names the padded tensors.
+        Counts of tensors and elements; ``padded`` names the padded tensors, carried ones stand beside.
 
     Raises:
         CheckpointError: an element is lost, doubled or misplaced; the tensor is named.
         ConfigError: the model cannot be cut for this grid.
     """
     _check_names(spec, grid)
-    counts = Counts()
-    seen: dict[int, tuple[int, int]] = {}
+    beside = carried(spec)
+    counts = Counts(
+        carried_tensors=len(beside),
+        carried_elements=sum(torch.Size(shape).numel() for shape in beside.values()),
+    )
+    seen: dict[str, tuple[int, int]] = {}
     for entry in entries(spec):
-        if id(entry.row) not in seen:
-            seen[id(entry.row)] = _follow(entry, spec, grid)
-        elements, padding = seen[id(entry.row)]
+        if entry.row.mcore not in seen:
+            seen[entry.row.mcore] = _follow(entry, spec, grid)
+        elements, padding = seen[entry.row.mcore]
         copies = grid.tp if grid else 1
         replicated = elements * (copies - 1) if entry.row.op.replicated else 0
         counts.hf_tensors += len(entry.hf)
@@ -163,18 +169,18 @@ def _follow(entry: Entry, spec: Spec, grid: Grid | None) -> tuple[int, int]:
         size = torch.Size(shape).numel()
         sources.append(torch.arange(elements + 1, elements + size + 1).view(shape))
         elements += size
-    whole = op.fuse(sources, spec)
+    whole = op.fuse(sources, entry.shape)
     _check_once(whole, elements, entry.mcore)
     if grid is None:
         return elements, 0
-    parts = [op.cut(whole, spec, tp=grid.tp, rank=rank) for rank in range(grid.tp)]
+    parts = [op.cut(whole, entry.shape, tp=grid.tp, rank=rank) for rank in range(grid.tp)]
     if op.replicated:
         for part in parts:
             _check_once(part, elements, entry.mcore)
         padding = 0
     else:
         padding = _check_once(torch.cat([part.flatten() for part in parts]), elements, entry.mcore)
-    back = op.split(op.join(parts, spec), spec)
+    back = op.split(op.join(parts, entry.shape), entry.shape)
     if not all(torch.equal(one, other) for one, other in zip(back, sources, strict=True)):
         raise CheckpointError(f"coverage: {entry.mcore} does not come back as it went")
     return elements, padding
@@ -191,7 +197,7 @@ def _check_once(numbers: Tensor, elements: int, name: str) -> int:
 
 def _check_names(spec: Spec, grid: Grid | None) -> None:
     """Every Hugging Face name in one row, every name of a rank once, every stage with its layers."""
-    listed = [name for entry in entries(spec) for name in entry.hf]
+    listed = [*carried(spec), *(name for entry in entries(spec) for name in entry.hf)]
     if sorted(listed) != sorted(spec.shapes):
         odd = sorted(set(listed) ^ set(spec.shapes)) or sorted({n for n in listed if listed.count(n) > 1})
         raise CheckpointError(f"coverage: {odd[0]} is not in exactly one row of the table")

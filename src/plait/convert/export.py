@@ -9,11 +9,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from plait import files
-from plait.convert.engine import coverage, to_hf
+from plait.convert.carried import hf_view
+from plait.convert.engine import coverage
 from plait.convert.torch_dist import read_iteration
 from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG, MANIFEST
-from plait.models.specs import SOLO, Spec
+from plait.models.specs import LLAVA, SOLO, Spec
 from plait.models.weights import INDEX, FolderTensors, check_shapes, config_text, merkle, write_safetensors
 from plait.tokens.vocabulary import TURN_END
 
@@ -43,7 +44,7 @@ def export_folder(
     """
     _check_source(hf_source, iteration)
     spec = Spec.of(iteration, HF_CONFIG)
-    hf = to_hf(read_iteration(iteration, spec), spec)
+    hf = hf_view(read_iteration(iteration, spec), spec, iteration)
     _copy_all_but_weights(hf_source, folder)
     write_safetensors(folder, hf)
     written = FolderTensors(folder)
@@ -51,7 +52,7 @@ def export_folder(
     root, expected = merkle(written), merkle(hf)
     if root != expected:
         raise CheckpointError(f"what was written has Merkle root {root[:12]}, the checkpoint {expected[:12]}")
-    _set_dtype(folder, str(written["model.norm.weight"].dtype).removeprefix("torch."))
+    _set_dtype(folder, str(written[spec.norm].dtype).removeprefix("torch."))
     if chat_template is not None:
         _set_template(folder, chat_template)
     (folder / CARD).write_text(_card(spec, iteration.name, recipe=recipe), encoding="utf-8")
@@ -106,7 +107,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 def _card(spec: Spec, iteration: str, *, recipe: str) -> str:
     """The model card: what the model is and how to load it, without dates or paths."""
     step = int(iteration.removeprefix("iter_"))
-    load = _SOLO if spec.architecture == SOLO else _CHAT
+    load = {SOLO: _SOLO, LLAVA: _LLAVA}.get(spec.architecture, _CHAT)
     return _CARD.format(
         recipe=recipe,
         step=step,
@@ -158,5 +159,17 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
 inputs = processor(images=Image.open("picture.png"), text="")
+print(processor.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+"""
+
+_LLAVA = """\
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained(".")
+model = AutoModelForImageTextToText.from_pretrained(".")
+chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\\n"}]}]
+prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+inputs = processor(images=Image.open("picture.png"), text=prompt, add_special_tokens=False, return_tensors="pt")
 print(processor.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 """

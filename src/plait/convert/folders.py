@@ -1,12 +1,12 @@
 """The stages of conversion, folder to folder: each proves what it wrote by reading it back."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 from plait import files
 from plait.convert import checkpoint, engine
+from plait.convert.carried import carry, hf_view, take_along
 from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
@@ -39,7 +39,7 @@ def convert(source: Path, folder: Path) -> dict[str, Any]:
         outline=engine.to_mcore(outline(hf), spec),
         args=checkpoint.megatron_args(spec, None),
     )
-    shutil.copyfile(source / "config.json", folder / HF_CONFIG)
+    take_along(source, folder, hf, spec)
     checkpoint.write_tracker(folder)
     log.info("%d tensors -> %d tensors, %s%s", len(hf), len(mcore), _bytes(size), hf.note)
     facts = _facts(folder, spec, None, expected=merkle(hf))
@@ -64,16 +64,16 @@ def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
         shapes = engine.cut(plan, spec, grid, tp, pp)
         path = checkpoint.rank_file(folder, grid, tp, pp)
         sizes.append(checkpoint.write_rank(path, state, outline=shapes, args=args))
-    shutil.copyfile(source / HF_CONFIG, folder / HF_CONFIG)
+    carry(source, folder)
     checkpoint.write_tracker(folder)
     log.info("%d tensors -> %s, %s per rank", len(whole), grid, _bytes(max(sizes)))
-    facts = _facts(folder, spec, grid, expected=merkle(engine.to_hf(whole, spec)))
+    facts = _facts(folder, spec, grid, expected=merkle(hf_view(whole, spec, source)))
     return {**facts, "tokenizer": _carried_digest(source)}
 
 
 def root_of_shards(folder: Path, spec: Spec, grid: Grid) -> str:
     """The Merkle root of the Hugging Face view of a released checkpoint, from what is on disk."""
-    return merkle(engine.to_hf(checkpoint.read_whole(folder, grid), spec))
+    return merkle(hf_view(checkpoint.read_whole(folder, grid), spec, folder))
 
 
 def _digest_of_tokenizer(source: Path) -> str:
@@ -100,7 +100,7 @@ def _facts(folder: Path, spec: Spec, grid: Grid | None, *, expected: str) -> dic
     return {
         "merkle": root,
         "coverage": engine.coverage(spec, grid),
-        "grid": {"tp": size.tp, "pp": size.pp},
+        "grid": size.facts,
     }
 
 

@@ -5,16 +5,17 @@ model is a sum of tables. Megatron's names are those of its local layer spec; wh
 Engine's fused modules give a parameter another name, the row has both.
 """
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from plait.convert.ops import COLUMN, ROW, VOCAB, WHOLE, FuseGateUp, FuseQKV, Op
-from plait.models.specs import Spec
+from plait.convert.ops import COLUMN, ROW, VOCAB, WHOLE, FuseGateUp, FuseQKV, Lifted, Op, Shape
+from plait.models.specs import LANGUAGE_MODEL, PROJECTOR, TOWER, Spec
 from plait.parallel.grid import Grid
 
-Place = Literal["first", "layer", "last"]
+Place = Literal["first", "layer", "last", "tower layer"]
 LAYER = "{layer}"
 
 
@@ -32,12 +33,36 @@ class Row:
         """The Megatron name and the Hugging Face names at a layer."""
         return self.mcore.format(layer=layer), tuple(name.format(layer=layer) for name in self.hf)
 
+    def below(self, mcore: str, hf: str) -> "Row":
+        """The same row where the model is a part of another: its names below prefixes."""
+        return replace(
+            self,
+            mcore=mcore + self.mcore,
+            hf=tuple(hf + name for name in self.hf),
+            engine=mcore + self.engine if self.engine else "",
+        )
+
 
 def layer(mcore: str, *hf: str, op: Op, engine: str = "") -> Row:
     """A row of every transformer layer, with its names below the layer."""
     below = f"decoder.layers.{LAYER}."
     names = tuple(f"model.layers.{LAYER}.{name}" for name in hf)
     return Row(below + mcore, names, op, "layer", engine=below + engine if engine else "")
+
+
+def tower(mcore: str, *hf: str, op: Op, engine: str = "") -> tuple[Row, Row]:
+    """A weight and a bias of every layer of a vision tower, with their names below the layer.
+
+    A bias is cut as its weight's rows are; that of a row-wise weight is whole on every rank.
+    """
+    below = f"decoder.layers.{LAYER}."
+    names = tuple(f"encoder.layers.{LAYER}.{name}" for name in hf)
+
+    def row(part: str, op: Op) -> Row:
+        fused = below + engine + part if engine else ""
+        return Row(below + mcore + part, tuple(n + part for n in names), op, "tower layer", engine=fused)
+
+    return row("weight", op), row("bias", WHOLE if op is ROW else op)
 
 
 # fmt: off
@@ -60,13 +85,97 @@ MISTRAL: tuple[Row, ...] = (
 PATCHES: tuple[Row, ...] = (
     Row("vision_patch.weight",                  ("model.embed_vision_patch.weight",),   COLUMN, "first"),
 )
+QKV_BIAS: tuple[Row, ...] = (
+    layer("self_attention.linear_qkv.bias",     "self_attn.q_proj.bias",
+                                                "self_attn.k_proj.bias",
+                                                "self_attn.v_proj.bias",                op=FuseQKV()),
+)
+TOWER_ENDS: tuple[Row, ...] = (
+    Row("conv1.weight",                         ("embeddings.patch_embedding.weight",), WHOLE, "first"),
+    Row("position_embeddings.weight",           ("embeddings.position_embedding.weight",), WHOLE, "first"),
+)
+TOWER_LAYER: tuple[Row, ...] = (
+    *tower("input_layernorm.",                  "layer_norm1.",                         op=WHOLE,
+           engine="self_attention.linear_qkv.layer_norm_"),
+    *tower("self_attention.linear_qkv.",        "self_attn.q_proj.", "self_attn.k_proj.",
+                                                "self_attn.v_proj.",                    op=FuseQKV()),
+    *tower("self_attention.linear_proj.",       "self_attn.out_proj.",                  op=ROW),
+    *tower("pre_mlp_layernorm.",                "layer_norm2.",                         op=WHOLE,
+           engine="mlp.linear_fc1.layer_norm_"),
+    *tower("mlp.linear_fc1.",                   "mlp.fc1.",                             op=COLUMN),
+    *tower("mlp.linear_fc2.",                   "mlp.fc2.",                             op=ROW),
+)
+TOWERS: dict[str, tuple[Row, ...]] = {
+    "clip": (
+        Row("class_token",                      ("embeddings.class_embedding",),        Lifted(), "first"),
+        *TOWER_ENDS,
+        Row("ln_pre.weight",                    ("pre_layrnorm.weight",),               WHOLE, "first"),
+        Row("ln_pre.bias",                      ("pre_layrnorm.bias",),                 WHOLE, "first"),
+        *TOWER_LAYER,
+    ),
+    "siglip": (
+        *TOWER_ENDS,
+        Row("conv1.bias",                       ("embeddings.patch_embedding.bias",),   WHOLE, "first"),
+        *TOWER_LAYER,
+    ),
+}
+PROJECTION: tuple[Row, ...] = (
+    Row("encoder.linear_fc1.weight",            ("linear_1.weight",),                   COLUMN, "first"),
+    Row("encoder.linear_fc2.weight",            ("linear_2.weight",),                   ROW, "first"),
+)
+PROJECTION_BIAS: tuple[Row, ...] = (
+    Row("encoder.linear_fc1.bias",              ("linear_1.bias",),                     COLUMN, "first"),
+    Row("encoder.linear_fc2.bias",              ("linear_2.bias",),                     WHOLE, "first"),
+)
 # fmt: on
 
 TABLES: dict[str, tuple[Row, ...]] = {
     "MistralForCausalLM": MISTRAL,
     "LlamaForCausalLM": MISTRAL,
+    "Qwen2ForCausalLM": MISTRAL + QKV_BIAS,
     "SoloForCausalLM": MISTRAL + PATCHES,
 }
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table, and the shape that its operations read."""
+
+    rows: tuple[Row, ...]
+    shape: Shape
+    places: tuple[tuple[Place, int], ...]
+    """Where its rows stand, and how often."""
+
+
+def parts(spec: Spec) -> Iterator[Part]:
+    """The tables that a model is a sum of."""
+    language: tuple[tuple[Place, int], ...] = (("first", 1), ("layer", spec.num_layers), ("last", 1))
+    if spec.vision is None or spec.projector is None:
+        yield Part(TABLES[spec.architecture], spec, language)
+        return
+    seen: tuple[tuple[Place, int], ...] = (("first", 1), ("tower layer", spec.vision.used_layers))
+    tower_rows = tuple(row.below("vision_model.", TOWER) for row in TOWERS[spec.vision.kind])
+    yield Part(tower_rows, spec.vision, seen)
+    both = PROJECTION + (PROJECTION_BIAS if spec.projector.bias else ())
+    yield Part(tuple(row.below("vision_projection.", PROJECTOR) for row in both), spec, (("first", 1),))
+    rows = TABLES[spec.text_architecture]
+    yield Part(tuple(row.below("language_model.", LANGUAGE_MODEL) for row in rows), spec, language)
+
+
+def carried(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Hugging Face tensors that Megatron does not compute with, and their shapes: layers of a tower above
+    the one that is projected, its last norm, SigLIP's pooling head. They go along, bit for bit."""
+    used = {name for entry in entries(spec) for name in entry.hf}
+    return {name: shape for name, shape in spec.shapes.items() if _unused(spec, name) and name not in used}
+
+
+def _unused(spec: Spec, name: str) -> bool:
+    if spec.vision is None or not name.startswith(TOWER):
+        return False
+    below = name.removeprefix(TOWER)
+    layer = re.match(r"encoder\.layers\.(\d+)\.", below)
+    above = layer is not None and int(layer[1]) >= spec.vision.used_layers
+    return above or below.startswith(("post_layernorm.", "head."))
 
 
 @dataclass(frozen=True)
@@ -77,17 +186,23 @@ class Entry:
     layer: int
     mcore: str
     hf: tuple[str, ...]
+    shape: Shape
 
     def stage(self, spec: Spec, grid: Grid) -> int:
         """The pipeline stage that holds the parameter."""
         if self.row.place == "layer":
             return grid.stage_of(self.layer, num_layers=spec.num_layers)
-        return 0 if self.row.place == "first" else grid.pp - 1
+        return grid.pp - 1 if self.row.place == "last" else 0
 
     def local(self, spec: Spec, grid: Grid) -> str:
         """The name within its stage, whose layers are numbered from 0."""
         first = grid.layers(self.stage(spec, grid), num_layers=spec.num_layers).start
         return self.row.names(self.layer - first)[0] if self.row.place == "layer" else self.mcore
+
+    @property
+    def is_layered(self) -> bool:
+        """Whether the parameter stands in every layer of its part."""
+        return LAYER in self.row.mcore
 
     @cached_property
     def stacked(self) -> tuple[str, ...]:
@@ -98,10 +213,10 @@ class Entry:
 
 def entries(spec: Spec) -> Iterator[Entry]:
     """Every parameter of a model, in the order of its layers."""
-    table = TABLES[spec.architecture]
-    for place, layers in (("first", 1), ("layer", spec.num_layers), ("last", 1)):
-        for number in range(layers):
-            for row in table:
-                if row.place == place:
-                    mcore, hf = row.names(number)
-                    yield Entry(row=row, layer=number, mcore=mcore, hf=hf)
+    for part in parts(spec):
+        for place, layers in part.places:
+            for number in range(layers):
+                for row in part.rows:
+                    if row.place == place:
+                        mcore, hf = row.names(number)
+                        yield Entry(row=row, layer=number, mcore=mcore, hf=hf, shape=part.shape)

@@ -155,7 +155,7 @@ def read_iteration(folder: Path | str, spec: Spec) -> Mapping[str, Tensor]:
     for entry in entries(spec):
         name, layer = _stored_name(stored, entry)
         used.add(name)
-        state.add((entry.mcore,), lambda e=entry, n=name, i=layer: _one(stored, spec, e, n, i))  # type: ignore[misc]
+        state.add((entry.mcore,), lambda e=entry, n=name, i=layer: _one(stored, e, n, i))  # type: ignore[misc]
     roots = {entry.mcore.partition(".")[0] for entry in entries(spec)} | {"vision_patch"}
     unknown = [n for n in stored.shapes if n not in used and n.partition(".")[0] in roots and EXTRA not in n]
     if unknown:
@@ -165,7 +165,7 @@ def read_iteration(folder: Path | str, spec: Spec) -> Mapping[str, Tensor]:
 
 def _stored_name(stored: TorchDist, entry: Entry) -> tuple[str, int | None]:
     """The name of a parameter in a checkpoint, and its layer where layers are stacked."""
-    stacked = entry.layer if entry.row.place == "layer" else None
+    stacked = entry.layer if entry.is_layered else None
     for name in entry.stacked:
         if name in stored.shapes:
             return name, stacked
@@ -175,5 +175,5 @@ def _stored_name(stored: TorchDist, entry: Entry) -> tuple[str, int | None]:
     raise CheckpointError(f"{stored.folder} has no tensor {entry.stacked[0]}")
 
 
-def _one(stored: TorchDist, spec: Spec, entry: Entry, name: str, layer: int | None) -> dict[str, Tensor]:
-    return {entry.mcore: entry.row.op.join([stored.read(name, layer)], spec)}
+def _one(stored: TorchDist, entry: Entry, name: str, layer: int | None) -> dict[str, Tensor]:
+    return {entry.mcore: entry.row.op.join([stored.read(name, layer)], entry.shape)}

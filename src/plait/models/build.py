@@ -4,14 +4,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plait.config.model import ExtendedModel, FolderModel, InitModel, SoloModel
+from plait.config.model import ExtendedModel, FolderModel, InitModel, LlavaModel, SoloModel, TowerModel
 from plait.errors import ConfigError
 from plait.models.extend import extend
 from plait.models.init import init
 from plait.models.link import link
+from plait.models.llava import llava
 from plait.models.solo import solo
+from plait.models.tower import init_tower
 
-NEEDS = {"folder": (), "init": ("tokenizer",), "extend": ("base", "tokenizer"), "solo": ("base", "tokenizer")}
+NEEDS: dict[str, tuple[str, ...]] = {
+    "folder": (),
+    "init": ("tokenizer",),
+    "init_tower": (),
+    "extend": ("base", "tokenizer"),
+    "solo": ("base", "tokenizer"),
+    "llava": ("base", "vision", "tokenizer"),
+}
 """What each kind of model is made from, in the order of the command line."""
 
 
@@ -37,6 +46,10 @@ def build(folder: Path, source: Mapping[str, Any], parts: Sequence[Path]) -> dic
         return link(folder, FolderModel.model_validate(source))
     if source["kind"] == "init":
         return init(folder, InitModel.model_validate(source), tokenizer=parts[0])
+    if source["kind"] == "init_tower":
+        return init_tower(folder, TowerModel.model_validate(source))
+    if source["kind"] == "llava":
+        return llava(folder, LlavaModel.model_validate(source), *parts)
     base, tokenizer = parts
     if source["kind"] == "extend":
         return extend(folder, ExtendedModel.model_validate(source), base=base, tokenizer=tokenizer)

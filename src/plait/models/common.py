@@ -1,5 +1,6 @@
 """What every model that plait makes shares: random rows, tokenizer files and config files."""
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from plait.models.weights import FolderTensors, Tensors, check_shapes, config_te
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+NORM = re.compile(r"(norm|layrnorm|layer_norm\d)\.weight$")
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 """The tensors with one row a token."""
 
@@ -27,6 +29,20 @@ def normal(name: str, shape: tuple[int, ...], *, std: float, seed: int) -> Tenso
     generator = np.random.Generator(np.random.PCG64([seed, *words]))
     values: NDArray[np.float32] = generator.standard_normal(shape, dtype=np.float32)
     return torch.from_numpy(values * np.float32(std))
+
+
+def drawn(shapes: Mapping[str, tuple[int, ...]], *, std: float, seed: int) -> Tensors:
+    """Random tensors in fp32, equal for equal names: norms are ones, biases zeros, all else N(0, std)."""
+
+    def make(name: str, shape: tuple[int, ...]) -> Tensor:
+        if name.endswith("bias"):
+            return torch.zeros(shape)
+        return torch.ones(shape) if NORM.search(name) else normal(name, shape, std=std, seed=seed)
+
+    tensors = Tensors()
+    for name, shape in shapes.items():
+        tensors.add((name,), lambda name=name, shape=shape: {name: make(name, shape)})  # type: ignore[misc]
+    return tensors
 
 
 def tokenizer_facts(tokenizer: Path) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from plait.config.model import InitModel
-from plait.models.common import copy_tokenizer, normal, tokenizer_facts, write_configs
+from plait.models.common import copy_tokenizer, drawn, tokenizer_facts, write_configs
 from plait.models.specs import Spec
-from plait.models.weights import FolderTensors, Tensors, merkle, write_safetensors
+from plait.models.weights import FolderTensors, merkle, write_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ def init(folder: Path, settings: InitModel, *, tokenizer: Path) -> dict[str, Any
     spec = Spec.from_config({**config, "vocab_size": facts["vocab_size"]})
     copy_tokenizer(tokenizer, folder)
     write_configs(folder, config, facts)
-    write_safetensors(folder, _weights(spec, std=settings.initializer_range, seed=settings.seed))
+    write_safetensors(folder, drawn(spec.shapes, std=settings.initializer_range, seed=settings.seed))
     elements = sum(torch.Size(shape).numel() for shape in spec.shapes.values())
     log.info("%d tensors, %d parameters", len(spec.shapes), elements)
     return {"merkle": merkle(FolderTensors(folder))}
@@ -45,14 +44,3 @@ def config_of(settings: InitModel) -> dict[str, Any]:
         "use_cache": True,
         "dtype": "float32",
     }
-
-
-def _weights(spec: Spec, *, std: float, seed: int) -> Tensors:
-    def make(name: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        is_norm = len(shape) == 1
-        return {name: torch.ones(shape) if is_norm else normal(name, shape, std=std, seed=seed)}
-
-    weights = Tensors()
-    for name, shape in spec.shapes.items():
-        weights.add((name,), lambda name=name, shape=shape: make(name, shape))  # type: ignore[misc]
-    return weights

@@ -6,22 +6,32 @@ head size), F = feed-forward size, P = values of a patch (3 x side x side).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from plait.errors import CheckpointError
 from plait.files import read_json
+from plait.models.towers import Projector, Tower
 
-ARCHITECTURES = ("MistralForCausalLM", "LlamaForCausalLM", "SoloForCausalLM")
 SOLO = "SoloForCausalLM"
 LLAMA = "LlamaForCausalLM"
+QWEN2 = "Qwen2ForCausalLM"
+LLAVA = "LlavaForConditionalGeneration"
+ARCHITECTURES = ("MistralForCausalLM", LLAMA, QWEN2, SOLO, LLAVA)
+TEXT_ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": LLAMA, "qwen2": QWEN2}
+"""The language models of LLaVA, by the ``model_type`` of its ``text_config``."""
+LANGUAGE_MODEL, TOWER, PROJECTOR = "language_model.", "vision_tower.vision_model.", "multi_modal_projector."
+"""Where the parts of a LLaVA model stand in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """The shape of a Mistral- or Llama-like model, or of SOLO where ``patch_dim`` is not 0."""
+    """The shape of a Mistral-, Llama- or Qwen2-like model.
+
+    It is SOLO's where ``patch_dim`` is not 0, and the language model's of LLaVA where there is a tower.
+    """
 
     architecture: str
     vocab_size: int
@@ -35,8 +45,13 @@ class Spec:
     rope_theta: float
     max_position_embeddings: int
     sliding_window: int | None = None
+    attention_bias: bool = False
     patch_dim: int = 0
     dtype: str = "float32"
+    text_architecture: str = ""
+    vision: Tower | None = None
+    projector: Projector | None = None
+    image_token_id: int | None = None
 
     @classmethod
     def of(cls, folder: Path | str, name: str = "config.json") -> Self:
@@ -57,25 +72,46 @@ class Spec:
             CheckpointError: a value is missing, or asks for something that plait cannot convert.
         """
         architecture = _architecture(config, where)
-        _refuse_the_unknown(config, where)
-        heads = _get(config, "num_attention_heads", where)
-        hidden = _get(config, "hidden_size", where)
+        text = _text_config(config, where) if architecture == LLAVA else config
+        kind = str(text["architectures"][0])
+        _refuse_the_unknown(text, where, kind)
+        heads = _get(text, "num_attention_heads", where)
+        hidden = _get(text, "hidden_size", where)
         return cls(
             architecture=architecture,
-            vocab_size=_get(config, "vocab_size", where),
+            text_architecture=kind,
+            vocab_size=_get(text, "vocab_size", where),
             hidden_size=hidden,
-            intermediate_size=_get(config, "intermediate_size", where),
-            num_layers=_get(config, "num_hidden_layers", where),
+            intermediate_size=_get(text, "intermediate_size", where),
+            num_layers=_get(text, "num_hidden_layers", where),
             num_attention_heads=heads,
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or hidden // heads,
-            rms_norm_eps=_get(config, "rms_norm_eps", where),
-            rope_theta=_rope_theta(config, where),
-            max_position_embeddings=_get(config, "max_position_embeddings", where),
-            sliding_window=config.get("sliding_window", None if architecture == LLAMA else 4096),
+            num_key_value_heads=text.get("num_key_value_heads") or heads,
+            head_dim=text.get("head_dim") or hidden // heads,
+            rms_norm_eps=_get(text, "rms_norm_eps", where),
+            rope_theta=_rope_theta(text, where),
+            max_position_embeddings=_get(text, "max_position_embeddings", where),
+            sliding_window=_sliding_window(text, kind),
+            attention_bias=kind == QWEN2,
             patch_dim=3 * _get(config, "vision_patch_size", where) ** 2 if architecture == SOLO else 0,
-            dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
+            dtype=next(
+                (c[k] for c in (config, text) for k in ("dtype", "torch_dtype") if c.get(k)), "float32"
+            ),
+            **(_pictures(config, hidden, where) if architecture == LLAVA else {}),
         )
+
+    @property
+    def lm(self) -> "Spec":
+        """The language model alone."""
+        if self.vision is None:
+            return self
+        return replace(
+            self, architecture=self.text_architecture, vision=None, projector=None, image_token_id=None
+        )
+
+    @property
+    def norm(self) -> str:
+        """The language model's last norm: a tensor that every model has."""
+        return (LANGUAGE_MODEL if self.vision else "") + "model.norm.weight"
 
     @property
     def query_size(self) -> int:
@@ -90,6 +126,16 @@ class Spec:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every Hugging Face parameter name and its shape, in the order of the model."""
+        if self.vision is None or self.projector is None:
+            return self._language_shapes()
+        parts = (
+            (TOWER, self.vision.shapes),
+            (PROJECTOR, self.projector.shapes),
+            (LANGUAGE_MODEL, self._language_shapes()),
+        )
+        return {prefix + name: shape for prefix, shapes in parts for name, shape in shapes.items()}
+
+    def _language_shapes(self) -> dict[str, tuple[int, ...]]:
         v, d = self.vocab_size, self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, d)}
         if self.patch_dim:
@@ -100,7 +146,9 @@ class Spec:
 
     def _layer(self) -> dict[str, tuple[int, ...]]:
         d, o, k, f = self.hidden_size, self.query_size, self.key_size, self.intermediate_size
+        biases = {"q_proj": o, "k_proj": k, "v_proj": k} if self.attention_bias else {}
         return {
+            **{f"self_attn.{name}.bias": (size,) for name, size in biases.items()},
             "input_layernorm.weight": (d,),
             "self_attn.q_proj.weight": (o, d),
             "self_attn.k_proj.weight": (k, d),
@@ -129,13 +177,67 @@ def _architecture(config: Mapping[str, Any], where: str) -> str:
     return str(found[0])
 
 
-def _refuse_the_unknown(config: Mapping[str, Any], where: str) -> None:
+def _text_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The language model's part of a LLaVA config, with its architecture named."""
+    text = config.get("text_config") or {}
+    kind = TEXT_ARCHITECTURES.get(str(text.get("model_type", "llama")))
+    if kind is None:
+        raise CheckpointError(
+            f"{where} has a language model of type {text.get('model_type')!r}",
+            hint=f"plait converts {', '.join(TEXT_ARCHITECTURES)}",
+        )
+    return {**(TEXT_DEFAULTS if kind == LLAMA else {}), **text, "architectures": [kind]}
+
+
+TEXT_DEFAULTS = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
+}  # fmt: skip
+"""What a ``text_config`` leaves out has the default of transformers' Llama."""
+
+
+def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[str, Any]:
+    """Tower, projector and the picture's token of a LLaVA config."""
+    vision = config.get("vision_config")
+    if not vision:
+        raise CheckpointError(f"{where} has no vision_config")
+    if config.get("projector_hidden_act", "gelu") != "gelu":
+        raise CheckpointError(
+            f"{where} has projector_hidden_act {config['projector_hidden_act']!r}, not gelu"
+        )
+    tower = Tower.from_config(
+        vision,
+        where=where,
+        feature_layer=config.get("vision_feature_layer", -2),
+        drop_class_token=config.get("vision_feature_select_strategy", "default") == "default",
+    )
+    projector = Projector(
+        input_size=tower.hidden_size,
+        hidden_size=config.get("projector_hidden_size") or hidden_size,
+        output_size=hidden_size,
+        bias=config.get("multimodal_projector_bias", True),
+    )
+    token = config.get("image_token_id", config.get("image_token_index", 32000))
+    return {"vision": tower, "projector": projector, "image_token_id": token}
+
+
+def _sliding_window(config: Mapping[str, Any], architecture: str) -> int | None:
+    """The window in tokens, with the defaults of transformers; Qwen2 has one only where it says so."""
+    if architecture == QWEN2 and not config.get("use_sliding_window"):
+        return None
+    window: int | None = config.get("sliding_window", None if architecture == LLAMA else 4096)
+    return window
+
+
+def _refuse_the_unknown(config: Mapping[str, Any], where: str, architecture: str) -> None:
     """Refuse what would change the numbers and has no row in the tables."""
     if config.get("tie_word_embeddings"):
         raise CheckpointError(
             f"{where} ties the output layer to the embedding; plait trains untied models only",
             hint="save it untied: the embedding again as lm_head.weight, and tie_word_embeddings false",
         )
+    if architecture == QWEN2 and config.get("use_sliding_window"):
+        raise CheckpointError(f"{where} has use_sliding_window, which plait cannot convert yet")
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise CheckpointError(f"{where} has {key}; plait converts models without biases")

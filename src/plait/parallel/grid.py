@@ -6,6 +6,8 @@ Ranks stand in Megatron's order: tensor fastest, then data, then pipeline.
 Coordinates(tp=1, dp=0, pp=1)
 >>> Grid(tp=2, pp=2).layers(1, num_layers=4)
 range(2, 4)
+>>> [len(Grid(pp=3, first=2).layers(stage, num_layers=8)) for stage in range(3)]
+[2, 3, 3]
 >>> Grid(tp=2, pp=2).folder(tp=1, pp=0), Grid(tp=2, pp=1).folder(tp=1, pp=0)
 ('mp_rank_01_000', 'mp_rank_01')
 """
@@ -27,18 +29,37 @@ class Coordinates:
 
 @dataclass(frozen=True)
 class Grid:
-    """How many ranks share a layer (``tp``) and how many stages share the layers (``pp``)."""
+    """How many ranks share a layer (``tp``) and how many stages share the layers (``pp``).
+
+    ``first`` and ``last`` are the layers of the first and the last stage where stages are uneven, Megatron's
+    ``num_layers_in_first_pipeline_stage`` and its fellow; the other stages share the rest evenly.
+    """
 
     tp: int = 1
     pp: int = 1
+    first: int | None = None
+    last: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sizes below 1."""
-        if min(self.tp, self.pp) < 1:
+        """Refuse sizes below 1; a single stage has no uneven ones."""
+        if min(self.tp, self.pp, self.first or 1, self.last or 1) < 1:
             raise ConfigError(f"grid tp{self.tp} x pp{self.pp} is impossible: sizes start at 1")
+        if self.pp == 1:
+            object.__setattr__(self, "first", None)
+            object.__setattr__(self, "last", None)
 
     def __str__(self) -> str:
-        return f"{self.tp} x {self.pp} grid"
+        uneven = (f"{name} stage of {size} layers" for name, size in self._uneven.items())
+        return ", ".join((f"{self.tp} x {self.pp} grid", *uneven))
+
+    @property
+    def _uneven(self) -> dict[str, int]:
+        return {name: size for name, size in (("first", self.first), ("last", self.last)) if size}
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """The grid as a manifest has it: ``Grid(**facts)`` is this one."""
+        return {"tp": self.tp, "pp": self.pp, **self._uneven}
 
     def __len__(self) -> int:
         """Ranks that hold one copy of the model."""
@@ -74,18 +95,33 @@ class Grid:
         Raises:
             ConfigError: the layers do not divide into the stages.
         """
-        if num_layers % self.pp:
+        sizes = self._stages(num_layers)
+        start = sum(sizes[:stage])
+        return range(start, start + sizes[stage])
+
+    def _stages(self, num_layers: int) -> list[int]:
+        """Layers of each stage."""
+        given = [*self._uneven.values()]
+        others, rest = self.pp - len(given), num_layers - sum(given)
+        if not given and num_layers % self.pp:
             legal = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
             raise ConfigError(
                 f"{num_layers} layers do not divide into {self.pp} pipeline stages",
                 hint=f"pp may be {', '.join(map(str, legal))}",
             )
-        size = num_layers // self.pp
-        return range(stage * size, (stage + 1) * size)
+        if rest < others or (others and rest % others) or (rest and not others):
+            raise ConfigError(
+                f"of {num_layers} layers {' + '.join(map(str, given))} are given to the first or last stage, "
+                f"and {rest} do not divide among the other {others} of {self.pp} pipeline stages"
+            )
+        middle = [rest // others] * others if others else []
+        ends = ([self.first] if self.first else []), ([self.last] if self.last else [])
+        return [*ends[0], *middle, *ends[1]]
 
     def stage_of(self, layer: int, *, num_layers: int) -> int:
         """The pipeline stage that holds a layer."""
-        return layer // len(self.layers(0, num_layers=num_layers))
+        stages = (stage for stage in range(self.pp) if layer in self.layers(stage, num_layers=num_layers))
+        return next(stages)
 
     def folder(self, *, tp: int, pp: int) -> str:
         """The folder of a rank in Megatron's classic checkpoint layout."""

@@ -18,7 +18,7 @@ from plait import files
 from plait.config.paths import local
 from plait.errors import ConfigError, DataError
 from plait.tokens.templates import chat_template
-from plait.tokens.vocabulary import GROUPS
+from plait.tokens.vocabulary import GROUPS, PADDING
 
 SENTENCEPIECE = "tokenizer.model"
 FAST = "tokenizer.json"
@@ -133,6 +133,8 @@ def _extended(folder: Path, base: Path, groups: Iterable[str]) -> Any:
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in new])
     if "chatml" in groups:
         tokenizer.chat_template = chat_template("chatml")
+    if "image" in groups:
+        tokenizer.pad_token = PADDING
     if (base / SENTENCEPIECE).is_file():
         _append_pieces(base / SENTENCEPIECE, folder / SENTENCEPIECE, new)
     return tokenizer
@@ -168,7 +170,7 @@ def _facts(tokenizer: Any) -> dict[str, Any]:
             f"the tokenizer has {size} tokens but ids up to {max(vocabulary.values(), default=0)}",
             hint="plait needs ids without gaps: one row of the embedding a token",
         )
-    found = {group: _ids(vocabulary, GROUPS[group]) for group in ("vision", "chatml")}
+    found = {group: _ids(vocabulary, GROUPS[group]) for group in ("vision", "chatml", "image")}
     return {"vocab_size": size, "bos_id": tokenizer.bos_token_id, "eos_id": tokenizer.eos_token_id, **found}
 
 

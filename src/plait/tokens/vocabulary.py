@@ -7,6 +7,8 @@ v1 as ``[vision, locations, chatml]``::
     locations  32005  <loc_1> ... <loc_1024>
     chatml     33029  <|im_start|> <|im_end|>
 
+    image      (for LLaVA, whose pictures are one token, repeated)  <image> <pad>
+
 >>> padded_vocab_size(33_031, tp=2)
 33280
 >>> picture_text(2, 2)
@@ -17,10 +19,12 @@ VISION_START, VISION_PATCH, VISION_ROW, VISION_FRAME, VISION_END = (
     "<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>",
 )  # fmt: skip
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+IMAGE, PADDING = "<image>", "<pad>"
 GROUPS: dict[str, tuple[str, ...]] = {
     "vision": (VISION_START, VISION_PATCH, VISION_ROW, VISION_FRAME, VISION_END),
     "locations": tuple(f"<loc_{number}>" for number in range(1, 1025)),
     "chatml": (TURN_START, TURN_END),
+    "image": (IMAGE, PADDING),
 }
 
 PICTURE = VISION_START + VISION_END

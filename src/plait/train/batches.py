@@ -10,6 +10,7 @@ B = sequences of a micro-batch, S = tokens of a sequence, N = patches, P = value
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,12 +73,16 @@ class Batch:
     loss_mask: Tensor
     position_ids: Tensor
     attention_mask: Tensor
-    patches: Tensor | None
-    patch_indices: Tensor | None
+    pictures: Tensor | None = None
+    picture_rows: Tensor | None = None
+    clipped: int = 0
+    """Samples that lost their end: they were longer than a sequence (energon)."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        moved: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in vars(self).items()}
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
+        }
         return Batch(**moved)
 
 
@@ -107,31 +112,25 @@ class Collator:
 
     def __call__(self, packs: Sequence[Pack]) -> Batch:
         """Pad and stack: each document sees itself only and starts at position 0."""
-        text_BS = self._padded([pack.text for pack in packs], self.pad_id)
-        role_BS = self._padded([pack.role for pack in packs], PADDING)
+        text_BS = padded([pack.text for pack in packs], self.pad_id, self.seq_length)
+        role_BS = padded([pack.role for pack in packs], PADDING, self.seq_length)
         document_BS = np.cumsum(role_BS == roles.PACK_SEP, axis=1)
         document_BS[role_BS == PADDING] = -1
         trained_BS = np.isin(role_BS, self.loss_roles) & ~np.isin(text_BS, self.no_loss_ids)
         patches, indices = self._patches(packs) if self.vision else (None, None)
         return Batch(
             input_ids=torch.from_numpy(text_BS),
-            labels=torch.from_numpy(_shifted(text_BS, self.pad_id)),
-            loss_mask=torch.from_numpy(_shifted(trained_BS, 0)).float(),
+            labels=torch.from_numpy(shifted(text_BS, self.pad_id)),
+            loss_mask=torch.from_numpy(shifted(trained_BS, 0)).float(),
             position_ids=torch.from_numpy(positions(document_BS)),
             attention_mask=masked_out(torch.from_numpy(document_BS), self.window),
-            patches=patches,
-            patch_indices=indices,
+            pictures=patches,
+            picture_rows=indices,
         )
-
-    def _padded(self, rows: Sequence[NDArray[np.int64]], fill: int) -> NDArray[np.int64]:
-        padded = np.full((len(rows), self.seq_length), fill, dtype=np.int64)
-        for target, row in zip(padded, rows, strict=True):
-            target[: len(row)] = row
-        return padded
 
     def _patches(self, packs: Sequence[Pack]) -> tuple[Tensor, Tensor]:
         """Patches [N, P] of all packs and indices [B, S] into them; -1 stays -1."""
-        indices_BS = self._padded([pack.patch_indices for pack in packs], -1)
+        indices_BS = padded([pack.patch_indices for pack in packs], -1, self.seq_length)
         found: list[NDArray[np.float32]] = []
         first = 0
         for row, pack in zip(indices_BS, packs, strict=True):
@@ -149,11 +148,19 @@ class Collator:
         return np.concatenate([*decoded, np.zeros((0, 3 * size * size), dtype=np.float32)])
 
 
-def _shifted(values_BS: NDArray[Any], fill: int) -> NDArray[Any]:
+def padded(rows: Sequence[NDArray[Any]], fill: int, length: int) -> NDArray[np.int64]:
+    """Rows of at most ``length`` values as one array [B, length], ``fill`` after their ends."""
+    found = np.full((len(rows), length), fill, dtype=np.int64)
+    for target, row in zip(found, rows, strict=True):
+        target[: len(row)] = row
+    return found
+
+
+def shifted(values_BS: NDArray[Any], fill: int) -> NDArray[Any]:
     """Each token's successor; ``fill`` after the last."""
-    shifted = np.full_like(values_BS, fill)
-    shifted[:, :-1] = values_BS[:, 1:]
-    return shifted
+    following = np.full_like(values_BS, fill)
+    following[:, :-1] = values_BS[:, 1:]
+    return following
 
 
 def positions(document_BS: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -203,6 +210,17 @@ class Feed:
     total: int
     dp_rank: int
     dp_size: int
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of a sequence."""
+        return self.collate.seq_length
+
+    def state(self) -> None:
+        """Nothing needs to be saved: the order is a function of seed and step."""
+
+    def resume(self, start: Path) -> None:
+        """Nothing needs to be read either."""
 
     def batches(self, iteration: int) -> Iterator[Batch]:
         """The micro-batches of the iteration after ``iteration`` finished ones."""

@@ -1,6 +1,6 @@
 """From an HF model's shape and a run's settings to Megatron Core's model, optimizer and schedule."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
+from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import padded_vocab_size
+from plait.train.llava import LlavaModel, VisionTower, projector_of, projector_sizes, tower_sizes
 from plait.train.model import PackedGPTModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -31,28 +33,24 @@ def loaded_later(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def transformer_config(spec: Spec, *, dtype: torch.dtype) -> TransformerConfig:
-    """Megatron's config of a model of this shape on the current grid, without fused kernels."""
+def transformer_config(spec: Spec, grid: Grid, *, dtype: torch.dtype, **sizes: Any) -> TransformerConfig:
+    """Megatron's config of a model of this shape on a grid, without fused kernels.
+
+    Args:
+        spec: the language model's shape.
+        grid: the current grid.
+        dtype: type of weights and activations.
+        sizes: keys of a part that is not the language model, in place of its.
+    """
     return TransformerConfig(
-        num_layers=spec.num_layers,
-        hidden_size=spec.hidden_size,
-        num_attention_heads=spec.num_attention_heads,
-        num_query_groups=spec.num_key_value_heads,
-        kv_channels=spec.head_dim,
-        ffn_hidden_size=spec.intermediate_size,
-        normalization="RMSNorm",
-        layernorm_epsilon=spec.rms_norm_eps,
-        add_bias_linear=False,
-        gated_linear_unit=True,
-        activation_func=F.silu,
+        **(sizes or _language_sizes(spec, grid)),
         hidden_dropout=0.0,
         attention_dropout=0.0,
         attention_softmax_in_fp32=True,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
-        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        tensor_model_parallel_size=grid.tp,
         calculate_per_token_loss=True,
         use_cpu_initialization=True,
         init_method=loaded_later,
@@ -67,13 +65,47 @@ def transformer_config(spec: Spec, *, dtype: torch.dtype) -> TransformerConfig:
     )
 
 
-def build_model(spec: Spec, *, dtype: torch.dtype) -> PackedGPTModel:
+def _language_sizes(spec: Spec, grid: Grid) -> dict[str, Any]:
+    uneven = grid.pp > 1
+    return {
+        "num_layers": spec.num_layers,
+        "hidden_size": spec.hidden_size,
+        "num_attention_heads": spec.num_attention_heads,
+        "num_query_groups": spec.num_key_value_heads,
+        "kv_channels": spec.head_dim,
+        "ffn_hidden_size": spec.intermediate_size,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": spec.rms_norm_eps,
+        "add_bias_linear": False,
+        "add_qkv_bias": spec.attention_bias,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "pipeline_model_parallel_size": grid.pp,
+        "num_layers_in_first_pipeline_stage": grid.first if uneven else None,
+        "num_layers_in_last_pipeline_stage": grid.last if uneven else None,
+    }
+
+
+def build_model(spec: Spec, grid: Grid, *, dtype: torch.dtype) -> PackedGPTModel | LlavaModel:
     """This rank's stage of the model; its weights are not initialised, they are loaded."""
-    config = transformer_config(spec, dtype=dtype)
+    language = _language_model(spec, grid, dtype=dtype)
+    if spec.vision is None or spec.projector is None:
+        return language
+    if not language.pre_process:
+        return LlavaModel(language)
+    tower = transformer_config(spec, grid, dtype=dtype, **tower_sizes(spec.vision))
+    sizes = projector_sizes(spec.projector, spec.num_attention_heads)
+    projector = transformer_config(spec, grid, dtype=dtype, **sizes)
+    return LlavaModel(
+        language, VisionTower(tower, spec.vision), projector_of(projector, spec.projector)
+    )
+
+
+def _language_model(spec: Spec, grid: Grid, *, dtype: torch.dtype) -> PackedGPTModel:
     return PackedGPTModel(
-        config,
+        transformer_config(spec, grid, dtype=dtype),
         get_gpt_layer_local_spec(normalization="RMSNorm"),
-        vocab_size=padded_vocab_size(spec.vocab_size, config.tensor_model_parallel_size),
+        vocab_size=padded_vocab_size(spec.vocab_size, grid.tp),
         true_vocab_size=spec.vocab_size,
         max_sequence_length=spec.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -97,7 +129,20 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) ->
         raise CheckpointError(f"the weights do not fit this rank's model: {error}") from error
 
 
-def wrap(model: PackedGPTModel) -> DistributedDataParallel:
+def freeze(model: PackedGPTModel | LlavaModel, parts: Sequence[str]) -> None:
+    """Leave parts of a LLaVA model untrained; call it before the optimizer is made.
+
+    Args:
+        model: this rank's stage.
+        parts: of ``language_model``, ``vision_model`` and ``vision_projection``.
+    """
+    for part in parts:
+        module = getattr(model, part, None)
+        if module is not None:
+            module.requires_grad_(requires_grad=False)
+
+
+def wrap(model: PackedGPTModel | LlavaModel) -> DistributedDataParallel:
     """The model behind Megatron's data parallel gradients."""
     config = model.config
     ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=False)
@@ -131,12 +176,15 @@ def optimizer_of(model: DistributedDataParallel, run: Mapping[str, Any]) -> Any:
 def schedule_of(optimizer: Any, run: Mapping[str, Any], *, train_iters: int) -> OptimizerParamScheduler:
     """The learning rate over the whole run, whatever segment of it this job trains; in samples."""
     samples = run["global_batch_size"]
+    warmup = run["lr_warmup_iters"]
+    if run["lr_warmup_fraction"] is not None:
+        warmup = run["lr_warmup_fraction"] * train_iters
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=run["lr"],
         min_lr=run["min_lr"],
-        lr_warmup_steps=run["lr_warmup_iters"] * samples,
+        lr_warmup_steps=warmup * samples,
         lr_decay_steps=train_iters * samples,
         lr_decay_style=run["lr_decay_style"],
         start_wd=run["weight_decay"],

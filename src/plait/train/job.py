@@ -14,6 +14,8 @@ import yaml
 from plait import files, layout
 from plait.config.schedule import Schedule
 from plait.errors import CheckpointError, ConfigError, DataError
+from plait.models.specs import Spec
+from plait.parallel.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ class Job:
     @property
     def shards(self) -> list[tuple[Path, float]]:
         """Indexed shards and their weights, from the mixture."""
-        mixture = yaml.safe_load((Path(self.analysis) / "mixture.yaml").read_text(encoding="utf-8"))
-        return [(Path(source["prefix"]), float(source["weight"])) for source in mixture["sources"]]
+        return [(Path(source["prefix"]), float(source["weight"])) for source in self.mixture["sources"]]
 
     @property
     def train_iters(self) -> int:
@@ -57,9 +58,26 @@ class Job:
     @property
     def steps(self) -> tuple[int, int]:
         """The iterations that the job starts after and ends with."""
-        start = layout.parse(self.start)
-        done = start.iteration if isinstance(start, layout.Iteration) else 0
-        return done, layout.Iteration.parse(self.target).iteration
+        start, target = layout.parse(self.start), layout.Iteration.parse(self.target)
+        goes_on = isinstance(start, layout.Iteration) and start.run == target.run
+        return start.iteration if goes_on else 0, target.iteration
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that the run trains on."""
+        return Grid(
+            tp=self.settings["tensor_model_parallel_size"],
+            pp=self.settings["pipeline_model_parallel_size"],
+            first=self.settings["num_layers_in_first_pipeline_stage"],
+            last=self.settings["num_layers_in_last_pipeline_stage"],
+        )
+
+    @property
+    def mixture(self) -> dict[str, Any]:
+        """The mixture's sources and their weights."""
+        path = Path(self.analysis) / "mixture.yaml"
+        found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return found
 
     def check(self) -> None:
         """Compare the inputs with one another before any process starts.
@@ -69,10 +87,13 @@ class Job:
         """
         self._check_steps()
         start = files.read_manifest(self.start)
-        _check_grid(self.start, start, self.settings)
-        model = files.read_json(Path(self.start) / layout.HF_CONFIG)
-        for shard, _ in self.shards:
-            _check_shard(shard, self.start, model, start["facts"]["tokenizer"])
+        self._check_grid(start)
+        model = Spec.of(self.start, layout.HF_CONFIG)
+        if model.vision is not None:
+            _check_energon(self.mixture, self.start, model, start["facts"]["tokenizer"])
+        else:
+            for shard, _ in self.shards:
+                _check_shard(shard, self.start, model, start["facts"]["tokenizer"])
         files.refuse_foreign(layout.Iteration.parse(self.target))
 
     def _check_steps(self) -> None:
@@ -82,42 +103,70 @@ class Job:
         target, start = layout.Iteration.parse(self.target), layout.parse(self.start)
         schedule.check(target.iteration, run=target.run)
         before = schedule.previous(target.iteration)
+        run, iteration = self.settings["start_run"], self.settings["start_iteration"]
         if before:
-            fits = start == layout.Iteration(run=target.run, iteration=before)
             wanted = f"data/ckpts/{target.run}/iter_{before:07d}"
+            fits = start == layout.Iteration(run=target.run, iteration=before)
+        elif run:
+            wanted = f"data/ckpts/{run}/iter_{iteration:07d}"
+            fits = start == layout.Iteration(run=run, iteration=iteration)
         else:
-            fits = isinstance(start, layout.Sharded) and start.model == self.settings["model"]
             wanted = f"the sharded model {self.settings['model']}"
+            fits = isinstance(start, layout.Sharded) and start.model == self.settings["model"]
         if not fits:
             raise ConfigError(f"{target} is trained from {wanted}, not from {start}")
 
+    def _check_grid(self, manifest: dict[str, Any]) -> None:
+        """A sharded model is cut for one grid; another run's checkpoint is read on any."""
+        kind, found = manifest["kind"], manifest["facts"]["grid"]
+        if kind not in {"sharded", "iteration"}:
+            raise CheckpointError(f"{self.start} is of kind {kind!r}; training starts from a sharded model")
+        another_run = kind == "iteration" and not self.steps[0]
+        if Grid(**found) != self.grid and not another_run:
+            raise CheckpointError(
+                f"{self.start} is cut for {Grid(**found)}, the run wants {self.grid}",
+                hint="shard the model for that grid, or change the run's parallel sizes in config/",
+            )
 
-def _check_grid(start: str, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
-    if manifest["kind"] not in {"sharded", "iteration"}:
-        kind = manifest["kind"]
-        raise CheckpointError(f"{start} is of kind {kind!r}; training starts from a sharded model")
-    found = manifest["facts"]["grid"]
-    want = (settings["tensor_model_parallel_size"], settings["pipeline_model_parallel_size"])
-    if (found["tp"], found["pp"]) != want:
-        raise CheckpointError(
-            f"{start} is cut for tp{found['tp']} x pp{found['pp']}, the run wants tp{want[0]} x pp{want[1]}"
+
+def _check_energon(mixture: dict[str, Any], start: str, model: Spec, tokenizer: str) -> None:
+    """Refuse data that the model was not made for."""
+    where = f"the mixture's tokenizer {mixture['tokenizer']}"
+    found = files.digest(Path(mixture["tokenizer"]) / "tokenizer.json")
+    if found != tokenizer:
+        raise DataError(
+            f"{where} is {found[:12]}, {start} has {tokenizer[:12]}",
+            hint="a mixture's format and a run's model must name the same tokenizer",
         )
+    assert model.vision is not None
+    tokens, seq = mixture["format"]["picture_tokens"], mixture["decoder_seq_length"]
+    if tokens != model.vision.tokens:
+        raise DataError(
+            f"the mixture counts {tokens} tokens a picture, the tower of {start} gives {model.vision.tokens}",
+            hint="set picture_tokens of the format in config/ to that number",
+        )
+    _check_length(f"the mixture's decoder_seq_length {seq}", seq, start, model)
 
 
-def _check_shard(shard: Path, start: str, model: dict[str, Any], tokenizer: str) -> None:
+def _check_shard(shard: Path, start: str, model: Spec, tokenizer: str) -> None:
     """Refuse data that the model was not made for."""
     facts = files.read_manifest(shard, kind="indexed")["facts"]
     if facts["tokenizer"] != tokenizer:
         raise DataError(
             f"{shard} was made by tokenizer {facts['tokenizer'][:12]} of {facts['vocab_size']} tokens, "
-            f"{start} has {tokenizer[:12]} of {model['vocab_size']}",
+            f"{start} has {tokenizer[:12]} of {model.vocab_size}",
             hint="a mixture's format and a run's model must name the same tokenizer",
         )
-    seq, longest = layout.Indexed.parse(shard).seq, model["max_position_embeddings"]
+    seq = layout.Indexed.parse(shard).seq
+    _check_length(f"{shard} has sequences of {seq} tokens", seq, start, model)
+
+
+def _check_length(what: str, seq: int, start: str, model: Spec) -> None:
+    longest = model.max_position_embeddings
     if seq > longest:
         raise DataError(
-            f"{shard} has sequences of {seq} tokens, {start} has max_position_embeddings {longest}",
-            hint=f"pack the mixture to at most {longest} tokens",
+            f"{what}, {start} has max_position_embeddings {longest}",
+            hint=f"shorten the mixture's sequences to at most {longest} tokens",
         )
 
 
@@ -144,66 +193,78 @@ def run_rank(job: Job) -> None:
     """The job on one rank of the world that torchrun started."""
     from plait.train.world import world
 
-    settings = job.settings
-    tp, pp = settings["tensor_model_parallel_size"], settings["pipeline_model_parallel_size"]
     with ExitStack() as stack:
         if os.environ["RANK"] == "0":
             stack.enter_context(lock(Path(job.target).parent))
-        stack.enter_context(world(tp=tp, pp=pp, seed=settings["seed"]))
+        stack.enter_context(world(tp=job.grid.tp, pp=job.grid.pp, seed=job.settings["seed"]))
         _train(job)
 
 
 def _train(job: Job) -> None:
-    from plait.models.specs import Spec
-    from plait.train.build import DTYPES, build_model, optimizer_of, schedule_of, wrap
+    from plait.train.build import DTYPES, build_model, freeze, optimizer_of, schedule_of, wrap
     from plait.train.loop import Trainer
-    from plait.train.state import TrainState, save
+    from plait.train.state import Origin, TrainState, save
 
-    hf_config = (Path(job.start) / layout.HF_CONFIG).read_bytes()
-    spec = Spec.from_config(json.loads(hf_config))
-    inner = build_model(spec, dtype=DTYPES[job.settings["params_dtype"]])
+    spec = Spec.of(job.start, layout.HF_CONFIG)
+    inner = build_model(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]])
     done, stop = job.steps
     if not done:
-        _load_sharded(inner, Path(job.start))
+        _load_start(inner, job, spec)
+    freeze(inner, job.settings["freeze"])
     model = wrap(inner)
     optimizer = optimizer_of(model, job.settings)
     schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters)
     state = TrainState(inner, optimizer, schedule)
+    feed = _feed(job, spec)
     if done:
         state.load(Path(job.start))
-    trainer = Trainer(model, state, _feed(job, spec), job.settings)
-    trainer.train(stop, folder=Path(job.target).parent)
-    save(
-        state,
-        Path(job.target),
+        feed.resume(Path(job.start))
+    Trainer(model, state, feed, job.settings).train(stop, folder=Path(job.target).parent)
+    origin = Origin(
+        start=Path(job.start),
         spec=spec,
-        hf_config=hf_config,
+        grid=job.grid,
         settings=job.settings,
         inputs=job.inputs,
         tokenizer=files.read_manifest(job.start)["facts"]["tokenizer"],
     )
+    save(state, Path(job.target), origin, loader=feed.state())
 
 
-def _load_sharded(model: Any, folder: Path) -> None:
+def _load_start(model: Any, job: Job, spec: Spec) -> None:
+    """The weights of the first segment: drawn, of another run's checkpoint, or of the sharded model."""
     from megatron.core import parallel_state
 
-    from plait.convert import checkpoint
-    from plait.parallel.grid import Grid
+    from plait.convert import checkpoint, engine
+    from plait.models.common import drawn
     from plait.train.build import load_weights
+    from plait.train.state import load_model
 
-    grid = Grid(
-        tp=parallel_state.get_tensor_model_parallel_world_size(),
-        pp=parallel_state.get_pipeline_model_parallel_world_size(),
+    place = (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
     )
-    tp_rank = parallel_state.get_tensor_model_parallel_rank()
-    pp_rank = parallel_state.get_pipeline_model_parallel_rank()
-    load_weights(model, checkpoint.read_rank(folder, grid, tp_rank, pp_rank))
+    if job.settings["init"] == "random":
+        random = drawn(spec.shapes, std=job.settings["init_method_std"], seed=job.settings["seed"])
+        load_weights(model, engine.cut(engine.to_mcore(random, spec), spec, job.grid, *place))
+    elif job.settings["start_run"]:
+        load_model(model, Path(job.start))
+    else:
+        load_weights(model, checkpoint.read_rank(Path(job.start), job.grid, *place))
 
 
-def _feed(job: Job, spec: Any) -> Any:
+def _feed(job: Job, spec: Spec) -> Any:
     """This rank's share of the mixture, in the order that seed and step give."""
     from megatron.core import parallel_state
 
+    place = {
+        "dp_rank": parallel_state.get_data_parallel_rank(),
+        "dp_size": parallel_state.get_data_parallel_world_size(),
+    }
+    return _packed(job, spec, **place) if spec.vision is None else _energon(job, spec, **place)
+
+
+def _packed(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
     from plait.tokens import roles
     from plait.tokens.indexed import PackedShard
     from plait.train.batches import Collator, Feed, Order
@@ -233,6 +294,30 @@ def _feed(job: Job, spec: Any) -> Any:
         collate=collate,
         micro=settings["micro_batch_size"],
         total=total,
-        dp_rank=parallel_state.get_data_parallel_rank(),
-        dp_size=parallel_state.get_data_parallel_world_size(),
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+    )
+
+
+def _energon(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
+    from megatron.core import parallel_state
+
+    from plait.train.energon import EnergonFeed, PictureCollator, image_processor
+
+    first = parallel_state.is_pipeline_first_stage()
+    mixture = job.mixture
+    collate = PictureCollator(
+        seq_length=mixture["decoder_seq_length"],
+        fixed=job.grid.pp > 1,
+        processor=image_processor(Path(job.start)) if first else None,
+        window=spec.sliding_window,
+    )
+    return EnergonFeed(
+        blend=Path(job.analysis) / "metadataset.yaml",
+        tokenizer=Path(mixture["tokenizer"]),
+        form=mixture["format"],
+        collate=collate,
+        run=job.settings,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
     )

@@ -14,6 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from plait.train.batches import Batch, Feed
+from plait.train.energon import EnergonFeed
 from plait.train.metrics import Metrics
 from plait.train.state import TrainState
 
@@ -26,15 +27,17 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable
         batch.input_ids,
         batch.position_ids,
         batch.attention_mask,
-        patches=batch.patches,
-        patch_indices=batch.patch_indices,
+        pictures=batch.pictures,
+        picture_rows=batch.picture_rows,
         labels=batch.labels,
     )
 
     def loss(losses_BS: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         total = (losses_BS.float() * batch.loss_mask).sum()
         tokens = batch.loss_mask.sum()
-        return total, tokens.int(), {"lm loss": torch.stack((total.detach(), tokens))}
+        sums = torch.stack((total.detach(), tokens, tokens.new_tensor(batch.input_ids.numel()),
+                            tokens.new_tensor(batch.clipped)))
+        return total, tokens.int(), {"lm loss": sums}
 
     return output, loss
 
@@ -52,7 +55,7 @@ class Trainer:
 
     model: Any
     state: TrainState
-    feed: Feed
+    feed: Feed | EnergonFeed
     run: Mapping[str, Any]
 
     def train(self, stop: int, *, folder: Path) -> None:
@@ -84,7 +87,7 @@ class Trainer:
             data_iterator=self.feed.batches(self.state.iteration),
             model=[self.model],
             num_microbatches=self.feed.total // (self.feed.micro * self.feed.dp_size),
-            seq_length=self.feed.collate.seq_length,
+            seq_length=self.feed.seq_length,
             micro_batch_size=self.feed.micro,
             forward_only=False,
         )
@@ -92,24 +95,25 @@ class Trainer:
         lr = self.state.optimizer.param_groups[0]["lr"]
         self.state.schedule.step(self.feed.total)
         self.state.iteration += 1
-        loss, tokens = _mean_loss(reduced)
+        loss, trained, tokens, clipped = _sums(reduced)
         seconds = time.perf_counter() - began
         return {
             "iteration": self.state.iteration,
-            "lm loss": loss,
-            "loss tokens": tokens,
+            "lm loss": loss / max(trained, 1.0),
+            "loss tokens": trained,
+            "clipped samples": clipped,
             "grad norm": float(grad_norm or 0.0),
             "learning-rate": lr,
             "iteration-time": seconds,
-            "tokens/s": self.feed.total * self.feed.collate.seq_length / seconds,
+            "tokens/s": tokens / seconds,
         }
 
 
-def _mean_loss(reduced: list[dict[str, Tensor]]) -> tuple[float, float]:
-    """Loss per trained token over all ranks' micro-batches, and how many there were."""
+def _sums(reduced: list[dict[str, Tensor]]) -> list[float]:
+    """Over all ranks' micro-batches: loss, trained tokens, tokens, clipped samples."""
     if not reduced:
-        return 0.0, 0.0
+        return [0.0] * 4
     total = torch.stack([found["lm loss"] for found in reduced]).sum(dim=0)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    loss, tokens = total.tolist()
-    return loss / max(tokens, 1.0), tokens
+    sums: list[float] = total.tolist()
+    return sums

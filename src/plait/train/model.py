@@ -59,8 +59,9 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
         position_ids: Tensor,
         attention_mask: Tensor,
         *,
-        patches: Tensor | None = None,
-        patch_indices: Tensor | None = None,
+        pictures: Tensor | None = None,
+        picture_rows: Tensor | None = None,
+        decoder_input: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
         """Losses [B, S] on the last stage if there are labels, else its logits, else hidden states.
@@ -69,16 +70,16 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
             input_ids: [B, S].
             position_ids: [B, S], from 0 in every document.
             attention_mask: [B, 1, S, S], true where attention is masked out.
-            patches: [N, P], read by the first stage of SOLO.
-            patch_indices: [B, S], a row of ``patches``, or -1 where a token is no patch.
+            pictures: patches [N, P], read by the first stage of SOLO.
+            picture_rows: [B, S], a row of ``pictures``, or -1 where a token is no patch.
+            decoder_input: [S, B, D], embeddings in place of the first stage's own.
             labels: [B, S], the next token.
         """
         self.rotary_pos_emb.position_ids = position_ids
-        decoder_input = None
-        if self.pre_process and patches is not None and len(patches):
-            assert patch_indices is not None
+        if self.pre_process and pictures is not None and len(pictures):
+            assert picture_rows is not None
             decoder_input = self.embedding(input_ids, position_ids)
-            decoder_input = decoder_input + self._patch_embedding(patches, patch_indices)
+            decoder_input = decoder_input + self._patch_embedding(pictures, picture_rows)
         output: Tensor = super().forward(
             input_ids, position_ids, attention_mask, decoder_input=decoder_input, labels=labels
         )

@@ -17,9 +17,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from plait import files
+from plait.convert.carried import carry
 from plait.convert.checkpoint import facts_of_iteration
 from plait.errors import LayoutError
-from plait.layout import HF_CONFIG, TRACKER, TRAINED_WITH, Iteration
+from plait.layout import TRACKER, TRAINED_WITH, Iteration
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.train.writer import SaveNow
@@ -92,26 +93,35 @@ def _generators() -> ShardedObject:
     return ShardedObject("rng_state", state, (pp, tp), place, replica_id=replica)
 
 
-def save(
-    state: TrainState,
-    target: Path,
-    *,
-    spec: Spec,
-    hf_config: bytes,
-    settings: Mapping[str, Any],
-    inputs: list[Path],
-    tokenizer: str,
-) -> None:
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint says of where it comes from.
+
+    Attributes:
+        start: the Megatron folder that training started from: its config files and carried tensors go along.
+        spec: the model's shape.
+        grid: the grid it is trained on.
+        settings: the run's settings; they go into the manifest.
+        inputs: what the manifest names as inputs.
+        tokenizer: sha256 of the model's tokenizer.json, carried to what is trained from here.
+    """
+
+    start: Path
+    spec: Spec
+    grid: Grid
+    settings: Mapping[str, Any]
+    inputs: list[Path]
+    tokenizer: str
+
+
+def save(state: TrainState, target: Path, origin: Origin, loader: dict[str, Any] | None = None) -> None:
     """Write a persistent checkpoint with its manifest; all ranks take part, rank 0 publishes.
 
     Args:
         state: what to save.
         target: the iteration's folder.
-        spec: the model's shape.
-        hf_config: the source model's config.json.
-        settings: the run's settings; they go into the manifest.
-        inputs: what the manifest names as inputs.
-        tokenizer: sha256 of the model's tokenizer.json, carried to what is trained from here.
+        origin: where it comes from.
+        loader: this data parallel rank's place in its data, where seed and step do not say it.
 
     Raises:
         LayoutError: a folder that plait did not make stands at the target.
@@ -124,29 +134,34 @@ def save(
         part.mkdir(parents=True)
     dist.barrier()
     dist_checkpointing.save(_interned(state.sharded(is_loading=False)), str(part), SaveNow())
+    if loader is not None and _first_of_its_copy():
+        files.write_json(part / loader_file(parallel_state.get_data_parallel_rank()), loader)
+    dist.barrier()
     if dist.get_rank() == 0:
-        (part / HF_CONFIG).write_bytes(hf_config)
-        files.write_json(part / TRAINED_WITH, settings)
-        publish(part, target, spec=spec, settings=settings, inputs=inputs, tokenizer=tokenizer)
+        carry(origin.start, part)
+        files.write_json(part / TRAINED_WITH, origin.settings)
+        publish(part, target, origin)
     dist.barrier()
 
 
-def publish(
-    part: Path,
-    target: Path,
-    *,
-    spec: Spec,
-    settings: Mapping[str, Any],
-    inputs: list[Path],
-    tokenizer: str,
-) -> None:
-    """Check what was written, write the manifest and rename the folder into place."""
-    grid = Grid(
-        tp=parallel_state.get_tensor_model_parallel_world_size(),
-        pp=parallel_state.get_pipeline_model_parallel_world_size(),
+def loader_file(dp_rank: int) -> str:
+    """The file of a data parallel rank's place in its data; Megatron's name but for the ending."""
+    return f"train_dataloader_dprank{dp_rank:03d}.json"
+
+
+def _first_of_its_copy() -> bool:
+    """Whether this rank speaks for its copy of the model: all its ranks read the same samples."""
+    tensor, pipeline = (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
     )
-    facts = {**facts_of_iteration(part, spec, grid), "tokenizer": tokenizer}
-    files.write_manifest(part, kind="iteration", settings=settings, inputs=inputs, facts=facts)
+    return (tensor, pipeline) == (0, 0)
+
+
+def publish(part: Path, target: Path, origin: Origin) -> None:
+    """Check what was written, write the manifest and rename the folder into place."""
+    facts = {**facts_of_iteration(part, origin.spec, origin.grid), "tokenizer": origin.tokenizer}
+    files.write_manifest(part, kind="iteration", settings=origin.settings, inputs=origin.inputs, facts=facts)
     files.sync(part)
     files.remove(target)
     part.rename(target)

@@ -25,7 +25,7 @@ PRECISIONS = (torch.float32, torch.float64)
 """Weights are the artifact's, in fp32; sums are taken in fp32 and in fp64, on both sides. Both differences
 are recorded and fp64's decides: in fp32 the rounding of transformers alone has reached 2e-5 on a trained
 tiny model (against its own fp64), so it cannot tell a fault of that size, and depends on the machine."""
-SEQUENCES, TOKENS, PATCHES = 2, 48, 4
+SEQUENCES, TOKENS, PATCHES, WORDS = 2, 48, 4, 5
 Loader = Callable[[Any], None]
 Logits = dict[torch.dtype, list[Any]]
 """By arithmetic, one [B, S, V] a case."""
@@ -39,35 +39,62 @@ class Case:
         name: what it tries.
         input_ids: [B, S].
         documents: [B, S], the document of each token; the reference sees each document alone.
-        patches: [N, P], for pictures.
-        patch_indices: [B, S], a row of ``patches``, or -1.
+        pictures: SOLO's patches [N, P], or a tower's pictures [I, 3, side, side].
+        picture_rows: [B, S], a row of the patches or of all features laid end to end, or -1.
     """
 
     name: str
     input_ids: Tensor
     documents: Tensor
-    patches: Tensor | None = None
-    patch_indices: Tensor | None = None
+    pictures: Tensor | None = None
+    picture_rows: Tensor | None = None
 
 
 def cases(spec: Spec) -> list[Case]:
-    """Inputs drawn by a fixed seed over the whole vocabulary: alone, packed, and SOLO's with pictures."""
+    """Inputs drawn by a fixed seed over the whole vocabulary: alone, packed, and with pictures."""
     draw = torch.Generator().manual_seed(20_240)
     shape = (SEQUENCES, TOKENS)
-    alone = torch.zeros(shape, dtype=torch.long)
     packed = torch.tensor([0] * 11 + [1] * 1 + [2] * (TOKENS - 12)).expand(shape)
     found = [
-        Case(name, torch.randint(spec.vocab_size, shape, generator=draw), documents)
-        for name, documents in (("text", alone), ("packed", packed))
+        Case(name, _words(spec, shape, draw), documents)
+        for name, documents in (("text", torch.zeros(shape, dtype=torch.long)), ("packed", packed))
     ]
     if spec.patch_dim:
-        indices = torch.full(shape, -1)
-        indices[0, 3 : 3 + PATCHES // 2] = torch.arange(PATCHES // 2)
-        indices[1, 7 : 7 + PATCHES // 2] = torch.arange(PATCHES // 2, PATCHES)
-        patches = torch.randn(PATCHES, spec.patch_dim, generator=draw)
-        ids = torch.randint(spec.vocab_size, shape, generator=draw)
-        found.append(Case("picture", ids, alone, patches, indices))
+        found.append(_patches(spec, draw))
+    if spec.vision is not None:
+        found += [_pictures(spec, draw, "one picture", 1), _pictures(spec, draw, "several pictures", 2)]
     return found
+
+
+def _words(spec: Spec, shape: tuple[int, int], draw: torch.Generator) -> Tensor:
+    """Any ids but that of a picture, which must have a picture to stand for."""
+    ids = torch.randint(spec.vocab_size, shape, generator=draw)
+    return ids if spec.image_token_id is None else ids.masked_fill(ids == spec.image_token_id, 0)
+
+
+def _patches(spec: Spec, draw: torch.Generator) -> Case:
+    """SOLO's patches within two sequences."""
+    shape = (SEQUENCES, TOKENS)
+    rows = torch.full(shape, -1)
+    rows[0, 3 : 3 + PATCHES // 2] = torch.arange(PATCHES // 2)
+    rows[1, 7 : 7 + PATCHES // 2] = torch.arange(PATCHES // 2, PATCHES)
+    patches = torch.randn(PATCHES, spec.patch_dim, generator=draw)
+    return Case("picture", _words(spec, shape, draw), torch.zeros(shape, dtype=torch.long), patches, rows)
+
+
+def _pictures(spec: Spec, draw: torch.Generator, name: str, count: int) -> Case:
+    """LLaVA's pictures, ``count`` in each of two sequences, with a few words around each."""
+    tower = spec.vision
+    assert tower is not None
+    shape = (SEQUENCES, WORDS + count * (tower.tokens + WORDS))
+    rows, ids = torch.full(shape, -1), _words(spec, shape, draw)
+    for number in range(SEQUENCES * count):
+        sequence, place = divmod(number, count)
+        start = WORDS + place * (tower.tokens + WORDS) - sequence
+        rows[sequence, start : start + tower.tokens] = torch.arange(tower.tokens) + number * tower.tokens
+    ids[rows >= 0] = int(spec.image_token_id or 0)
+    pictures = torch.randn(SEQUENCES * count, 3, tower.image_size, tower.image_size, generator=draw)
+    return Case(name, ids, torch.zeros(shape, dtype=torch.long), pictures, rows)
 
 
 def of_transformers(folder: Path, inputs: list[Case]) -> Logits:
@@ -79,9 +106,11 @@ def of_transformers(folder: Path, inputs: list[Case]) -> Logits:
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as modules:
         os.environ.setdefault("HF_MODULES_CACHE", modules)
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-        model = AutoModelForCausalLM.from_pretrained(
+        sees = Spec.of(folder).vision is not None
+        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model = kind.from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -94,9 +123,10 @@ def of_transformers(folder: Path, inputs: list[Case]) -> Logits:
 def _alone(model: Any, case: Case) -> Tensor:
     """Logits of every document by itself, laid end to end."""
     pictures: dict[str, Tensor] = {}
-    if case.patches is not None and case.patch_indices is not None:
-        patches = case.patches.to(model.dtype)
-        pictures = {"vision_patches": patches, "vision_patch_indices": case.patch_indices}
+    if case.pictures is not None and case.picture_rows is not None:
+        seen = case.pictures.to(model.dtype)
+        solo = {"vision_patches": seen, "vision_patch_indices": case.picture_rows}
+        pictures = solo if case.pictures.dim() == 2 else {"pixel_values": seen}
     _, lengths = case.documents[0].unique_consecutive(return_counts=True)
     parts = case.input_ids.split(lengths.tolist(), dim=1)
     return torch.cat([model(input_ids=part, **pictures).logits for part in parts], dim=1)
@@ -121,12 +151,12 @@ def of_megatron(spec: Spec, grid: Grid, load: Loader, inputs: list[Case]) -> Log
         load: loads this rank's weights into its stage of the model.
         inputs: what to compute.
     """
-    ranks = run_ranks(_megatron_rank, grid, spec, load, inputs)
+    ranks = run_ranks(_megatron_rank, grid, spec, grid, load, inputs)
     found: Logits = next(result for result in ranks if result is not None)
     return found
 
 
-def _megatron_rank(spec: Spec, load: Loader, inputs: list[Case]) -> Logits | None:
+def _megatron_rank(spec: Spec, grid: Grid, load: Loader, inputs: list[Case]) -> Logits | None:
     """The logits on one rank of the last stage, None on the others."""
     from megatron.core import parallel_state
 
@@ -134,7 +164,7 @@ def _megatron_rank(spec: Spec, load: Loader, inputs: list[Case]) -> Logits | Non
 
     logits: Logits = {}
     for dtype in PRECISIONS:
-        model = build_model(spec, dtype=dtype).eval().to(dtype)
+        model = build_model(spec, grid, dtype=dtype).eval().to(dtype)
         load(model)
         with torch.no_grad():
             logits[dtype] = [_forward(model, case, spec).numpy() for case in inputs]
@@ -156,7 +186,7 @@ def _forward(model: Any, case: Case, spec: Spec) -> Tensor:
     found: list[Tensor] = []
 
     def step(_: Any, stage: Any) -> Any:
-        output = stage(case.input_ids, places, mask, patches=case.patches, patch_indices=case.patch_indices)
+        output = stage(case.input_ids, places, mask, pictures=case.pictures, picture_rows=case.picture_rows)
 
         def keep(logits: Tensor, **_: Any) -> Tensor:
             found.append(gather_from_tensor_model_parallel_region(logits)[..., : spec.vocab_size])
