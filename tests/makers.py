@@ -6,6 +6,7 @@ from folders import SIZES, tokenizer_folder
 from plait import files
 from plait.convert import folders
 from plait.models.build import build
+from plait.models.common import copy_tokenizer
 from plait.parallel.grid import Grid
 
 torch.set_num_threads(1)
@@ -31,6 +32,20 @@ def shaken(folder, facts):
         weight += 0.1 * torch.randn(weight.shape, generator=draw) * (weight.dim() == 1)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return {**facts, "merkle": merkle(FolderTensors(folder))}
+
+
+def written(folder, kind, tokenizer, **sizes):
+    """A language model of transformers' own class, its norms and biases drawn; the facts of its manifest."""
+    import transformers
+
+    torch.manual_seed(3)
+    tied = sizes.pop("tied")
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=259, bos_token_id=1, eos_token_id=2, pad_token_id=None, tie_word_embeddings=tied, **sizes
+    )
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    copy_tokenizer(tokenizer, folder)
+    return shaken(folder, {})
 
 
 TOWER = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4,
@@ -64,6 +79,12 @@ class Maker:
         source = {"kind": "llava", "base": "b", "vision": "v", "tokenizer": "t", **keys}
         parts = [base or self.hf(), tower or self.tower(), self.image]
         return self._once(f"llava-{name}", "hf_model", lambda f: shaken(f, build(f, source, parts)))
+
+    def foreign(self, kind, *, tied=False, **sizes):
+        """A random language model as transformers writes it: ``kind`` is Llama, Mistral or Qwen2."""
+        sizes = {key: value for key, value in SIZES.items() if key != "head_dim"} | sizes
+        name = f"hf-{kind}{'-tied' * tied}"
+        return self._once(name, "hf_model", lambda f: written(f, kind, self.plain, tied=tied, **sizes))
 
     def megatron(self, hf):
         return self._once(f"{hf.name}-megatron", "megatron", lambda f: folders.convert(hf, f))

@@ -34,7 +34,8 @@ def spec_of(**changes):
         "rope_theta": 10000.0,
         "max_position_embeddings": 64,
     }
-    return Spec(**(values | changes))
+    values |= changes
+    return Spec(text_architecture=values["architecture"], **values)
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""``plait model``, ``plait convert`` and ``plait shard`` by hand, in an empty folder."""
+"""``plait build``, ``plait convert`` and ``plait shard`` by hand, in an empty folder."""
 
 import argparse
 import importlib
@@ -38,9 +38,9 @@ def test_from_a_tokenizer_to_shards(work, caplog):
     init = {"kind": "init", "tokenizer": "plain", **SIZES}
     solo = {"kind": "solo", "base": "tiny", "tokenizer": "vision", "patch_size": 4}
 
-    plait("model", "data/tokenizers/plain", f"{HF}/tiny", source=init)
-    plait("model", f"{HF}/tiny", "data/tokenizers/vision", f"{HF}/solo", source=solo)
-    plait("model", f"{HF}/linked", source={"kind": "folder", "path": f"{HF}/solo"})
+    plait("build", "data/tokenizers/plain", f"{HF}/tiny", source=init)
+    plait("build", f"{HF}/tiny", "data/tokenizers/vision", f"{HF}/solo", source=solo)
+    plait("build", f"{HF}/linked", source={"kind": "folder", "path": f"{HF}/solo"})
     plait("convert", f"{HF}/linked", f"{RAW}/x-megatron")
     plait("shard", f"{RAW}/x-megatron", f"{SHARDED}/x-megatron-tp2-pp2")
 
@@ -63,7 +63,7 @@ def test_from_a_tokenizer_to_shards(work, caplog):
 
 def test_a_name_that_contradicts_is_refused(work):
     plait(
-        "model", "data/tokenizers/plain", f"{HF}/tiny", source={"kind": "init", "tokenizer": "plain", **SIZES}
+        "build", "data/tokenizers/plain", f"{HF}/tiny", source={"kind": "init", "tokenizer": "plain", **SIZES}
     )
     plait("convert", f"{HF}/tiny", f"{RAW}/x-megatron")
 

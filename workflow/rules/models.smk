@@ -15,7 +15,7 @@ rule model:
     params:
         settings=settings(layout.HfModel),
     shell:
-        "plait model {input.parts} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+        "plait build {input.parts} {output.folder} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule convert:

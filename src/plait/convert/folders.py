@@ -79,7 +79,7 @@ def root_of_shards(folder: Path, spec: Spec, grid: Grid) -> str:
 def _digest_of_tokenizer(source: Path) -> str:
     path = source / TOKENIZER
     if not path.is_file():
-        raise CheckpointError(f"{source} has no {TOKENIZER}", hint="`plait model` makes or links one")
+        raise CheckpointError(f"{source} has no {TOKENIZER}", hint="`plait build` makes or links one")
     return files.digest(path)
 
 

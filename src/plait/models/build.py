@@ -1,10 +1,18 @@
 """From an entry of ``config: raw_hf`` to a Hugging Face folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from plait.config.model import ExtendedModel, FolderModel, InitModel, LlavaModel, SoloModel, TowerModel
+from plait.config.model import (
+    ExtendedModel,
+    FolderModel,
+    InitModel,
+    LlavaModel,
+    SoloModel,
+    Strict,
+    TowerModel,
+)
 from plait.errors import ConfigError
 from plait.models.extend import extend
 from plait.models.init import init
@@ -13,15 +21,26 @@ from plait.models.llava import llava
 from plait.models.solo import solo
 from plait.models.tower import init_tower
 
-NEEDS: dict[str, tuple[str, ...]] = {
-    "folder": (),
-    "init": ("tokenizer",),
-    "init_tower": (),
-    "extend": ("base", "tokenizer"),
-    "solo": ("base", "tokenizer"),
-    "llava": ("base", "vision", "tokenizer"),
+
+class Kind(NamedTuple):
+    """How one kind of model is made: its settings, its builder, and what it is made from.
+
+    ``needs`` are the builder's keywords, in the order of the command line.
+    """
+
+    settings: type[Strict]
+    build: Callable[..., dict[str, Any]]
+    needs: tuple[str, ...] = ()
+
+
+KINDS = {
+    "folder": Kind(FolderModel, link),
+    "init": Kind(InitModel, init, ("tokenizer",)),
+    "init_tower": Kind(TowerModel, init_tower),
+    "extend": Kind(ExtendedModel, extend, ("base", "tokenizer")),
+    "solo": Kind(SoloModel, solo, ("base", "tokenizer")),
+    "llava": Kind(LlavaModel, llava, ("base", "vision", "tokenizer")),
 }
-"""What each kind of model is made from, in the order of the command line."""
 
 
 def build(folder: Path, source: Mapping[str, Any], parts: Sequence[Path]) -> dict[str, Any]:
@@ -30,27 +49,17 @@ def build(folder: Path, source: Mapping[str, Any], parts: Sequence[Path]) -> dic
     Args:
         folder: where it goes.
         source: an entry of ``config: raw_hf``.
-        parts: the base model, if it needs one, and the tokenizer.
+        parts: what the model is made from, in the order that its kind needs them.
 
     Raises:
         ConfigError: other parts were given than this kind of model is made from.
         CheckpointError: a part is not what it should be.
     """
-    needs = NEEDS[source["kind"]]
-    if len(parts) != len(needs):
+    kind = KINDS[source["kind"]]
+    if len(parts) != len(kind.needs):
         raise ConfigError(
-            f"a model of kind {source['kind']} is made from {len(needs)} parts, {len(parts)} were given",
-            hint=f"expected: {', '.join(needs) or 'the output alone'}",
+            f"a model of kind {source['kind']} is made from {len(kind.needs)} parts, {len(parts)} were given",
+            hint=f"expected: {', '.join(kind.needs) or 'the output alone'}",
         )
-    if source["kind"] == "folder":
-        return link(folder, FolderModel.model_validate(source))
-    if source["kind"] == "init":
-        return init(folder, InitModel.model_validate(source), tokenizer=parts[0])
-    if source["kind"] == "init_tower":
-        return init_tower(folder, TowerModel.model_validate(source))
-    if source["kind"] == "llava":
-        return llava(folder, LlavaModel.model_validate(source), *parts)
-    base, tokenizer = parts
-    if source["kind"] == "extend":
-        return extend(folder, ExtendedModel.model_validate(source), base=base, tokenizer=tokenizer)
-    return solo(folder, SoloModel.model_validate(source), base=base, tokenizer=tokenizer)
+    settings = kind.settings.model_validate(source)
+    return kind.build(folder, settings, **dict(zip(kind.needs, parts, strict=True)))

@@ -1,16 +1,19 @@
 """What every model that plait makes shares: random rows, tokenizer files and config files."""
 
+import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from plait import files
+from plait.config.paths import local
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors, Tensors, check_shapes, config_text, fingerprint
@@ -18,7 +21,9 @@ from plait.models.weights import FolderTensors, Tensors, check_shapes, config_te
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NORM = re.compile(r"(norm|layrnorm|layer_norm\d)\.weight$")
+log = logging.getLogger(__name__)
+
+NORM = re.compile(r"(norm|layer_norm\d)\.weight$")
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 """The tensors with one row a token."""
 
@@ -73,17 +78,47 @@ def write_configs(folder: Path, config: Mapping[str, Any], facts: Mapping[str, A
     (folder / "generation_config.json").write_text(config_text(generation), encoding="utf-8")
 
 
-def open_base(base: Path) -> tuple[dict[str, Any], FolderTensors]:
+def open_base(base: Path, *, known: Collection[str]) -> tuple[dict[str, Any], FolderTensors]:
     """A base model's config and tensors, checked against each other.
 
+    Args:
+        base: its folder.
+        known: the architectures that can be a base of what is made.
+
     Raises:
-        CheckpointError: they do not agree, or the model is of a kind that plait does not know.
+        CheckpointError: they do not agree, or the model is of another kind.
     """
-    spec = Spec.of(base)
-    tensors = FolderTensors(base)
-    check_shapes(tensors.shapes, spec.shapes, str(base))
-    config: dict[str, Any] = files.read_json(base / "config.json")
+    config, tensors, tied = open_language_model(base, known=known)
+    if tied:
+        Spec.from_config(files.read_json(base / "config.json"), where=str(base / "config.json"))
     return config, tensors
+
+
+def open_language_model(
+    folder: Path, *, known: Collection[str]
+) -> tuple[dict[str, Any], FolderTensors, bool]:
+    """As :func:`open_base`, and whether the output layer is the embedding; the config says that it is not.
+
+    Raises:
+        CheckpointError: config and tensors do not agree, or the model is of another kind.
+    """
+    path = folder / "config.json"
+    found = files.read_json(path)
+    tied = bool(found.get("tie_word_embeddings"))
+    config = {**found, "tie_word_embeddings": False}
+    spec = Spec.from_config(config, where=str(path))
+    if spec.architecture not in known:
+        raise CheckpointError(
+            f"{folder} is a {spec.architecture}", hint=f"this model is made from {' or '.join(known)}"
+        )
+    tensors = FolderTensors(folder)
+    embedding, head = EMBEDDINGS
+    expected = {name: shape for name, shape in spec.shapes.items() if not tied or name != head}
+    stored = {name: shape for name, shape in tensors.shapes.items() if not tied or name != head}
+    check_shapes(stored, expected, str(folder))
+    if tied and head in tensors and fingerprint(tensors[head]) != fingerprint(tensors[embedding]):
+        raise CheckpointError(f"{folder} ties its output layer to the embedding, and holds another one")
+    return config, tensors, tied
 
 
 def with_rows(base: FolderTensors, *, vocab_size: int, policy: str, std: float, seed: int) -> Tensors:
@@ -125,13 +160,49 @@ def with_rows(base: FolderTensors, *, vocab_size: int, policy: str, std: float, 
     return grown
 
 
-def check_carried(base: FolderTensors, built: FolderTensors) -> int:
-    """Check that every tensor of the base stands in what was built, bit for bit; how many do.
+def check_carried(source: Mapping[str, Tensor], built: FolderTensors, *, prefix: str = "") -> int:
+    """Check that every tensor of a part stands in what was built, bit for bit; how many do.
+
+    Args:
+        source: the part's tensors; the built one may have more rows.
+        built: the whole.
+        prefix: what stands before the part's names in the whole.
 
     Raises:
         CheckpointError: one does not; it is named.
     """
-    for name, tensor in base.items():
-        if fingerprint(built[name][: len(tensor)]) != fingerprint(tensor):
-            raise CheckpointError(f"{built.folder}: {name} is not what {base.folder} has")
-    return len(base)
+    for name, tensor in source.items():
+        if fingerprint(built[prefix + name][: len(tensor)]) != fingerprint(tensor):
+            raise CheckpointError(f"{built.folder}: {prefix}{name} is not what its source has")
+    return len(source)
+
+
+def read_named(file: str, shapes: Mapping[str, tuple[int, ...]], *, key: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, found by the ends of their names.
+
+    Args:
+        file: the file, as the config has it.
+        shapes: the ends of names that are wanted, and their shapes.
+        key: the config's key that named the file.
+
+    Raises:
+        CheckpointError: the file is not there, lacks one of them, has two of one name, or another shape.
+    """
+    path = local(file)
+    if not path.is_file():
+        raise CheckpointError(f"{key} names {file}, which is no file")
+    found: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as stored:
+            names = sorted(stored.keys())
+            for end in shapes:
+                full = [name for name in names if name == end or name.endswith(f".{end}")]
+                if len(full) > 1:
+                    raise CheckpointError(f"{path} has {' and '.join(full)}; {key} needs one {end}")
+                if full:
+                    found[end] = stored.get_tensor(full[0])
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    check_shapes({name: tuple(tensor.shape) for name, tensor in found.items()}, shapes, str(path))
+    log.info("%d of the %d tensors of %s read", len(found), len(names), path.name)
+    return found

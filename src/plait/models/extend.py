@@ -13,10 +13,12 @@ from plait.models.common import (
     with_rows,
     write_configs,
 )
+from plait.models.specs import ARCHITECTURES, LLAVA
 from plait.models.weights import FolderTensors, merkle, write_safetensors
 
 log = logging.getLogger(__name__)
 STD = 0.02
+KNOWN = tuple(name for name in ARCHITECTURES if name != LLAVA)
 
 
 def extend(folder: Path, settings: ExtendedModel, *, base: Path, tokenizer: Path) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def extend(folder: Path, settings: ExtendedModel, *, base: Path, tokenizer: Path
         CheckpointError: the base is not what its config says, or has more rows than there are tokens.
     """
     facts = tokenizer_facts(tokenizer)
-    config, tensors = open_base(base)
+    config, tensors = open_base(base, known=KNOWN)
     grown = with_rows(
         tensors,
         vocab_size=facts["vocab_size"],

@@ -11,7 +11,10 @@ from plait.config.model import FolderModel
 from plait.config.paths import local
 from plait.errors import CheckpointError
 from plait.layout import MANIFEST
-from plait.models.specs import Spec
+from plait.models.common import open_language_model
+from plait.models.specs import ARCHITECTURES, LLAVA, Spec
+from plait.models.tower import PREPROCESSOR, is_tower, open_tower, preprocessor_of
+from plait.models.towers import Tower
 from plait.models.weights import FolderTensors, check_shapes, config_text, merkle
 from plait.tokens import tokenizer
 
@@ -50,13 +53,41 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
     ]
     for path in found:
         (folder / path.name).symlink_to(path)
-    spec, tensors = Spec.of(folder), FolderTensors(folder)
-    check_shapes(tensors.shapes, spec.shapes, settings.path)
-    written = [*_complete_tokenizer(source, folder), *_complete_generation(folder)]
+    tensors = FolderTensors(folder)
+    written = _check_and_complete(source, folder, tensors)
     note = f", written: {', '.join(written)}" if written else ""
     linked = sum(path.is_symlink() for path in folder.iterdir())
     log.info("%d files linked, %d tensors%s%s", linked, len(tensors), tensors.note, note)
     return {"merkle": merkle(tensors)}
+
+
+def _check_and_complete(source: Path, folder: Path, tensors: FolderTensors) -> list[str]:
+    """Compare weights and config, and write what is missing; the names of the files written.
+
+    A model whose output layer is its embedding can be linked: LLaVA is built from such a base too.
+    """
+    config = files.read_json(folder / "config.json")
+    if is_tower(config):
+        opened = open_tower(folder)
+        return _complete_preprocessor(folder, opened.tower)
+    if LLAVA in (config.get("architectures") or ()):
+        spec = Spec.of(folder)
+        check_shapes(tensors.shapes, spec.shapes, str(source))
+        assert spec.vision is not None
+        written = _complete_preprocessor(folder, spec.vision)
+    else:
+        open_language_model(folder, known=[name for name in ARCHITECTURES if name != LLAVA])
+        written = []
+    return [*written, *_complete_tokenizer(source, folder), *_complete_generation(folder)]
+
+
+def _complete_preprocessor(folder: Path, tower: Tower) -> list[str]:
+    """Write how pictures are prepared where only the processor's config says it."""
+    text = preprocessor_of(folder, tower)
+    if (folder / PREPROCESSOR).is_file():
+        return []
+    (folder / PREPROCESSOR).write_text(text, encoding="utf-8")
+    return [PREPROCESSOR]
 
 
 def _complete_tokenizer(source: Path, folder: Path) -> list[str]:

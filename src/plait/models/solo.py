@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from plait.config.model import SoloModel
 from plait.errors import CheckpointError
 from plait.models.common import (
@@ -15,16 +17,19 @@ from plait.models.common import (
     copy_tokenizer,
     normal,
     open_base,
+    read_named,
     tokenizer_facts,
     with_rows,
     write_configs,
 )
-from plait.models.specs import SOLO
+from plait.models.specs import LLAMA, SOLO
 from plait.models.weights import FolderTensors, config_text, merkle, write_safetensors
 
 REMOTE = Path(__file__).parent / "remote"
 PROJECTION = "model.embed_vision_patch.weight"
 STD = 0.02
+KNOWN = ("MistralForCausalLM", LLAMA)
+"""What SOLO can be made from: its class is a Mistral, which has no biases."""
 AUTO_MAP = {
     "AutoConfig": "configuration_solo.SoloConfig",
     "AutoModelForCausalLM": "modeling_solo.SoloForCausalLM",
@@ -46,14 +51,14 @@ def solo(folder: Path, settings: SoloModel, *, base: Path, tokenizer: Path) -> d
             f"{tokenizer} has no vision tokens",
             hint="extend a tokenizer by `add: [vision]` in config/ and name it here",
         )
-    config, tensors = open_base(base)
+    config, tensors = open_base(base, known=KNOWN)
     std = config.get("initializer_range", STD)
     grown = with_rows(
         tensors, vocab_size=facts["vocab_size"], policy=settings.new_rows, std=std, seed=settings.seed
     )
     shape = (config["hidden_size"], 3 * settings.patch_size**2)
     dtype = tensors["model.embed_tokens.weight"].dtype
-    projection = normal(PROJECTION, shape, std=STD, seed=settings.seed).to(dtype)
+    projection = _projection(settings, shape).to(dtype)
     grown.add((PROJECTION,), lambda: {PROJECTION: projection})
     copy_tokenizer(tokenizer, folder)
     write_configs(folder, _config(config, settings, facts["vision"]), facts)
@@ -65,6 +70,14 @@ def solo(folder: Path, settings: SoloModel, *, base: Path, tokenizer: Path) -> d
     sizes = (config["vocab_size"], facts["vocab_size"])
     log.info("%d tensors carried, %d -> %d tokens%s", carried, *sizes, tensors.note)
     return {"merkle": merkle(built)}
+
+
+def _projection(settings: SoloModel, shape: tuple[int, int]) -> Tensor:
+    """The patch projection [D, P]: that of a file, or a drawn one."""
+    if settings.projection is None:
+        return normal(PROJECTION, shape, std=STD, seed=settings.seed)
+    end = PROJECTION.removeprefix("model.")
+    return read_named(settings.projection, {end: shape}, key="raw_hf.*.projection")[end]
 
 
 def write_code(folder: Path) -> None:

@@ -186,14 +186,25 @@ def _text_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where} has a language model of type {text.get('model_type')!r}",
             hint=f"plait converts {', '.join(TEXT_ARCHITECTURES)}",
         )
-    return {**(TEXT_DEFAULTS if kind == LLAMA else {}), **text, "architectures": [kind]}
+    tied = {"tie_word_embeddings": True} if config.get("tie_word_embeddings") else {}
+    return {**TEXT_DEFAULTS[kind], **text, **tied, "architectures": [kind]}
 
 
-TEXT_DEFAULTS = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
+_COMMON = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6}
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
+    LLAMA: {
+        **_COMMON, "vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048,
+    },
+    "MistralForCausalLM": {
+        **_COMMON, "vocab_size": 32000, "intermediate_size": 14336, "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+    },
+    QWEN2: {
+        **_COMMON, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+    },
 }  # fmt: skip
-"""What a ``text_config`` leaves out has the default of transformers' Llama."""
+"""What a ``text_config`` leaves out has the default of transformers."""
 
 
 def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[str, Any]:
@@ -201,6 +212,7 @@ def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[s
     vision = config.get("vision_config")
     if not vision:
         raise CheckpointError(f"{where} has no vision_config")
+    vision = {"model_type": "clip_vision_model", **vision}
     if config.get("projector_hidden_act", "gelu") != "gelu":
         raise CheckpointError(
             f"{where} has projector_hidden_act {config['projector_hidden_act']!r}, not gelu"
@@ -222,11 +234,16 @@ def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[s
 
 
 def _sliding_window(config: Mapping[str, Any], architecture: str) -> int | None:
-    """The window in tokens, with the defaults of transformers; Qwen2 has one only where it says so."""
-    if architecture == QWEN2 and not config.get("use_sliding_window"):
+    """The window in tokens, with the defaults of transformers; Qwen2 with one is refused."""
+    if architecture == QWEN2:
         return None
     window: int | None = config.get("sliding_window", None if architecture == LLAMA else 4096)
     return window
+
+
+def _slides(config: Mapping[str, Any]) -> bool:
+    """Whether some layers of a Qwen2 attend within a window, which plait has for all layers or for none."""
+    return bool(config.get("use_sliding_window")) or "sliding_attention" in (config.get("layer_types") or ())
 
 
 def _refuse_the_unknown(config: Mapping[str, Any], where: str, architecture: str) -> None:
@@ -236,7 +253,7 @@ def _refuse_the_unknown(config: Mapping[str, Any], where: str, architecture: str
             f"{where} ties the output layer to the embedding; plait trains untied models only",
             hint="save it untied: the embedding again as lm_head.weight, and tie_word_embeddings false",
         )
-    if architecture == QWEN2 and config.get("use_sliding_window"):
+    if architecture == QWEN2 and _slides(config):
         raise CheckpointError(f"{where} has use_sliding_window, which plait cannot convert yet")
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):

@@ -1,25 +1,26 @@
 """CLIP and SigLIP towers: random ones, and those that a folder holds."""
 
 import logging
-import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from plait import files
 from plait.config.model import TowerModel
 from plait.errors import CheckpointError
-from plait.files import read_json
 from plait.models.common import drawn
 from plait.models.towers import DEFAULTS, KINDS, Tower
 from plait.models.weights import FolderTensors, Tensors, check_shapes, config_text, merkle, write_safetensors
 
 PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+PREFIX = "vision_model."
+"""Before a tower's names in a whole CLIP or SigLIP, and in a tower that transformers 4 has written."""
 PARTS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 """The type of the tower in a folder of both towers, by the folder's ``model_type``."""
 CLASSES = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
-NOT_WEIGHTS = re.compile(r"embeddings\.position_ids$")
-"""A buffer of old folders; it counts positions."""
 BICUBIC = 3
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the pictures that CLIP was trained on (Radford et al. 2021), by channel, in 0..1."""
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 def init_tower(folder: Path, settings: TowerModel) -> dict[str, Any]:
     """Write a random tower into an empty folder; the facts of its manifest."""
     config = _config(settings)
-    tower = read_tower_config(config, where="config")
+    tower = Tower.from_config(config, where="raw_hf", drop_class_token=False)
     weights = drawn(tower.shapes, std=settings.initializer_range, seed=settings.seed)
     (folder / "config.json").write_text(config_text(config), encoding="utf-8")
     preprocessor = _preprocessor(settings.architecture, settings.image_size)
@@ -40,54 +41,89 @@ def init_tower(folder: Path, settings: TowerModel) -> dict[str, Any]:
     return {"merkle": merkle(FolderTensors(folder))}
 
 
-def read_tower_config(config: dict[str, Any], *, where: str) -> Tower:
-    """A tower by itself: all of its features are kept."""
-    return Tower.from_config(config, where=where, drop_class_token=False)
+@dataclass(frozen=True)
+class OpenTower:
+    """A tower's ``vision_config``, shape and tensors, named as below ``vision_model.``."""
+
+    config: Mapping[str, Any]
+    tower: Tower
+    tensors: Tensors
+    note: str
+    """The end of a log line that says what of the folder is no part of the tower."""
 
 
-def open_tower(folder: Path) -> tuple[dict[str, Any], Tensors]:
-    """The ``vision_config`` and the tensors of a tower, named as below ``vision_model.``.
+def is_tower(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a vision tower, or of a whole CLIP or SigLIP."""
+    return config.get("model_type") in (*KINDS, *PARTS)
 
-    The folder holds a tower alone, or the whole CLIP or SigLIP of which the tower is taken.
+
+def open_tower(folder: Path) -> OpenTower:
+    """Read a folder that holds a tower alone, or the whole CLIP or SigLIP of which the tower is taken.
 
     Raises:
         CheckpointError: it holds neither, or not what its config says.
     """
-    config = read_json(folder / "config.json")
-    if config.get("model_type") in PARTS:
-        config = {"model_type": PARTS[config["model_type"]], **(config.get("vision_config") or {})}
-    tower = read_tower_config(config, where=str(folder / "config.json"))
+    config = _vision_config(files.read_json(folder / "config.json"))
+    tower = Tower.from_config(config, where=str(folder / "config.json"), drop_class_token=False)
     stored = FolderTensors(folder)
-    whole = any(name.startswith("vision_model.") for name in stored)
-    names = {
-        name.removeprefix("vision_model."): name
-        for name in stored
-        if (name.startswith("vision_model.") or not whole) and not NOT_WEIGHTS.search(name)
-    }
-    check_shapes({below: stored.shapes[name] for below, name in names.items()}, tower.shapes, str(folder))
+    below = [name for name in stored if name.startswith(PREFIX)] or list(stored)
+    check_shapes(
+        {name.removeprefix(PREFIX): stored.shapes[name] for name in below}, tower.shapes, str(folder)
+    )
     tensors = Tensors()
-    for below, name in names.items():
-        tensors.add((below,), lambda below=below, name=name: {below: _take(stored, name)})  # type: ignore[misc]
-    return config, tensors
+    for name in below:
+        short = name.removeprefix(PREFIX)
+        tensors.add((short,), lambda short=short, name=name: {short: stored[name]})  # type: ignore[misc]
+    others = len(stored) - len(below)
+    note = stored.note + (f", {others} tensors beside the tower left out" if others else "")
+    return OpenTower(config, tower, tensors, note)
 
 
-def _take(stored: FolderTensors, name: str) -> Tensor:
-    return stored[name]
+def _vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tower's config; old ones of OpenAI say it twice, and transformers heeds the second."""
+    if config.get("model_type") not in PARTS:
+        return dict(config)
+    parts = (config.get("vision_config") or {}, config.get("vision_config_dict") or {})
+    merged = {key: value for part in parts for key, value in part.items()}
+    return {**merged, "model_type": PARTS[config["model_type"]]}
 
 
-def preprocessor_of(folder: Path) -> Path:
-    """How a tower's pictures are prepared.
+def preprocessor_of(folder: Path, tower: Tower) -> str:
+    """The text of preprocessor_config.json of a tower's folder, tried on a picture.
 
     Raises:
-        CheckpointError: the folder does not say.
+        CheckpointError: the folder does not say how pictures are prepared, or not as the tower needs them.
     """
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no {PREPROCESSOR}, which says how pictures are resized and normalised",
-            hint="download it with the tower; a guess would train on other pictures than the tower's",
-        )
-    return path
+    path, inside = folder / PREPROCESSOR, folder / PROCESSOR
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:  # transformers 5 may write it into the processor's config
+        found = files.read_json(inside).get("image_processor") if inside.is_file() else None
+        if not found:
+            raise CheckpointError(
+                f"{folder} has no {PREPROCESSOR}, which says how pictures are resized and normalised",
+                hint="download it with the tower; a guess would train on other pictures than the tower's",
+            )
+        text = config_text(found)
+    shape, expected = _shape_of_a_picture(text, str(folder)), (3, tower.image_size, tower.image_size)
+    if shape != expected:
+        raise CheckpointError(f"{folder}: {PREPROCESSOR} makes pictures {shape}, the tower reads {expected}")
+    return text
+
+
+def _shape_of_a_picture(text: str, where: str) -> tuple[int, ...]:
+    """What transformers makes of a wide picture."""
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / PREPROCESSOR).write_text(text, encoding="utf-8")
+        try:
+            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        except (ValueError, OSError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{where}: transformers cannot read its {PREPROCESSOR}: {error}") from error
+    pixels = processor(images=Image.new("RGB", (60, 40)), return_tensors="np")["pixel_values"]
+    return tuple(int(size) for size in pixels[0].shape)
 
 
 def _config(settings: TowerModel) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Tower:
                 f"{found.get('num_channels', 3)} channels",
                 hint=f"plait converts towers of 3 channels with {', '.join(ACTIVATIONS)}",
             )
+        _check_sizes(found, where)
         if feature_layer not in FEATURE_LAYERS:
             raise CheckpointError(f"{where} projects hidden state {feature_layer}; plait knows -2 and -1")
         if kind == "siglip" and drop_class_token:
@@ -159,6 +160,24 @@ class Tower:
     @staticmethod
     def _mlp(name: str, f: int, w: int) -> Shapes:
         return _linear(f"{name}.fc1", f, w) | _linear(f"{name}.fc2", w, f)
+
+
+def _check_sizes(found: Mapping[str, Any], where: str) -> None:
+    """Refuse sizes that no tower of plait can have."""
+    side, patch = found["image_size"], found["patch_size"]
+    if not isinstance(side, int) or not isinstance(patch, int):
+        raise CheckpointError(
+            f"{where} has pictures of {side} and patches of {patch}; plait knows squares only"
+        )
+    if side < patch:
+        raise CheckpointError(f"{where}: no patch of {patch} pixels fits into a picture of {side}")
+    width, heads = found["hidden_size"], found["num_attention_heads"]
+    if width % heads:
+        raise CheckpointError(f"{where}: a tower of width {width} does not divide into {heads} heads")
+    if found["num_hidden_layers"] < 2:
+        raise CheckpointError(
+            f"{where}: a tower needs two layers or more to have a hidden state below the last"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,15 @@ from plait.files import canonical, read_json, write_json
 ONE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FILE_LIMIT = 5_000_000_000
-ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""What old Llama files hold besides weights; it follows from the config. Nothing else may be dropped."""
+BUFFERS = {
+    "rotary buffers (inv_freq)": re.compile(
+        r"(language_model\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+    ),
+    "counts of positions (position_ids)": re.compile(r"(\w+\.)*embeddings\.position_ids"),
+}
+"""What old files hold besides weights; it follows from the config. Nothing else may be dropped."""
+SHORT_TOWER = re.compile(r"^vision_tower\.(?!vision_model\.)")
+"""How transformers 5 writes the tower of a LLaVA; the published ones have ``.vision_model`` after it."""
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -53,7 +60,10 @@ class Tensors(Mapping[str, Tensor]):
 
 
 class FolderTensors(Mapping[str, Tensor]):
-    """The safetensors of a Hugging Face folder, without the rotary buffers, named in ``dropped``."""
+    """The safetensors of a Hugging Face folder, by the names that published models have.
+
+    The buffers of old files are left out and named in ``dropped``.
+    """
 
     def __init__(self, folder: Path | str) -> None:
         """Find the files.
@@ -72,13 +82,20 @@ class FolderTensors(Mapping[str, Tensor]):
                 f"{self.folder} has neither {ONE} nor {INDEX}",
                 hint="save the model with safe_serialization=True",
             )
-        self.dropped = tuple(name for name in found if ROTARY_BUFFER.fullmatch(name))
-        self._files = {name: file for name, file in found.items() if name not in self.dropped}
+        self.dropped = tuple(name for name in found if any(kind.fullmatch(name) for kind in BUFFERS.values()))
+        self._places = {
+            SHORT_TOWER.sub("vision_tower.vision_model.", name): (file, name)
+            for name, file in found.items()
+            if name not in self.dropped
+        }
 
     @property
     def note(self) -> str:
         """The end of a log line that says what was dropped; empty where nothing was."""
-        return f", {len(self.dropped)} rotary buffers (inv_freq) left out" if self.dropped else ""
+        counts = {
+            words: sum(bool(kind.fullmatch(name)) for name in self.dropped) for words, kind in BUFFERS.items()
+        }
+        return "".join(f", {count} {words} left out" for words, count in counts.items() if count)
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:
@@ -88,20 +105,22 @@ class FolderTensors(Mapping[str, Tensor]):
         return self._open[file]
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._handle(self._files[name]).get_tensor(name)
+        file, stored = self._places[name]
+        tensor: Tensor = self._handle(file).get_tensor(stored)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._places)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor, without reading one."""
         return {
-            name: tuple(self._handle(file).get_slice(name).get_shape()) for name, file in self._files.items()
+            name: tuple(self._handle(file).get_slice(stored).get_shape())
+            for name, (file, stored) in self._places.items()
         }
 
 

@@ -1,4 +1,4 @@
-"""``plait model``: make or link a Hugging Face model."""
+"""``plait build``: make or link a Hugging Face model."""
 
 import argparse
 
@@ -10,11 +10,13 @@ def add(stages: Subparsers) -> None:
     """Add the command."""
     parser = add_stage(
         stages,
-        "model",
-        "make a Hugging Face model: a random one, a longer vocabulary, SOLO, or a link to a folder",
+        "build",
+        "make a Hugging Face model: a random one, a longer vocabulary, SOLO, LLaVA, or a link to a folder",
         "data/models/raw_hf/Mistral-tiny data/tokenizers/mistral-solo data/models/raw_hf/Solo-tiny",
     )
-    parser.add_argument("parts", nargs="*", help="the base model and the tokenizer, as its kind needs them")
+    parser.add_argument(
+        "parts", nargs="*", help="the base model, the vision tower and the tokenizer, as its kind needs them"
+    )
     parser.add_argument("target", help=layout.HfModel.PATTERN)
     add_settings(parser)
     parser.set_defaults(run=run)
