@@ -28,8 +28,9 @@ def shaken(folder, facts):
 
     draw = torch.Generator().manual_seed(7)
     weights = load_file(folder / "model.safetensors")
-    for name, weight in sorted(weights.items()):
-        weight += 0.1 * torch.randn(weight.shape, generator=draw) * (weight.dim() == 1)
+    for name in sorted(weights):
+        if weights[name].dim() == 1:
+            weights[name] += 0.1 * torch.randn(weights[name].shape, generator=draw)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return {**facts, "merkle": merkle(FolderTensors(folder))}
 
@@ -40,8 +41,9 @@ def written(folder, kind, tokenizer, **sizes):
 
     torch.manual_seed(3)
     tied = sizes.pop("tied")
+    sizes = {"vocab_size": 259, **sizes}
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=259, bos_token_id=1, eos_token_id=2, pad_token_id=None, tie_word_embeddings=tied, **sizes
+        bos_token_id=1, eos_token_id=2, pad_token_id=None, tie_word_embeddings=tied, **sizes
     )
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
     copy_tokenizer(tokenizer, folder)
@@ -70,9 +72,10 @@ class Maker:
         parts = [self.hf(name, **sizes), self.vision]
         return self._once(f"solo-{name}", "hf_model", lambda f: build(f, source, parts))
 
-    def tower(self, name="clip", **sizes):
+    def tower(self, name="clip", *, shake=False, **sizes):
         source = {"kind": "init_tower", "architecture": name.split("-")[0], **TOWER, **sizes}
-        return self._once(f"tower-{name}", "hf_model", lambda f: build(f, source, []))
+        finish = shaken if shake else lambda _, facts: facts
+        return self._once(f"tower-{name}", "hf_model", lambda f: finish(f, build(f, source, [])))
 
     def llava(self, name="base", *, tower=None, base=None, **keys):
         """A LLaVA folder with every bias and norm drawn, so that a misplaced one shows."""
@@ -80,10 +83,10 @@ class Maker:
         parts = [base or self.hf(), tower or self.tower(), self.image]
         return self._once(f"llava-{name}", "hf_model", lambda f: shaken(f, build(f, source, parts)))
 
-    def foreign(self, kind, *, tied=False, **sizes):
+    def foreign(self, kind, *, tied=False, name="", **sizes):
         """A random language model as transformers writes it: ``kind`` is Llama, Mistral or Qwen2."""
         sizes = {key: value for key, value in SIZES.items() if key != "head_dim"} | sizes
-        name = f"hf-{kind}{'-tied' * tied}"
+        name = f"hf-{kind}{'-tied' * tied}{name}"
         return self._once(name, "hf_model", lambda f: written(f, kind, self.plain, tied=tied, **sizes))
 
     def megatron(self, hf):

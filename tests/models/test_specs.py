@@ -22,7 +22,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", ["Mistral", "Llama"])
+@pytest.mark.parametrize("name", ["Mistral", "Llama", "Qwen2"])
 @pytest.mark.parametrize("head_dim", [8, 12])
 def test_shapes_are_those_of_the_transformers_model(name, head_dim, tmp_path):
     import transformers
@@ -91,6 +91,72 @@ def test_what_a_config_leaves_out_has_the_default_of_transformers():
 def test_what_cannot_be_converted_is_refused_by_a_sentence(change, sentence):
     with pytest.raises(CheckpointError, match=sentence):
         Spec.from_config(written(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"use_sliding_window": True}, "has use_sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "has use_sliding_window"),
+    ],
+)
+def test_a_qwen2_with_windows_is_refused(change, sentence):
+    with pytest.raises(CheckpointError, match=sentence):
+        Spec.from_config(written(architectures=["Qwen2ForCausalLM"], **change))
+
+
+def seeing(text=(), vision=(), **changes):
+    """A LLaVA config."""
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "text_config": {"model_type": "llama", **dict(text)},
+        "vision_config": {"model_type": "clip_vision_model", **dict(vision)},
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (seeing(text={"model_type": "gemma"}), "has a language model of type 'gemma'"),
+        (seeing(vision={"model_type": "pixtral"}), "has a vision tower of type 'pixtral'"),
+        (seeing(vision_config=None), "has no vision_config"),
+        (seeing(text={"tie_word_embeddings": True}), "ties the output layer"),
+        (seeing(tie_word_embeddings=True), "ties the output layer"),
+        (seeing(text={"mlp_bias": True}), "has mlp_bias"),
+        (seeing(projector_hidden_act="relu"), "has projector_hidden_act 'relu', not gelu"),
+        (seeing(vision_feature_layer=[-2, -5]), r"projects hidden state \[-2, -5\]"),
+        (seeing(vision_feature_layer=-3), "projects hidden state -3; plait knows -2 and -1"),
+        (seeing(vision={"hidden_act": "relu"}), "a tower with hidden_act 'relu' and 3 channels"),
+        (seeing(vision={"num_channels": 1}), "a tower with hidden_act 'quick_gelu' and 1 channels"),
+        (seeing(vision={"model_type": "siglip_vision_model"}), "set vision_feature_select_strategy to full"),
+        (seeing(vision={"image_size": [224, 336]}), r"has pictures of \[224, 336\] and patches of 32"),
+        (seeing(vision={"image_size": 31}), "no patch of 32 pixels fits into a picture of 31"),
+        (seeing(vision={"num_attention_heads": 7}), "a tower of width 768 does not divide into 7 heads"),
+        (seeing(vision={"num_hidden_layers": 1}), "a tower needs two layers or more"),
+    ],
+)
+def test_a_llava_that_cannot_be_converted_is_refused_by_a_sentence(config, sentence):
+    with pytest.raises(CheckpointError, match=sentence):
+        Spec.from_config(config)
+
+
+def test_the_parts_of_a_llava():
+    spec = Spec.from_config(seeing(text={"hidden_size": 64}, projector_hidden_size=96, image_token_index=7))
+
+    assert spec.lm.shapes == {
+        name.removeprefix("language_model."): shape
+        for name, shape in spec.shapes.items()
+        if name.startswith("language_model.")
+    }
+    assert (spec.lm.architecture, spec.lm.vision, spec.lm.lm) == ("LlamaForCausalLM", None, spec.lm)
+    assert (spec.projector.input_size, spec.projector.hidden_size, spec.projector.output_size) == (
+        768,
+        96,
+        64,
+    )
+    assert (spec.image_token_id, spec.norm) == (7, "language_model.model.norm.weight")
+    assert (spec.vision.used_layers, spec.vision.head_dim, spec.vision.positions) == (11, 64, 50)
 
 
 @given(specs())

@@ -38,6 +38,7 @@ WIDE = "modeling_llava_wide.py"
 AUTO_MAP = {"AutoModelForImageTextToText": "modeling_llava_wide.LlavaForConditionalGeneration"}
 OF_THE_WHOLE = (
     "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "tie_word_embeddings",
+    "_name_or_path",
 )  # fmt: skip
 """Keys of a part's config that are said once, for the whole."""
 
@@ -127,7 +128,7 @@ def _check_extends(base: Path, tokenizer: Path) -> None:
         return
     own = tokenizers.Tokenizer.from_file(str(base / FAST)).get_vocab()
     given = tokenizers.Tokenizer.from_file(str(tokenizer / FAST)).get_vocab()
-    for name, token in own.items():
+    for name, token in sorted(own.items(), key=lambda item: item[1]):
         if given.get(name) != token:
             raise CheckpointError(
                 f"{name!r} is token {token} of {base} and {given.get(name, 'no token')} of {tokenizer}",
