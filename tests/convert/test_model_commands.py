@@ -61,6 +61,27 @@ def test_from_a_tokenizer_to_shards(work, caplog):
     assert str(work) not in json.dumps(manifests)
 
 
+def test_llava_from_its_three_parts(work, caplog):
+    caplog.set_level(logging.INFO, "plait")
+    tokenizer_folder(work / "data/tokenizers/image", image=True)
+    llava = {"kind": "llava", "base": "tiny", "vision": "clip", "tokenizer": "image"}
+
+    plait(
+        "build", "data/tokenizers/plain", f"{HF}/tiny", source={"kind": "init", "tokenizer": "plain", **SIZES}
+    )
+    plait("build", f"{HF}/clip", source={"kind": "init_tower"})
+    plait("build", f"{HF}/tiny", f"{HF}/clip", "data/tokenizers/image", f"{HF}/llava", source=llava)
+
+    assert [record.getMessage() for record in caplog.records][1:] == [
+        "55 tensors, 50912 parameters, 17 features a picture",
+        "94 tensors carried, 259 -> 261 token rows",
+    ]
+    manifest = files.check_manifest(work / HF / "llava")
+    assert list(manifest["inputs"]) == [f"{HF}/tiny", f"{HF}/clip", "data/tokenizers/image"]
+    with pytest.raises(ConfigError, match="kind llava is made from 3 parts, 2 were given"):
+        plait("build", f"{HF}/tiny", f"{HF}/clip", f"{HF}/other", source=llava)
+
+
 def test_a_name_that_contradicts_is_refused(work):
     plait(
         "build", "data/tokenizers/plain", f"{HF}/tiny", source={"kind": "init", "tokenizer": "plain", **SIZES}

@@ -1,6 +1,7 @@
 """CLIP and SigLIP towers: random ones, and those that a folder holds."""
 
 import logging
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ def init_tower(folder: Path, settings: TowerModel) -> dict[str, Any]:
     preprocessor = _preprocessor(settings.architecture, settings.image_size)
     (folder / PREPROCESSOR).write_text(config_text(preprocessor), encoding="utf-8")
     write_safetensors(folder, weights)
-    log.info("%d tensors, %d features a picture", len(weights), tower.tokens)
+    elements = sum(math.prod(shape) for shape in tower.shapes.values())
+    log.info("%d tensors, %d parameters, %d features a picture", len(weights), elements, tower.tokens)
     return {"merkle": merkle(FolderTensors(folder))}
 
 
