@@ -1,6 +1,9 @@
 """plait analyse: count tokens, weigh a mixture."""
 
 import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from plait import files, layout
 from plait.cli.common import Subparsers, add_settings, add_stage, settings
@@ -14,7 +17,11 @@ def add(stages: Subparsers) -> None:
         "count the tokens of indexed shards and weigh them into a mixture",
         "data/megatron_format/mmistral_emoji_pack256/shard_0000{0,1,2} data/analysis/captions",
     )
-    parser.add_argument("indexed", nargs="+", help=layout.Indexed.PATTERN)
+    parser.add_argument(
+        "indexed",
+        nargs="+",
+        help=f"{layout.Indexed.PATTERN}; or a tokenizer and {layout.Energon.PATTERN}",
+    )
     parser.add_argument("analysis", help=layout.Analysis.PATTERN)
     add_settings(parser)
     parser.set_defaults(run=run)
@@ -24,16 +31,38 @@ def run(args: argparse.Namespace) -> None:
     """Write the analysis and its manifest."""
     from plait.tokens import analysis
 
-    shards = [layout.Indexed.parse(path) for path in args.indexed]
     target = layout.Analysis.parse(args.analysis)
     chosen = settings(args, target)
     with files.appears_whole(str(target), folder=True) as folder:
-        facts = analysis.build(folder, target.mixture, shards, chosen["mixture"])
+        inputs, facts = (_packs if chosen["mixture"]["pack"] else _samples)(
+            folder, target, args.indexed, chosen
+        )
         files.write_manifest(
             folder,
             kind="analysis",
             settings=chosen,
-            inputs=map(str, shards),
+            inputs=map(str, inputs),
             facts=facts,
             unlisted=frozenset({analysis.PAGE}),
         )
+
+
+Made = tuple[list[layout.Artifact], dict[str, Any]]
+"""What an analysis is made from, and the facts of its manifest."""
+
+
+def _packs(folder: Path, target: layout.Analysis, paths: Sequence[str], chosen: Mapping[str, Any]) -> Made:
+    from plait.tokens import analysis
+
+    shards = [layout.Indexed.parse(path) for path in paths]
+    counted = [analysis.measure(shard) for shard in shards]
+    return [*shards], analysis.build(folder, target.mixture, counted, chosen["mixture"])
+
+
+def _samples(folder: Path, target: layout.Analysis, paths: Sequence[str], chosen: Mapping[str, Any]) -> Made:
+    from plait.tokens import samples
+
+    tokenizer = layout.Tokenizer.parse(paths[0])
+    datasets = [layout.Energon.parse(path) for path in paths[1:]]
+    facts = samples.build(folder, target, Path(str(tokenizer)), datasets, chosen)
+    return [tokenizer, *datasets], facts

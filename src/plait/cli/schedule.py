@@ -7,7 +7,7 @@ from typing import Any
 
 from plait import files, layout
 from plait.cli.common import Subparsers, add_settings, add_stage, settings
-from plait.config.schedule import Schedule
+from plait.config.schedule import LLAVA, Schedule
 from plait.errors import DataError, LayoutError
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,8 @@ def total_instances(analysis: Path) -> int:
 def sentence(schedule: Schedule, chosen: dict[str, Any], instances: int) -> str:
     """The arithmetic in words."""
     total, size, epochs = schedule.train_iters, chosen["global_batch_size"], chosen["epochs"]
-    given = f" = ({instances} // {size} + 1) * {epochs}" if epochs else ""
+    epoch = f"{instances} // {size}" if chosen["recipe"] in LLAVA else f"({instances} // {size} + 1)"
+    given = f" = {epoch} * {epochs}" if epochs else ""
     return (
         f"train_iters{given} = {total}; it saves every {schedule.save_interval} iterations and its final one"
     )

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from plait.config.schedule import LLAVA
+
 if TYPE_CHECKING:
     from plait.config.model import Config, Format, HfSource, LlavaModel, Mixture, Run, SoloModel
 
@@ -14,7 +16,6 @@ MODELS = {
     "llava_jp": ("llava", *ELSEWHERE),
 }
 """The kinds of model that each recipe trains."""
-LLAVA = ("llava", "llava_jp")
 PICTURE_TEMPLATES = ("llava", "jp_alpaca")
 
 

@@ -552,7 +552,11 @@ class Config(Strict):
         return found + self._references_of_models() + self._references_of_runs()
 
     def _references_of_models(self) -> list[Reference]:
-        known = {"base": self.raw_hf, "vision": self.raw_hf, "tokenizer": self.tokenizers}
+        known: dict[str, Mapping[str, Any]] = {
+            "base": self.raw_hf,
+            "vision": self.raw_hf,
+            "tokenizer": self.tokenizers,
+        }
         found: list[Reference] = [
             ("raw_hf", name, key, getattr(hf, key), among)
             for name, hf in self.raw_hf.items()

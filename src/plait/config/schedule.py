@@ -14,13 +14,21 @@ from typing import Any, Self
 from plait.errors import ConfigError, DataError
 from plait.files import read_json
 
+LLAVA = ("llava", "llava_jp")
+"""Recipes whose data energon reads."""
 
-def train_iters(*, instances: int, global_batch_size: int, epochs: int) -> int:
+
+def train_iters(*, instances: int, global_batch_size: int, epochs: int, recipe: str = "chat") -> int:
     """Iterations of a run over ``instances`` packed sequences, as SOLO and CodeAct count them.
 
-    Each epoch takes one iteration more than fit whole, so that none of its sequences is left out.
+    Each epoch takes one iteration more than fit whole, so that none of its sequences is left out. LLaVA-JP,
+    whose loader has no end, counts what fits whole.
+
+    >>> train_iters(instances=1000, global_batch_size=256, epochs=2, recipe="llava_jp")
+    6
     """
-    return (instances // global_batch_size + 1) * epochs
+    whole = instances // global_batch_size
+    return (max(whole, 1) if recipe in LLAVA else whole + 1) * epochs
 
 
 @dataclass(frozen=True)
@@ -50,14 +58,19 @@ class Schedule:
         """The schedule of a run over ``instances`` packed sequences; None where it waits for them.
 
         Args:
-            run: ``epochs`` or ``train_iters``, ``save_interval`` and ``global_batch_size``.
+            run: ``recipe``, ``epochs`` or ``train_iters``, ``save_interval`` and ``global_batch_size``.
             instances: packed sequences in its mixture, where they are known.
         """
         if run["epochs"] is None:
             return cls(train_iters=run["train_iters"], save_interval=run["save_interval"])
         if instances is None:
             return None
-        epoch = train_iters(instances=instances, global_batch_size=run["global_batch_size"], epochs=1)
+        epoch = train_iters(
+            instances=instances,
+            global_batch_size=run["global_batch_size"],
+            epochs=1,
+            recipe=run["recipe"],
+        )
         return cls(train_iters=epoch * run["epochs"], save_interval=run["save_interval"] or epoch)
 
     def check(self, step: int, *, run: str) -> None:

@@ -69,7 +69,9 @@ def hf_view(mcore: State, spec: Spec, folder: Path | str) -> State:
         stored = safe_open(path, framework="pt")
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    check_shapes({name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}, expected, str(path))  # noqa: SIM118
+    check_shapes(
+        {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}, expected, str(path)
+    )
     for name in expected:
         view.add((name,), lambda name=name: {name: stored.get_tensor(name)})  # type: ignore[misc]
     return view

@@ -41,25 +41,34 @@ TOTALS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Counted:
-    """One indexed shard, measured."""
+    """One indexed shard, or one energon dataset, measured."""
 
-    indexed: layout.Indexed
+    indexed: layout.Indexed | layout.Energon
     measures: Mapping[str, Ints]
     documents: int
     """Conversations in it; one that was split is one."""
     fill: float
+    clipped: int = 0
+    """Samples that are longer than a sequence (energon)."""
+    unanswered: int = 0
+    """Samples of which no trained token is left (energon)."""
 
 
 def build(
-    folder: Path, name: str, shards: Sequence[layout.Indexed], settings: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    counted: Sequence[Counted],
+    settings: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write an analysis into an empty folder.
 
     Args:
         folder: where the files go.
         name: the mixture's.
-        shards: the indexed shards of the mixture.
+        counted: its shards, measured.
         settings: a mixture of the config: ``datasets`` or ``weights``.
+        more: what else mixture.yaml says.
 
     Returns:
         The facts of its manifest.
@@ -69,10 +78,9 @@ def build(
     """
     from plait.tokens.page import page
 
-    counted = [measure(shard) for shard in shards]
     weighed = weigh(counted, settings)
     tokens = to_json(counted)
-    mixed = mixture.to_json(weighed)
+    mixed = {**(more or {}), **mixture.to_json(weighed)}
     line = mixture.classic(weighed)
     files.write_json(folder / "tokens.json", tokens)
     (folder / "mixture.yaml").write_text(
@@ -160,7 +168,18 @@ def totals(shards: Sequence[Counted]) -> dict[str, int]:
     return {
         "packs": sum(len(shard.measures["n_tokens"]) for shard in shards),
         "documents": sum(shard.documents for shard in shards),
+        **_lost(shards),
         **{name: sum(int(shard.measures[key].sum()) for shard in shards) for name, key in TOTALS.items()},
+    }
+
+
+def _lost(shards: Sequence[Counted]) -> dict[str, int]:
+    """Samples that lose their end, or all they teach; packed sequences lose neither."""
+    if not any(isinstance(shard.indexed, layout.Energon) for shard in shards):
+        return {}
+    return {
+        "clipped": sum(shard.clipped for shard in shards),
+        "unanswered": sum(shard.unanswered for shard in shards),
     }
 
 

@@ -21,7 +21,7 @@ from plait.files import read_manifest
 from plait.tokens.documents import Document, Picture
 from plait.tokens.roles import IMAGE
 from plait.tokens.templates import TEMPLATES, Marks, Piece, Template
-from plait.tokens.vocabulary import VISION_END, VISION_PATCH, VISION_ROW, VISION_START, picture_text
+from plait.tokens.vocabulary import PICTURE, VISION_END, VISION_PATCH, VISION_ROW, VISION_START, picture_text
 
 Grid = tuple[int, int]
 
@@ -76,7 +76,7 @@ class Renderer:
                 f"sample {sample.id!r} has a picture and {self.folder} has no vision tokens",
                 hint="extend the tokenizer by the group `vision` in config: tokenizers",
             )
-        if not self.template.pictures:
+        if self.template.pictures != PICTURE:
             raise DataError(
                 f"sample {sample.id!r} has a picture, and this template cannot write one",
                 hint="use the template pretrain or chatml in config: formats",
@@ -117,7 +117,7 @@ class Renderer:
         ]
         encodings = self._tokenizer.encode_batch(list(map("".join, written)), add_special_tokens=False)
         return [
-            self._document(_ids(encoding), _starts(encoding, texts), pieces, grid)
+            self._document(_ids(encoding), starts(encoding, texts), pieces, grid)
             for encoding, texts, pieces, grid in zip(encodings, written, batch, grids, strict=True)
         ]
 
@@ -174,7 +174,7 @@ def _ids(encoding: Encoding | None) -> NDArray[np.int32]:
     return np.array([] if encoding is None else encoding.ids, np.int32)
 
 
-def _starts(encoding: Encoding, texts: Sequence[str]) -> list[int]:
+def starts(encoding: Encoding, texts: Sequence[str]) -> list[int]:
     """The first token of each text within the whole, and the number of tokens."""
     ends = list(accumulate(map(len, texts)))
     total, count = (ends[-1] if ends else 0), len(encoding)

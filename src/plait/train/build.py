@@ -96,9 +96,7 @@ def build_model(spec: Spec, grid: Grid, *, dtype: torch.dtype) -> PackedGPTModel
     tower = transformer_config(spec, grid, dtype=dtype, **tower_sizes(spec.vision))
     sizes = projector_sizes(spec.projector, spec.num_attention_heads)
     projector = transformer_config(spec, grid, dtype=dtype, **sizes)
-    return LlavaModel(
-        language, VisionTower(tower, spec.vision), projector_of(projector, spec.projector)
-    )
+    return LlavaModel(language, (VisionTower(tower, spec.vision), projector_of(projector, spec.projector)))
 
 
 def _language_model(spec: Spec, grid: Grid, *, dtype: torch.dtype) -> PackedGPTModel:

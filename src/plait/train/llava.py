@@ -80,19 +80,17 @@ class LlavaModel(MegatronModule):  # type: ignore[misc]
     def __init__(
         self,
         language_model: PackedGPTModel,
-        vision_model: VisionTower | None = None,
-        vision_projection: MultimodalProjector | None = None,
+        sight: tuple[VisionTower, MultimodalProjector] | None = None,
     ) -> None:
-        """Join the parts; only the first stage has the last two."""
+        """Join the parts; only the first stage has ``sight``, a tower and its projector."""
         super().__init__(config=language_model.config)
         self.pre_process = language_model.pre_process
         self.post_process = language_model.post_process
         self.share_embeddings_and_output_weights = False
         self.model_type = ModelType.encoder_or_decoder
         self.language_model = language_model
-        if vision_model is not None:
-            self.vision_model = vision_model
-            self.vision_projection = vision_projection
+        if sight is not None:
+            self.vision_model, self.vision_projection = sight
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Take what the stage before has sent."""
@@ -135,7 +133,8 @@ class LlavaModel(MegatronModule):  # type: ignore[misc]
         """
         if pictures is None or rows_BS is None or not len(pictures):
             nothing = tokens_SBD.new_zeros(1, 1, self.vision_model.tower.hidden_size)
-            return tokens_SBD + 0.0 * self.vision_projection(nothing).sum()
+            unchanged: Tensor = tokens_SBD + 0.0 * self.vision_projection(nothing).sum()
+            return unchanged
         features_ND = self.vision_projection(self.vision_model(pictures)).flatten(0, 1)
         rows_SB = rows_BS.t()
         found_SBD = features_ND[rows_SB.clamp(min=0)].to(tokens_SBD.dtype)

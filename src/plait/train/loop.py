@@ -35,8 +35,14 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable
     def loss(losses_BS: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         total = (losses_BS.float() * batch.loss_mask).sum()
         tokens = batch.loss_mask.sum()
-        sums = torch.stack((total.detach(), tokens, tokens.new_tensor(batch.input_ids.numel()),
-                            tokens.new_tensor(batch.clipped)))
+        sums = torch.stack(
+            (
+                total.detach(),
+                tokens,
+                tokens.new_tensor(batch.input_ids.numel()),
+                tokens.new_tensor(batch.clipped),
+            )
+        )
         return total, tokens.int(), {"lm loss": sums}
 
     return output, loss

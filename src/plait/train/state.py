@@ -23,6 +23,7 @@ from plait.errors import LayoutError
 from plait.layout import TRACKER, TRAINED_WITH, Iteration
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
+from plait.train.loader_state import loader_file
 from plait.train.writer import SaveNow
 
 
@@ -142,11 +143,6 @@ def save(state: TrainState, target: Path, origin: Origin, loader: dict[str, Any]
         files.write_json(part / TRAINED_WITH, origin.settings)
         publish(part, target, origin)
     dist.barrier()
-
-
-def loader_file(dp_rank: int) -> str:
-    """The file of a data parallel rank's place in its data; Megatron's name but for the ending."""
-    return f"train_dataloader_dprank{dp_rank:03d}.json"
 
 
 def _first_of_its_copy() -> bool:

@@ -1,0 +1,55 @@
+"""``plait energon``: webdataset shards of chat records, prepared for megatron-energon."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plait import files, layout
+from plait.cli.common import Subparsers, add_settings, add_stage, settings
+
+if TYPE_CHECKING:
+    from plait.data.chat import Sample
+
+
+def add(stages: Subparsers) -> None:
+    """Add the command."""
+    parser = add_stage(
+        stages,
+        "energon",
+        "write chat records as webdataset tars and prepare them for megatron-energon",
+        "data/processed/emoji/shard_0000{0,1,2}.jsonl.gz data/energon/emoji",
+    )
+    parser.add_argument("sources", nargs="+", help=f"{layout.Chat.PATTERN}, or one {layout.Raw.PATTERN}")
+    parser.add_argument("target", help=layout.Energon.PATTERN)
+    add_settings(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the tars, what energon needs beside them, and the manifest."""
+    from plait.config.paths import local
+    from plait.data import energon
+
+    target = layout.Energon.parse(args.target)
+    chosen = settings(args, target)
+    sources = [Path(path) for path in args.sources]
+    with files.appears_whole(str(target), folder=True) as folder:
+        if chosen["source"] and chosen["source"]["kind"] == "energon":
+            facts = energon.adopt(folder, local(chosen["source"]["path"]), chosen["energon"])
+        else:
+            facts = energon.build(folder, _samples(sources), chosen["energon"])
+        files.write_manifest(
+            folder, kind="energon", settings=chosen, inputs=sources, facts=facts, unlisted=UNLISTED
+        )
+
+
+def _samples(shards: Iterable[Path]) -> "Iterator[Sample]":
+    from plait.data.shards import read
+
+    for shard in shards:
+        yield from read(shard)
+
+
+UNLISTED = frozenset({"index.uuid"})
+"""Energon draws it anew in every preparation."""

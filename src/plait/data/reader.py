@@ -1,0 +1,58 @@
+"""What megatron-energon gives a task encoder, as conversations. Imports torch: planning never comes here."""
+
+from typing import Any
+
+import webdataset
+from megatron.energon import DefaultTaskEncoder, SampleDecoder, VQASample, stateless
+from megatron.energon.task_encoder.cooking import Cooker
+
+from plait.data.chat import Sample
+from plait.data.energon import of_fields
+from plait.data.webdataset import to_sample
+
+
+class AsBytes(SampleDecoder):  # type: ignore[misc]
+    """Decodes text and json; pictures stay files, for the model's own processor."""
+
+    def __init__(self) -> None:
+        """Leave out the handlers of pictures and videos."""
+        super().__init__()
+        self._decoder = webdataset.autodecode.Decoder([])
+
+
+@stateless  # type: ignore[untyped-decorator]
+def as_it_is(sample: dict[str, Any]) -> dict[str, Any]:
+    """A crude sample: all parts of a tar entry."""
+    return sample
+
+
+class Conversations(DefaultTaskEncoder):  # type: ignore[misc]
+    """Gives every sample of a dataset of VQASample or CrudeWebdataset as a conversation."""
+
+    decoder = AsBytes()
+    cookers = (Cooker(as_it_is),)
+
+    @stateless  # type: ignore[untyped-decorator]
+    def encode_sample(self, sample: Any) -> Any:
+        """A conversation; its id is the sample's key within its tar."""
+        return conversation(sample)
+
+
+def conversation(sample: Any) -> Sample:
+    """The conversation of energon's sample, as :func:`plait.data.energon.read` gives it.
+
+    Raises:
+        RecordError: it is none.
+    """
+    if isinstance(sample, VQASample):
+        return of_fields(
+            {"image": sample.image, "context": sample.context, "answers": sample.answers},
+            key_of(sample.__key__),
+        )
+    parts = {name: value for name, value in dict(sample).items() if not name.startswith("__")}
+    return to_sample(parts, key_of(sample["__key__"]))
+
+
+def key_of(key: str) -> str:
+    """The key within the tar; energon puts the tar's name before it."""
+    return key.rpartition(".tar/")[2]

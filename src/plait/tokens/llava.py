@@ -1,0 +1,127 @@
+"""Conversations about pictures, as LLaVA reads them: one sample a sequence, a picture T equal tokens.
+
+n = tokens of a sample, T = tokens of a picture, k = its pictures, side = side of a picture in pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from plait.data import chat, images
+from plait.errors import DataError, RecordError
+from plait.files import read_manifest
+from plait.tokens import instructions
+from plait.tokens.render import starts
+from plait.tokens.roles import ASSISTANT
+from plait.tokens.templates import TEMPLATES, Marks
+from plait.tokens.vocabulary import IMAGE, PADDING
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as tokens.
+
+    Attributes:
+        input_ids: (n,), a picture's token T times for every picture.
+        trained: (n,), true where a token is of an answer, or its EOS.
+        pictures: the encoded pictures, in order.
+        picture_rows: (n,), 0 .. k * T - 1 where a feature stands, -1 elsewhere.
+        clipped: tokens that were cut off its end.
+    """
+
+    input_ids: NDArray[np.int64]
+    trained: NDArray[np.bool_]
+    pictures: Sequence[bytes]
+    picture_rows: NDArray[np.int64]
+    clipped: int = 0
+
+    def clip(self, length: int) -> "Encoded":
+        """At most ``length`` tokens of it; pictures that lose tokens lose those features only."""
+        if len(self.input_ids) <= length:
+            return self
+        return Encoded(
+            self.input_ids[:length],
+            self.trained[:length],
+            self.pictures,
+            self.picture_rows[:length],
+            len(self.input_ids) - length,
+        )
+
+
+class LlavaRenderer:
+    """Turns conversations into tokens as one format of the config says."""
+
+    def __init__(self, folder: Path, form: Mapping[str, Any]) -> None:
+        """Read a tokenizer.
+
+        Args:
+            folder: the tokenizer.
+            form: ``template``, ``instruction``, ``language`` and ``picture_tokens`` of a format.
+
+        Raises:
+            DataError: the tokenizer has no token for a picture, or the template no place for one.
+        """
+        facts = read_manifest(folder, kind="tokenizer")["facts"]
+        self.form = form
+        self.tokens: int = form["picture_tokens"]
+        self.template = TEMPLATES[form["template"]]
+        if not facts.get("image") or self.template.pictures != IMAGE:
+            raise DataError(
+                f"{folder} or the template {form['template']} has no {IMAGE}",
+                hint="extend the tokenizer by `add: [image]`; use the template llava or jp_alpaca",
+            )
+        self.image_id: int = facts["image"][IMAGE]
+        self.pad_id: int = facts["image"][PADDING]
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._marks = Marks(bos=self._name(facts["bos_id"]), eos=self._name(facts["eos_id"]))
+
+    def _name(self, token: int | None) -> str:
+        return "" if token is None else self._tokenizer.id_to_token(token) or ""
+
+    def instructed(self, sample: chat.Sample, key: str) -> chat.Sample:
+        """The conversation as the format's ``instruction`` wants it."""
+        if self.form["instruction"] == "none":
+            return instructions.reduced(sample)
+        if self.form["instruction"] == "drawn":
+            return instructions.instructed(sample, key, self.form["language"])
+        return sample
+
+    def encode(self, sample: chat.Sample) -> Encoded:
+        """Tokenise one conversation.
+
+        Raises:
+            RecordError: the template cannot write it, it has nothing to learn from, or a text of it
+                writes the token that stands for a picture.
+        """
+        pieces = list(self.template.pieces(sample, self._marks))
+        texts = [p.content if isinstance(p.content, str) else IMAGE for p in pieces]
+        encoding = self._tokenizer.encode("".join(texts), add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int64)
+        roles = np.repeat([piece.role for piece in pieces], np.diff(starts(encoding, texts)))
+        is_picture = ids == self.image_id
+        if is_picture.sum() != len(sample.pictures):
+            raise RecordError(f"a text writes {IMAGE}, which stands for a picture", reason="picture_in_text")
+        if not (roles == ASSISTANT).any():
+            raise RecordError("there is no answer to learn from", reason="no_answer")
+        times = np.where(is_picture, self.tokens, 1)
+        stands = np.repeat(is_picture, times)
+        rows = np.full(len(stands), -1, np.int64)
+        rows[stands] = np.arange(stands.sum())
+        trained = np.repeat((roles == ASSISTANT) & ~is_picture, times)
+        return Encoded(np.repeat(ids, times), trained, sample.pictures, rows)
+
+
+def pixels(pictures: Sequence[bytes], processor: Any) -> NDArray[np.float32]:
+    """Pictures (k, 3, side, side), resized and normalised by transformers' own image processor.
+
+    Raises:
+        RecordError: one is no picture.
+    """
+    opened = [images.open_picture(picture).convert("RGB") for picture in pictures]
+    found = processor(images=opened, return_tensors="np")["pixel_values"]
+    return np.asarray(found, np.float32)

@@ -1,0 +1,90 @@
+"""Counting the tokens of energon datasets: every training sample, as training will see it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from plait import files, layout
+from plait.data import energon
+from plait.errors import DataError, RecordError
+from plait.tokens import analysis
+from plait.tokens.llava import Encoded, LlavaRenderer
+
+BLEND = "metadataset.yaml"
+
+
+def build(
+    folder: Path,
+    target: layout.Analysis,
+    tokenizer: Path,
+    datasets: Sequence[layout.Energon],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the analysis of an energon mixture into an empty folder.
+
+    Args:
+        folder: where the files go.
+        target: the analysis.
+        tokenizer: the format's tokenizer.
+        datasets: those of the mixture; those of its validation may be among them.
+        settings: ``mixture`` and ``format`` of the config.
+
+    Returns:
+        The facts of its manifest.
+
+    Raises:
+        DataError: a sample cannot be written by the template; it is named.
+    """
+    mixed, form = settings["mixture"], settings["format"]
+    names = mixed["datasets"] or list(mixed["weights"])
+    length = mixed["decoder_seq_length"]
+    renderer = LlavaRenderer(tokenizer, form)
+    counted = [measure(one, renderer, length) for one in datasets if one.dataset in names]
+    more = {"tokenizer": str(tokenizer), "decoder_seq_length": length, "format": dict(form)}
+    facts = analysis.build(folder, target.mixture, counted, mixed, more)
+    weights = {str(shard.prefix): weight for shard, weight in analysis.weigh(counted, mixed)}
+    validation = [str(layout.Energon(dataset=name)) for name in mixed["validation"]]
+    blend = energon.blend(weights, validation, relative_to=Path(str(target)))
+    (folder / BLEND).write_text(yaml.safe_dump(blend, sort_keys=False), encoding="utf-8")
+    return facts
+
+
+def measure(dataset: layout.Energon, renderer: LlavaRenderer, length: int) -> analysis.Counted:
+    """Tokenise every training sample of a dataset and keep its counts."""
+    folder = Path(str(dataset))
+    files.read_manifest(folder, kind="energon")
+    whole = np.array([_counts(sample, length) for sample in _encoded(folder, renderer)], np.int64)
+    tokens, pictures, trained, images, original = whole.T
+    found = {
+        "document_tokens": original,
+        "n_tokens": tokens,
+        "n_image_tokens": pictures,
+        "n_text_tokens": tokens - pictures,
+        "n_loss_tokens": trained,
+        "n_images": images,
+    }
+    clipped, unanswered = int((original > tokens).sum()), int((trained == 0).sum())
+    fill = float(tokens.mean() / length)
+    return analysis.Counted(dataset, found, len(whole), fill, clipped, unanswered)
+
+
+def _encoded(folder: Path, renderer: LlavaRenderer) -> Iterator[Encoded]:
+    for sample in energon.read(folder):
+        try:
+            yield renderer.encode(renderer.instructed(sample, sample.id))
+        except RecordError as error:
+            raise DataError(
+                f"{folder}: sample {sample.id!r}: {error}",
+                hint="mend the record, or another template or instruction may write it",
+            ) from error
+
+
+def _counts(sample: Encoded, length: int) -> tuple[int, int, int, int, int]:
+    """Tokens, those of pictures, trained ones, pictures, and tokens before clipping."""
+    kept = sample.clip(length)
+    pictures = int((kept.picture_rows >= 0).sum())
+    trained = int(kept.trained[1:].sum())
+    return len(kept.input_ids), pictures, trained, len(sample.pictures), len(sample.input_ids)

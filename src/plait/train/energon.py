@@ -1,0 +1,202 @@
+"""Reading in training through megatron-energon: one sample a sequence, its pictures by the model's processor.
+
+B = sequences of a micro-batch, S = tokens of the longest of them, I = its pictures.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.energon import WorkerConfig, get_savable_loader, get_train_dataset, stateless
+from megatron.energon.errors import reraise_exception
+from numpy.typing import NDArray
+
+from plait import files
+from plait.data.reader import Conversations, conversation
+from plait.errors import CheckpointError
+from plait.layout import HF_PREPROCESSOR
+from plait.tokens.llava import Encoded, LlavaRenderer, pixels
+from plait.train.batches import Batch, masked_out, padded, positions, shifted
+from plait.train.loader_state import from_json, loader_file, to_json
+
+
+def image_processor(folder: Path) -> Any:
+    """The image processor that goes along with a Megatron model.
+
+    Raises:
+        CheckpointError: none does.
+    """
+    import transformers
+
+    path = folder / HF_PREPROCESSOR
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing", hint="convert the model again")
+    values = files.read_json(path)
+    name = values.get("image_processor_type") or values.get("feature_extractor_type")
+    kind = getattr(transformers, str(name).removesuffix("Fast"), None)
+    if kind is None:
+        raise CheckpointError(f"{path} is of type {name!r}, which transformers has not")
+    return kind.from_dict(values)
+
+
+@dataclass(frozen=True)
+class PictureCollator:
+    """What turns samples into a micro-batch.
+
+    Attributes:
+        seq_length: no sequence is longer; what is cut off is counted.
+        fixed: whether every sequence is padded to it, as pipeline stages need.
+        processor: transformers' image processor; None on stages that see no pixels.
+        window: the model's sliding window, in tokens.
+    """
+
+    seq_length: int
+    fixed: bool
+    processor: Any = None
+    window: int | None = None
+
+    def __call__(self, samples: Sequence[Encoded], pad_id: int) -> Batch:
+        """Pad and stack; the answer's tokens and EOS are trained, padding and pictures never are."""
+        kept = [sample.clip(self.seq_length) for sample in samples]
+        length = self.seq_length if self.fixed else max(len(sample.input_ids) for sample in kept)
+        ids_BS = padded([sample.input_ids for sample in kept], pad_id, length)
+        trained_BS = padded([sample.trained for sample in kept], 0, length)
+        document_BS = padded([np.zeros(len(sample.input_ids)) for sample in kept], -1, length)
+        return Batch(
+            input_ids=torch.from_numpy(ids_BS),
+            labels=torch.from_numpy(shifted(ids_BS, pad_id)),
+            loss_mask=torch.from_numpy(shifted(trained_BS, 0)).float(),
+            position_ids=torch.from_numpy(positions(document_BS)),
+            attention_mask=masked_out(torch.from_numpy(document_BS), self.window),
+            pictures=self._pixels(samples),
+            picture_rows=torch.from_numpy(padded(_rows(kept, samples), -1, length)),
+            clipped=sum(sample.clipped > 0 for sample in kept),
+        )
+
+    def _pixels(self, samples: Sequence[Encoded]) -> torch.Tensor | None:
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        if self.processor is None or not pictures:
+            return None
+        return torch.from_numpy(pixels(pictures, self.processor))
+
+
+def _rows(kept: Sequence[Encoded], whole: Sequence[Encoded]) -> list[NDArray[np.int64]]:
+    """Rows of each sample among the features of the whole micro-batch."""
+    features = [int(sample.picture_rows.max(initial=-1)) + 1 for sample in whole]
+    firsts = np.cumsum([0, *features[:-1]])
+    return [
+        np.where(sample.picture_rows >= 0, sample.picture_rows + first, -1)
+        for sample, first in zip(kept, firsts, strict=True)
+    ]
+
+
+class Encoder(Conversations):
+    """Energon's task encoder: a sample of any dataset to tokens, several of them to a micro-batch."""
+
+    def __init__(self, renderer: LlavaRenderer, collate: PictureCollator) -> None:
+        """Keep what renders and what collates."""
+        super().__init__()
+        self.renderer, self.collate = renderer, collate
+
+    @stateless  # type: ignore[untyped-decorator]
+    def encode_sample(self, sample: Any) -> Encoded:
+        """One conversation, with the instruction that the format wants, as tokens."""
+        found = conversation(sample)
+        return self.renderer.encode(self.renderer.instructed(found, found.id))
+
+    @stateless  # type: ignore[untyped-decorator]
+    def batch(self, samples: list[Encoded]) -> Batch:
+        """A micro-batch."""
+        return self.collate(samples, self.renderer.pad_id)
+
+
+@dataclass(frozen=True)
+class EnergonFeed:
+    """Micro-batches of one data parallel rank.
+
+    Every rank of a copy of the model reads the same samples; copies read disjoint shares.
+
+    Attributes:
+        blend: energon's metadataset.
+        tokenizer: the tokenizer's folder.
+        form: the format of the config.
+        collate: what makes a micro-batch.
+        run: the run's settings.
+        dp_rank: this rank.
+        dp_size: number of data parallel ranks.
+    """
+
+    blend: Path
+    tokenizer: Path
+    form: Mapping[str, Any]
+    collate: PictureCollator
+    run: Mapping[str, Any]
+    dp_rank: int
+    dp_size: int
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.collate.seq_length
+
+    @property
+    def micro(self) -> int:
+        """Sequences of a micro-batch."""
+        return int(self.run["micro_batch_size"])
+
+    @property
+    def total(self) -> int:
+        """Sequences of an iteration, all ranks together."""
+        return int(self.run["global_batch_size"])
+
+    @cached_property
+    def loader(self) -> Any:
+        """Energon's loader: shuffled by the run's seed, endless, its place can be saved."""
+        workers = WorkerConfig(
+            rank=self.dp_rank,
+            world_size=self.dp_size,
+            num_workers=self.run["num_workers"],
+            seed_offset=self.run["seed"],
+            global_error_handler=reraise_exception,
+        )
+        dataset = get_train_dataset(
+            self.blend,
+            worker_config=workers,
+            batch_size=self.micro,
+            shuffle_buffer_size=self.run["shuffle_buffer_size"],
+            max_samples_per_sequence=self.run["max_samples_per_sequence"],
+            task_encoder=Encoder(LlavaRenderer(self.tokenizer, self.form), self.collate),
+            repeat=True,
+        )
+        return get_savable_loader(dataset)
+
+    @cached_property
+    def _iterator(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+    def batches(self, iteration: int) -> Iterator[Batch]:  # noqa: ARG002 - the loader keeps its place
+        """The micro-batches of the next iteration."""
+        for _ in range(self.total // (self.micro * self.dp_size)):
+            yield next(self._iterator)
+
+    def state(self) -> Any:
+        """The loader's place, as JSON values."""
+        return to_json(self.loader.save_state_rank())
+
+    def resume(self, start: Path) -> None:
+        """Go on where a checkpoint of this run stopped.
+
+        Raises:
+            CheckpointError: it has no state for this rank.
+        """
+        path = start / loader_file(self.dp_rank)
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing: {start} was trained with fewer data parallel ranks",
+                hint="go on with as many, or start a run of its own from it by start_run",
+            )
+        self.loader.restore_state_rank(from_json(files.read_json(path)))
