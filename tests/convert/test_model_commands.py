@@ -77,7 +77,7 @@ def test_llava_from_its_three_parts(work, caplog):
         "94 tensors carried, 259 -> 261 token rows",
     ]
     manifest = files.check_manifest(work / HF / "llava")
-    assert list(manifest["inputs"]) == [f"{HF}/tiny", f"{HF}/clip", "data/tokenizers/image"]
+    assert list(manifest["inputs"]) == [f"{HF}/clip", f"{HF}/tiny", "data/tokenizers/image"]
     with pytest.raises(ConfigError, match="kind llava is made from 3 parts, 2 were given"):
         plait("build", f"{HF}/tiny", f"{HF}/clip", f"{HF}/other", source=llava)
 
