@@ -19,6 +19,8 @@ ARTIFACTS = {
     layout.Raw: {"dataset": NAMES},
     layout.Chat: {"dataset": NAMES, "shard": SHARDS},
     layout.Tokenizer: {"tokenizer": NAMES},
+    layout.Energon: {"dataset": NAMES},
+    layout.Generated: {"run": NAMES, "step": COUNTS},
     layout.Indexed: {"format": FORMATS, "dataset": NAMES, "seq": COUNTS, "shard": SHARDS},
     layout.Analysis: {"mixture": NAMES},
     layout.HfModel: {"model": NAMES},

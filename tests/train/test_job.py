@@ -11,7 +11,14 @@ from plait.errors import CheckpointError, ConfigError, DataError
 from plait.train.job import Job, lock
 from plait.train.launch import command, environment
 
-SETTINGS = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 1}
+SETTINGS = {
+    "tensor_model_parallel_size": 2,
+    "pipeline_model_parallel_size": 1,
+    "num_layers_in_first_pipeline_stage": None,
+    "num_layers_in_last_pipeline_stage": None,
+    "start_run": None,
+    "start_iteration": None,
+}
 START = "data/models/sharded/m-megatron-tp2-pp1"
 SHARD = "data/megatron_format/f_d_pack64/shard_00000"
 
@@ -29,6 +36,8 @@ def job(tmp_path, monkeypatch):
         target="data/ckpts/r/iter_0000050",
         train_iters=100,
         name="m",
+        mixture=None,
+        **keys,
     ):
         for folder, kind, known in (
             (START, "sharded", {"grid": grid or {"tp": 2, "pp": 1}, "tokenizer": "a" * 64}),
@@ -36,13 +45,17 @@ def job(tmp_path, monkeypatch):
         ):
             Path(folder).mkdir(parents=True)
             files.write_manifest(Path(folder), kind=kind, settings={}, facts=known)
-        config = {"vocab_size": 300, "max_position_embeddings": 128, "sliding_window": None, **(model or {})}
+        sizes = {
+            "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "rms_norm_eps": 1e-5, "max_position_embeddings": 128,
+        }  # fmt: skip
+        config = {"architectures": ["LlamaForCausalLM"], **sizes, **(model or {})}
         Path(START, "hf_config.json").write_text(json.dumps(config))
         Path("data/analysis/x").mkdir(parents=True)
-        mixture = {"sources": [{"prefix": SHARD, "weight": 1.0}]}
-        Path("data/analysis/x/mixture.yaml").write_text(yaml.safe_dump(mixture))
+        mixed = mixture or {"sources": [{"prefix": SHARD, "weight": 1.0}]}
+        Path("data/analysis/x/mixture.yaml").write_text(yaml.safe_dump(mixed))
         files.write_json("data/ckpts/r/schedule.json", {"train_iters": train_iters, "save_interval": 50})
-        settings = {**SETTINGS, "model": name}
+        settings = {**SETTINGS, "model": name, **keys}
         return Job(START, "data/analysis/x", "data/ckpts/r/schedule.json", target, settings)
 
     return make
@@ -59,7 +72,7 @@ def test_inputs_that_fit_are_accepted(job):
         ({"target": "data/ckpts/r/iter_0000060"}, ConfigError, "iteration 60 of run r is never saved"),
         ({"target": "data/ckpts/r/iter_0000100"}, ConfigError, "is trained from data/ckpts/r/iter_0000050"),
         ({"name": "other"}, ConfigError, "is trained from the sharded model other"),
-        ({"grid": {"tp": 1, "pp": 2}}, CheckpointError, "is cut for tp1 x pp2, the run wants tp2 x pp1"),
+        ({"grid": {"tp": 1, "pp": 2}}, CheckpointError, "is cut for 1 x 2 grid, the run wants 2 x 1 grid"),
         ({"facts": {"tokenizer": "b" * 64}}, DataError, "was made by tokenizer bbbb"),
         ({"model": {"max_position_embeddings": 32}}, DataError, "max_position_embeddings 32"),
     ],
@@ -67,6 +80,70 @@ def test_inputs_that_fit_are_accepted(job):
 def test_inputs_that_do_not_fit_are_refused(job, change, error, sentence):
     with pytest.raises(error, match=sentence):
         job(**change).check()
+
+
+TOWER = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+LLAVA = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "vision_config": TOWER,
+    "text_config": {"max_position_embeddings": 128},
+    "image_token_index": 9,
+}
+
+
+def pictured(digest="a" * 64, tokens=16, length=100):
+    """The mixture of an energon dataset, made by a tokenizer of this digest."""
+    folder = Path("data/tokenizers/t")
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("{}")
+    return {"tokenizer": str(folder), "format": {"picture_tokens": tokens}, "decoder_seq_length": length}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({}, None),
+        ({"tokens": 15}, "counts 15 tokens a picture, the tower of .* gives 16"),
+        ({"length": 129}, "decoder_seq_length 129, .* has max_position_embeddings 128"),
+    ],
+)
+def test_a_tower_and_its_mixture_must_agree(job, change, sentence):
+    mixture = pictured(**change)
+    made = job(model=LLAVA, mixture=mixture)
+    digest = files.digest("data/tokenizers/t/tokenizer.json")
+    files.write_manifest(
+        Path(START), kind="sharded", settings={}, facts={"grid": {"tp": 2, "pp": 1}, "tokenizer": digest}
+    )
+    if sentence is None:
+        made.check()
+        return
+    with pytest.raises(DataError, match=sentence):
+        made.check()
+
+
+def test_a_mixture_of_another_tokenizer_is_refused(job):
+    with pytest.raises(DataError, match="the mixture's tokenizer data/tokenizers/t is"):
+        job(model=LLAVA, mixture=pictured()).check()
+
+
+def test_a_run_that_starts_from_another_takes_no_other_start(job):
+    with pytest.raises(ConfigError, match="is trained from data/ckpts/first/iter_0000100, not from"):
+        job(start_run="first", start_iteration=100).check()
+
+
+def test_the_checkpoint_of_another_run_is_read_on_any_grid(job):
+    made = job(start_run="first", start_iteration=100)
+    start = Path("data/ckpts/first/iter_0000100")
+    start.mkdir(parents=True)
+    (start / "hf_config.json").write_bytes(Path(START, "hf_config.json").read_bytes())
+    facts = {"grid": {"tp": 1, "pp": 2}, "tokenizer": "a" * 64}
+    files.write_manifest(start, kind="iteration", settings={}, facts=facts)
+    moved = Job(str(start), made.analysis, made.schedule, made.target, made.settings)
+    moved.check()
+    assert moved.steps == (0, 50)
 
 
 def test_two_jobs_never_write_one_run(tmp_path):

@@ -21,6 +21,7 @@ RUN = {
     "min_lr": 1e-3,
     "lr_decay_style": "cosine",
     "lr_warmup_iters": 2,
+    "lr_warmup_fraction": None,
     "weight_decay": 0.1,
     "adam_beta1": 0.9,
     "adam_beta2": 0.95,
@@ -131,7 +132,7 @@ def train_rank(weights, config, grid, path, dtype=torch.float32):
     from plait.train.state import TrainState
 
     spec = Spec.from_config(config)
-    inner = build_model(spec, dtype=dtype)
+    inner = build_model(spec, grid, dtype=dtype)
     tp, pp = (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),

@@ -10,6 +10,7 @@ from test_loop import RUN, STEPS, feed, model  # noqa: F401 - model is a fixture
 from plait import files
 from plait.convert import engine
 from plait.errors import LayoutError
+from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.verify.ranks import run_ranks
@@ -21,10 +22,10 @@ def segment(weights, config, grid, run, start, stop):
 
     from plait.train.build import build_model, load_weights, optimizer_of, schedule_of, wrap
     from plait.train.loop import Trainer
-    from plait.train.state import TrainState, save
+    from plait.train.state import Origin, TrainState, save
 
     spec = Spec.from_config(config)
-    inner = build_model(spec, dtype=torch.float32)
+    inner = build_model(spec, grid, dtype=torch.float32)
     place = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
     model = wrap(inner)  # noqa: F811
     optimizer = optimizer_of(model, RUN)
@@ -36,9 +37,11 @@ def segment(weights, config, grid, run, start, stop):
         optimizer.reload_model_params()
     Trainer(model, state, feed(), RUN).train(stop, folder=run)
     target = run / f"iter_{stop:07d}"
-    save(
-        state, target, spec=spec, hf_config=json.dumps(config).encode(), settings=RUN, inputs=[], tokenizer=""
-    )
+    source = run / "source"
+    if torch.distributed.get_rank() == 0:
+        source.mkdir(exist_ok=True)
+        (source / HF_CONFIG).write_text(json.dumps(config))
+    save(state, target, Origin(source, spec, grid, RUN, [], ""))
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 1), Grid(2, 1), Grid(1, 2)], ids=str)

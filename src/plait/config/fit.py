@@ -55,12 +55,13 @@ def _source_name(config: "Config", model: str) -> str:
 def _check_recipe(config: "Config", name: str, run: "Run", model: str) -> None:
     """A recipe has use for some kinds of model only, whatever their vocabulary was extended by."""
     kind, root = config.raw_hf[model].kind, _root(config, model).kind
-    fitting = next((recipe for recipe, kinds in MODELS.items() if root in kinds), "none")
     if root not in MODELS[run.recipe] or kind not in MODELS[run.recipe]:
+        over = f" over {root!r}" if root != kind else ""
+        fitting = [recipe for recipe, kinds in MODELS.items() if root in kinds]
         raise ValueError(
-            f"runs.{name} has recipe {run.recipe!r} and trains raw_hf.{model} of kind {kind!r}"
-            f"{f', a {root} model' if root != kind else ''}; recipe {run.recipe!r} trains models of kind "
-            f"{', '.join(MODELS[run.recipe])}, and this model is for recipe {fitting!r}"
+            f"runs.{name} has recipe {run.recipe!r} and trains raw_hf.{model} of kind {kind!r}{over}; "
+            f"recipe {run.recipe!r} trains kinds {', '.join(MODELS[run.recipe])}, and such a model is "
+            f"trained by {', '.join(fitting) or 'none'}"
         )
     if run.recipe not in LLAVA and (run.freeze or run.stage):
         raise ValueError(f"runs.{name} has recipe {run.recipe!r}; `freeze` and `stage` are LLaVA's")

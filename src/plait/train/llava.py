@@ -138,7 +138,7 @@ class LlavaModel(MegatronModule):  # type: ignore[misc]
         features_ND = self.vision_projection(self.vision_model(pictures)).flatten(0, 1)
         rows_SB = rows_BS.t()
         found_SBD = features_ND[rows_SB.clamp(min=0)].to(tokens_SBD.dtype)
-        return torch.where((rows_SB >= 0)[..., None], found_SBD, tokens_SBD)
+        return torch.where((rows_SB >= 0)[..., None], found_SBD, tokens_SBD).contiguous()
 
 
 def tower_sizes(tower: Tower) -> dict[str, Any]:

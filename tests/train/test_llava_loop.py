@@ -1,0 +1,153 @@
+"""LLaVA's losses and frozen parts on every grid, against a plain PyTorch loop over transformers."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from makers import Maker
+from PIL import Image
+from test_loop import RUN, STEPS, lr_at
+from transformers import AutoImageProcessor, AutoModelForImageTextToText
+
+from plait.convert import engine
+from plait.data.chat import Message, Picture, Sample, Text
+from plait.models.specs import Spec
+from plait.models.weights import FolderTensors
+from plait.parallel.grid import Grid
+from plait.tokens.llava import LlavaRenderer
+from plait.train.energon import PictureCollator
+from plait.verify.ranks import run_ranks
+
+FORM = {"template": "llava", "instruction": "keep", "language": "en", "picture_tokens": 9}
+LENGTH = 64
+STAGE_1, STAGE_2 = ("language_model", "vision_model"), ("vision_model",)
+GRIDS = [Grid(1, 1), Grid(2, 1), Grid(1, 2), Grid(1, 2, first=1), Grid(2, 2)]
+
+
+def picture(number):
+    image = Image.fromarray(np.random.default_rng(number).integers(0, 255, (20, 30, 3), np.uint8))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return Picture(file.getvalue())
+
+
+def sample(number):
+    """With one picture, two, or none; the last micro-batch of an iteration has none at all."""
+    seen = [picture(number), Text("\n"), picture(number + 1)][: (2, 3, 0, 0)[number % 4]]
+    user = Message("user", (*seen, Text(f"what is {number}?")))
+    return Sample((user, Message("assistant", (Text(f"it is {number % 7}"),))), f"s{number}")
+
+
+class Samples:
+    """Two sequences a micro-batch, two micro-batches an iteration."""
+
+    total, micro, dp_size, seq_length = 4, 2, 1, LENGTH
+
+    def __init__(self, folder, tokenizer, *, fixed):
+        self.renderer = LlavaRenderer(tokenizer, FORM)
+        self.collate = PictureCollator(LENGTH, fixed, AutoImageProcessor.from_pretrained(folder))
+
+    def batches(self, iteration):
+        for first in range(iteration * 4, iteration * 4 + 4, 2):
+            encoded = [self.renderer.encode(sample(number)) for number in (first, first + 1)]
+            yield self.collate(encoded, self.renderer.pad_id)
+
+
+@pytest.fixture(scope="module")
+def maker(tmp_path_factory):
+    return Maker(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def folder(maker):
+    return maker.llava()
+
+
+@pytest.fixture(scope="module")
+def plain(maker, folder):
+    """The same data through transformers, torch's AdamW and nothing else; by what is frozen."""
+    done = {}
+    for frozen in (STAGE_1, STAGE_2):
+        model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
+        model.model.vision_tower.requires_grad_(False)
+        model.model.language_model.requires_grad_("language_model" not in frozen)
+        model.lm_head.requires_grad_("language_model" not in frozen)
+        done[frozen] = train_plainly(model, Samples(folder, maker.image, fixed=False))
+    return done
+
+
+def train_plainly(model, samples):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": RUN["weight_decay"]},
+        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-5)
+    losses = []
+    for step in range(STEPS):
+        batches = list(samples.batches(step))
+        tokens = sum(batch.loss_mask.sum() for batch in batches)
+        total = 0.0
+        for batch in batches:
+            seen = {} if batch.pictures is None else {"pixel_values": batch.pictures}
+            attended = (batch.input_ids != samples.renderer.pad_id).long()
+            logits = model(input_ids=batch.input_ids, attention_mask=attended, **seen).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), batch.labels.flatten(), reduction="none"
+            )
+            part = (loss * batch.loss_mask.flatten()).sum() / tokens
+            if part.requires_grad:  # stage 1 learns nothing where there is no picture
+                part.backward()
+            total += part.item()
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    return losses
+
+
+def train_rank(folder, tokenizer, grid, frozen, path):
+    """The same run through Megatron on one rank; the names of this rank's weights that changed."""
+    from megatron.core import parallel_state
+
+    from plait.train.build import build_model, freeze, load_weights, optimizer_of, schedule_of, wrap
+    from plait.train.loop import Trainer
+    from plait.train.state import TrainState
+
+    spec = Spec.of(folder)
+    inner = build_model(spec, grid, dtype=torch.float32)
+    place = (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
+    weights = engine.to_mcore(FolderTensors(folder), spec)
+    load_weights(inner, dict(engine.cut(weights, spec, grid, *place)))
+    before = {name: parameter.detach().clone() for name, parameter in inner.named_parameters()}
+    freeze(inner, frozen)
+    model = wrap(inner)
+    optimizer = optimizer_of(model, RUN)
+    state = TrainState(inner, optimizer, schedule_of(optimizer, RUN, train_iters=STEPS))
+    Trainer(model, state, Samples(folder, tokenizer, fixed=grid.pp > 1), RUN).train(STEPS, folder=path)
+    return {name: not torch.equal(before[name], p) for name, p in inner.named_parameters()}
+
+
+@pytest.mark.parametrize("frozen", [STAGE_1, STAGE_2], ids=["stage-1", "stage-2"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_losses_are_those_of_a_plain_loop_and_frozen_parts_stay_bit_equal(
+    grid, frozen, maker, folder, plain, tmp_path
+):
+    ranks = run_ranks(train_rank, grid, folder, maker.image, grid, frozen, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.allclose([row["lm loss"] for row in rows], plain[frozen], atol=1e-5, rtol=0)
+    changed = {name: moved for rank in ranks for name, moved in rank.items()}
+    assert {name.partition(".")[0] for name in changed} == {"language_model", "vision_model", "vision_projection"}
+    for name, moved in changed.items():
+        assert moved == (name.partition(".")[0] not in frozen), name
+
+
+def test_stage_1_learns(plain):
+    assert plain[STAGE_1][-1] < plain[STAGE_1][0] - 0.05
