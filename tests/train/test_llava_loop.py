@@ -144,7 +144,11 @@ def test_losses_are_those_of_a_plain_loop_and_frozen_parts_stay_bit_equal(
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert np.allclose([row["lm loss"] for row in rows], plain[frozen], atol=1e-5, rtol=0)
     changed = {name: moved for rank in ranks for name, moved in rank.items()}
-    assert {name.partition(".")[0] for name in changed} == {"language_model", "vision_model", "vision_projection"}
+    assert {name.partition(".")[0] for name in changed} == {
+        "language_model",
+        "vision_model",
+        "vision_projection",
+    }
     for name, moved in changed.items():
         assert moved == (name.partition(".")[0] not in frozen), name
 

@@ -179,9 +179,14 @@ class EnergonFeed:
         return iter(self.loader)
 
     def batches(self, iteration: int) -> Iterator[Batch]:  # noqa: ARG002 - the loader keeps its place
-        """The micro-batches of the next iteration."""
+        """The micro-batches of the next iteration.
+
+        Torch's and energon's loaders draw from torch's own generator; the run's draws must not depend on it.
+        """
         for _ in range(self.total // (self.micro * self.dp_size)):
-            yield next(self._iterator)
+            with torch.random.fork_rng(devices=[]):
+                batch = next(self._iterator)
+            yield batch
 
     def state(self) -> Any:
         """The loader's place, as JSON values."""

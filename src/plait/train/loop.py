@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -14,9 +14,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from plait.train.batches import Batch, Feed
-from plait.train.energon import EnergonFeed
 from plait.train.metrics import Metrics
 from plait.train.state import TrainState
+
+if TYPE_CHECKING:
+    from plait.train.energon import EnergonFeed
 
 
 def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
@@ -61,7 +63,7 @@ class Trainer:
 
     model: Any
     state: TrainState
-    feed: Feed | EnergonFeed
+    feed: "Feed | EnergonFeed"
     run: Mapping[str, Any]
 
     def train(self, stop: int, *, folder: Path) -> None:

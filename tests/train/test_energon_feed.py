@@ -1,0 +1,199 @@
+"""Reading by energon: blends, disjoint ranks, and a place in the data that is restored exactly."""
+
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from makers import Maker
+from PIL import Image
+from test_loop import RUN
+from transformers import AutoImageProcessor
+
+from plait import files
+from plait.convert import engine
+from plait.data import energon
+from plait.data.chat import Message, Picture, Sample, Text
+from plait.errors import CheckpointError
+from plait.layout import HF_CONFIG
+from plait.models.specs import Spec
+from plait.models.weights import FolderTensors
+from plait.parallel.grid import Grid
+from plait.train.energon import EnergonFeed, PictureCollator, image_processor
+from plait.train.loader_state import from_json, loader_file, to_json
+from plait.verify.ranks import run_ranks
+
+FORM = {"template": "llava", "instruction": "keep", "language": "en", "picture_tokens": 9}
+KEYS = {
+    "layout": "conversations", "shard_name": "{:06d}.tar", "samples_per_shard": 4, "split": [9, 1, 0],
+    "split_parts": {}, "exclude": "", "sample_type": None, "field_map": {},
+}  # fmt: skip
+STEPS = 6
+
+
+def jpeg(number):
+    file = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 255, (10, 12, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def sample(source, number):
+    """One exchange of source a; of source b two, about two pictures."""
+    answer = Message("assistant", (Text(f"{source}{number}"),))
+    first = Message("user", (Picture(jpeg(number)), Text("\nwhat?")))
+    if source == "a":
+        return Sample((first, answer), f"{source}-{number}")
+    more = Message("user", (Text("and "), Picture(jpeg(number + 1)), Text("?")))
+    return Sample((first, answer, more, answer), f"{source}-{number}")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("energon")
+    for source in "ab":
+        (root / source).mkdir()
+        energon.build(root / source, (sample(source, n) for n in range(40)), KEYS)
+    blend = energon.blend({str(root / "a"): 0.75, str(root / "b"): 0.25}, relative_to=root)
+    (root / "blend.yaml").write_text(yaml.safe_dump(blend))
+    return Maker(root), root / "blend.yaml"
+
+
+def feed(made, rank=0, size=1, *, processor=None, fixed=False, **keys):
+    maker, blend = made
+    run = {
+        "micro_batch_size": 2, "global_batch_size": 4, "num_workers": 0, "seed": 3,
+        "shuffle_buffer_size": 8, "max_samples_per_sequence": 4, **keys,
+    }  # fmt: skip
+    return EnergonFeed(blend, maker.image, FORM, PictureCollator(96, fixed, processor), run, rank, size)
+
+
+def ids(one, iterations):
+    return [batch.input_ids.tolist() for _ in range(iterations) for batch in one.batches(0)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_restored_place_gives_the_same_batches(made, workers):
+    whole = ids(feed(made, num_workers=workers), 9)
+    before = feed(made, num_workers=workers)
+    assert ids(before, 4) == whole[:8]
+    state = json.loads(json.dumps(before.state()))
+    after = feed(made, num_workers=workers)
+    after.loader.restore_state_rank(from_json(state))
+    assert ids(after, 5) == whole[8:]
+
+
+def test_another_seed_is_another_order(made):
+    assert ids(feed(made), 4) != ids(feed(made, seed=4), 4)
+
+
+def answers(one, iterations, maker):
+    """The first answer of every sequence."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(maker.image / "tokenizer.json"))
+    texts = [
+        tokenizer.decode(row, skip_special_tokens=False) for batch in ids(one, iterations) for row in batch
+    ]
+    return [text.split("[/INST]", 1)[1].split("</s>")[0].strip() for text in texts]
+
+
+def test_a_blend_draws_by_weight(made):
+    drawn = Counter(answer[0] for answer in answers(feed(made), 100, made[0]))
+    assert drawn.total() == 400
+    assert drawn["a"] / 400 == pytest.approx(0.75, abs=0.07)
+
+
+def test_data_parallel_ranks_read_disjoint_samples(made):
+    first, second = (set(answers(feed(made, rank, 2), 9, made[0])) for rank in (0, 1))
+    assert first
+    assert second
+    assert not first & second
+
+
+def test_an_undecodable_picture_ends_training_by_name(made, tmp_path):
+    maker, _ = made
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    sick = (
+        Sample((Message("user", (Picture(b"\xff\xd8\xff no"),)), Message("assistant", (Text("x"),))), f"s{n}")
+        for n in range(40)
+    )
+    energon.build(broken, sick, KEYS)
+    blend = tmp_path / "blend.yaml"
+    blend.write_text(yaml.safe_dump(energon.blend({str(broken): 1.0}, relative_to=tmp_path)))
+    processor = image_processor_of(maker)
+    with pytest.raises(Exception, match=r"cannot be decoded|is none of"):
+        ids(feed((maker, blend), processor=processor), 1)
+
+
+def image_processor_of(maker):
+    return AutoImageProcessor.from_pretrained(maker.tower())
+
+
+def test_a_state_that_no_state_can_be_is_refused():
+    with pytest.raises(CheckpointError, match="holds a PosixPath"):
+        to_json([files.Path()])
+    with pytest.raises(CheckpointError, match=r"'os\.system', which plait does not know"):
+        from_json({"__kind__": "os.system", "of": "true"})
+
+
+def test_another_number_of_ranks_cannot_go_on(made, tmp_path):
+    with pytest.raises(CheckpointError, match="fewer data parallel ranks"):
+        feed(made, 1, 2).resume(tmp_path)
+
+
+def segment(made, folder, grid, run, start, stop):
+    """Train from a checkpoint, or from the folder's weights, to the next checkpoint."""
+    from megatron.core import parallel_state
+
+    from plait.train.build import build_model, freeze, load_weights, optimizer_of, schedule_of, wrap
+    from plait.train.loop import Trainer
+    from plait.train.state import Origin, TrainState, save
+
+    spec = Spec.of(folder / "megatron", HF_CONFIG)
+    inner = build_model(spec, grid, dtype=torch.float32)
+    place = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
+    if not start:
+        weights = engine.to_mcore(FolderTensors(folder / "hf"), spec)
+        load_weights(inner, dict(engine.cut(weights, spec, grid, *place)))
+    freeze(inner, ("vision_model",))
+    model = wrap(inner)
+    optimizer = optimizer_of(model, RUN)
+    state = TrainState(inner, optimizer, schedule_of(optimizer, RUN, train_iters=STEPS))
+    processor = image_processor(folder / "megatron") if parallel_state.is_pipeline_first_stage() else None
+    data = feed(made, processor=processor, fixed=grid.pp > 1)
+    if start:
+        state.load(run / f"iter_{start:07d}")
+        data.resume(run / f"iter_{start:07d}")
+    Trainer(model, state, data, RUN).train(stop, folder=run)
+    origin = Origin(folder / "megatron", spec, grid, RUN, [], "")
+    save(state, run / f"iter_{stop:07d}", origin, loader=data.state())
+
+
+@pytest.mark.parametrize(
+    "grid", [pytest.param(Grid(2, 1), marks=pytest.mark.long), Grid(1, 2, first=1)], ids=str
+)
+def test_segments_end_where_one_piece_ends(made, grid, tmp_path):
+    maker, _ = made
+    source = maker.llava("segments")
+    (tmp_path / "hf").symlink_to(source)
+    (tmp_path / "megatron").symlink_to(maker.megatron(source))
+    for run, stops in (("whole", [STEPS]), ("parts", [2, 3, STEPS])):
+        (tmp_path / run).mkdir()
+        for start, stop in zip([0, *stops], stops, strict=False):
+            run_ranks(segment, grid, made, tmp_path, grid, tmp_path / run, start, stop)
+    last = f"iter_{STEPS:07d}"
+    whole, parts = (files.check_manifest(tmp_path / run / last) for run in ("whole", "parts"))
+    assert whole["files"] == parts["files"]  # weights, moments, schedule, and energon's place
+    assert loader_file(0) in whole["files"]
+    assert whole["facts"]["grid"] == grid.facts
+    losses = [
+        [json.loads(row)["lm loss"] for row in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]
