@@ -30,7 +30,10 @@ def tokenizer_folder(folder, *, vision=False, chatml=False, image=False, more=0)
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     groups = ((VISION, vision), (CHATML, chatml), (IMAGE, image))
-    names = [*(n for group, wanted in groups if wanted for n in group), *(f"<extra_{n}>" for n in range(more))]
+    names = [
+        *(n for group, wanted in groups if wanted for n in group),
+        *(f"<extra_{n}>" for n in range(more)),
+    ]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )

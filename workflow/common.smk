@@ -7,7 +7,6 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from plait.config import Plan, load
-from plait.config.paths import JSONL
 from plait.errors import PlaitError
 
 
@@ -125,9 +124,7 @@ def processes(wildcards):
 
 # The user's own files by size: an appended line makes a raw source again, touching it does not.
 user_files = in_snakemakes_frame(
-    lambda wildcards: files.canonical(
-        files.sizes(getattr(plan.dataset(wildcards.dataset).source, "path", ""), JSONL)
-    )
+    lambda wildcards: files.canonical(plan.sizes(made(layout.Raw, wildcards)))
 )
 
 # The export that the short form links to.

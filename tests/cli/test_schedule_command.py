@@ -8,7 +8,10 @@ from plait import files
 from plait.cli.main import main
 from plait.config.schedule import Schedule
 
-RUN = {"epochs": 1, "train_iters": None, "save_interval": 50, "save_every": None, "global_batch_size": 128}
+RUN = {
+    "recipe": "solo", "epochs": 1, "train_iters": None, "save_interval": 50, "save_every": None,
+    "global_batch_size": 128,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -75,3 +78,10 @@ def test_mistakes_have_a_sentence(workplace, capsys):
     assert "total_instances" in capsys.readouterr().err
     assert schedule(workplace(1), RUN, target="data/ckpts/r/plan.json") == 2
     assert "data/ckpts/r/schedule.json" in capsys.readouterr().err
+
+
+def test_llava_counts_the_batches_that_fit_whole(workplace, caplog):
+    caplog.set_level("INFO")
+    run = RUN | {"recipe": "llava_jp", "epochs": 2, "global_batch_size": 256}
+    assert schedule(workplace(1000), run) == 0
+    assert "train_iters = 1000 // 256 * 2 = 6" in caplog.text

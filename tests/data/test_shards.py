@@ -188,7 +188,7 @@ def test_a_missing_path_is_refused_and_nothing_is_made(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         make(mine(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no chat jsonl"):
+    with pytest.raises(DataError, match="holds none of the files that are read"):
         make(mine(tmp_path / "empty"))
     assert not list(Path("data").rglob("*.json*"))
 

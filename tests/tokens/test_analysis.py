@@ -43,7 +43,7 @@ def made(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        analysis.build(folder, "both", SHARDS, NATURAL)
+        analysis.build(folder, "both", [analysis.measure(shard) for shard in SHARDS], NATURAL)
     return folder
 
 
@@ -86,7 +86,7 @@ def test_the_lines_that_used_to_be_copied_by_hand_are_printed(root, tmp_path, mo
     monkeypatch.chdir(root)
     caplog.set_level(logging.INFO)
 
-    facts = analysis.build(tmp_path, "both", SHARDS, NATURAL)
+    facts = analysis.build(tmp_path, "both", [analysis.measure(shard) for shard in SHARDS], NATURAL)
 
     text = caplog.text
     assert f"Total instances: ** {facts['total_instances']} **" in text
@@ -109,7 +109,7 @@ def test_the_page_needs_no_network_and_shows_every_dataset(made):
 
 def test_an_equal_rebuild_is_equal_byte_for_byte(made, root, tmp_path, monkeypatch):
     monkeypatch.chdir(root)
-    analysis.build(tmp_path, "both", SHARDS, NATURAL)
+    analysis.build(tmp_path, "both", [analysis.measure(shard) for shard in SHARDS], NATURAL)
 
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
         p.name: p.read_bytes() for p in made.iterdir()
@@ -128,7 +128,7 @@ def test_shards_that_are_not_the_mixtures_are_refused(root, tmp_path, monkeypatc
     monkeypatch.chdir(root)
 
     with pytest.raises(DataError, match=words):
-        analysis.build(tmp_path, "both", shards, chosen)
+        analysis.build(tmp_path, "both", [analysis.measure(shard) for shard in shards], chosen)
 
 
 def test_counts_that_contradict_the_manifest_are_found(root, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def test_a_picture_is_its_patches_a_mark_a_row_and_two_ends(rows, columns):
 
 
 def test_the_groups_are_those_of_solo_and_codeact():
-    assert [len(names) for names in GROUPS.values()] == [5, 1024, 2]
+    assert [len(names) for names in GROUPS.values()] == [5, 1024, 2, 2]
     assert GROUPS["vision"] == ("<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>")
     assert GROUPS["locations"][0] == "<loc_1>"
     assert GROUPS["locations"][-1] == "<loc_1024>"

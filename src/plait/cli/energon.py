@@ -28,7 +28,6 @@ def add(stages: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the tars, what energon needs beside them, and the manifest."""
-    from plait.config.paths import local
     from plait.data import energon
 
     target = layout.Energon.parse(args.target)
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     sources = [Path(path) for path in args.sources]
     with files.appears_whole(str(target), folder=True) as folder:
         if chosen["source"] and chosen["source"]["kind"] == "energon":
-            facts = energon.adopt(folder, local(chosen["source"]["path"]), chosen["energon"])
+            facts = energon.adopt(folder, Path(str(layout.Raw.parse(args.sources[0]))), chosen["energon"])
         else:
             facts = energon.build(folder, _samples(sources), chosen["energon"])
         files.write_manifest(

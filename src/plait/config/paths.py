@@ -7,6 +7,13 @@ from plait.errors import ConfigError
 
 JSONL = re.compile(r".*\.jsonl(\.gz|\.lz4|\.zst)?")
 """Names of files of chat records."""
+NAMES = {
+    "chat-jsonl": JSONL,
+    "llava-json": re.compile(r".*\.json"),
+    "tars": re.compile(r".*\.tar"),
+    "energon": re.compile(r".*\.tar|dataset\.yaml|split\.yaml"),
+}
+"""Names of the files that a source of a kind reads, where it names a path of the user's."""
 
 
 def local(path: str) -> Path:

@@ -28,10 +28,10 @@ from plait.config.model import (
     TowerModel,
     YouSupply,
 )
-from plait.config.paths import check_there, local
+from plait.config.paths import NAMES, check_there, local
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
-from plait.files import canonical, read_json
+from plait.files import canonical, read_json, sizes
 
 VERSIONS = {
     "raw": 1,
@@ -100,6 +100,11 @@ class Plan:
         if isinstance(source, PATHS):
             check_there(f"datasets.{raw.dataset}.source.path", source.path)
         return []
+
+    def sizes(self, raw: layout.Raw) -> dict[str, int]:
+        """How many bytes each of the user's own files of a raw source has."""
+        source = self.dataset(raw.dataset).source
+        return sizes(source.path, NAMES[source.kind]) if isinstance(source, PATHS) else {}
 
     def to_supply(self, raw: layout.Raw) -> str:
         """What the user must supply before a raw source can be made; empty where it is nothing."""

@@ -8,6 +8,7 @@ every artifact is the whole model, and what is exported is what was given, bit f
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -66,7 +67,7 @@ def hf_view(mcore: State, spec: Spec, folder: Path | str) -> State:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: it holds {len(expected)} tensors of the vision tower")
     try:
-        stored = safe_open(path, framework="pt")
+        stored: Any = safe_open(path, framework="pt")
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     check_shapes(

@@ -337,6 +337,6 @@ def _check_readable(folder: Path) -> None:
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise DataError(
-            f"energon cannot read {folder.name} as it is described: {said[-1] if said else 'it said nothing'}",
+            f"energon cannot read {folder.name} as described: {said[-1] if said else 'it said nothing'}",
             hint="look at field_map and sample_type of the dataset's energon keys",
         )

@@ -13,12 +13,20 @@ from typing import Any
 import orjson
 
 from plait import files
-from plait.config.paths import JSONL
-from plait.data import builtin, chat
+from plait.config.paths import JSONL, NAMES, local
+from plait.data import builtin, chat, webdataset
 from plait.data.lines import read_lines
 from plait.errors import DataError, RecordError
 
 log = logging.getLogger(__name__)
+
+PICTURES = "pictures"
+"""The link to the folder of a LLaVA json's pictures."""
+EXPECTED = {
+    "chat-jsonl": ".jsonl, .jsonl.gz, .jsonl.lz4 or .jsonl.zst",
+    "tars": ".tar",
+    "energon": ".tar, and .nv-meta with dataset.yaml",
+}
 
 
 @dataclass(frozen=True)
@@ -66,24 +74,95 @@ def link(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         DataError: there is no such path, or no jsonl file in it.
     """
-    origin = Path(source["path"]).expanduser()
+    wanted, others = _link(source["path"], folder, source["kind"])
+    return {"linked": len(wanted), "other_files": others}
+
+
+def link_tars(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Link webdataset tars and note where each sample's parts lie: a line a sample.
+
+    Raises:
+        DataError: there is no such path, no tar in it, or a tar is damaged.
+    """
+    wanted, others = _link(source["path"], folder, source["kind"])
+    samples = 0
+    with (folder / builtin.RECORDS).open("wb") as records:
+        for path in wanted:
+            for key, parts in webdataset.places(folder / path):
+                records.write(orjson.dumps({"tar": path, "key": key, "parts": parts}) + b"\n")
+                samples += 1
+    return {"linked": len(wanted), "other_files": others, "samples": samples}
+
+
+def link_llava(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write a LLaVA json as one line a record, beside a link to the folder of its pictures.
+
+    Raises:
+        DataError: the json or the folder is not there, or the json is no list.
+    """
+    path = _origin(source["path"])
+    pictures = _origin(source["images"]) if source["images"] else path.parent
+    try:
+        rows = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(rows, list) or not pictures.is_dir():
+        raise DataError(
+            f"{path} is no list of records, or {pictures} is no folder",
+            hint="a LLaVA json is [{id, image, conversations}, ...]; `images` names its pictures' folder",
+        )
+    (folder / PICTURES).symlink_to(pictures.resolve())
+    with (folder / builtin.RECORDS).open("wb") as records:
+        records.writelines(orjson.dumps(row) + b"\n" for row in rows)
+    return {"records": len(rows)}
+
+
+def link_energon(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Link the tars of a dataset that energon prepared, and its description.
+
+    Raises:
+        DataError: it is not there, or is not prepared.
+    """
+    wanted, others = _link(source["path"], folder, source["kind"])
+    return {"linked": len(wanted), "other_files": others}
+
+
+def supplied(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Nobody can make this source but the user.
+
+    Raises:
+        DataError: always; it says what is wanted.
+    """
+    raise DataError(
+        f"{folder.name.lstrip('.').split('.')[0]} must be supplied by you: {source['what']}",
+        hint="give the dataset another `source` in your config: a path to what you have",
+    )
+
+
+def _origin(path: str) -> Path:
+    origin = local(path)
     if not origin.exists():
-        hint = "datasets.*.source.path in config/ is taken from the folder where you run plait"
-        raise DataError(f"{source['path']} does not exist", hint=hint)
+        hint = "paths of datasets.*.source in config/ are taken from the folder where you run plait"
+        raise DataError(f"{path} does not exist", hint=hint)
+    return origin
+
+
+def _link(path: str, folder: Path, kind: str) -> tuple[list[str], int]:
+    """Link the files of a kind that the user has somewhere; their names, and how many others there are."""
+    origin, names = _origin(path), NAMES[kind]
     base = origin if origin.is_dir() else origin.parent
     found = sorted(origin.rglob("*")) if origin.is_dir() else [origin]
-    wanted = [path for path in found if JSONL.fullmatch(path.name) and path.is_file()]
+    wanted = [one for one in found if names.fullmatch(one.name) and one.is_file()]
     if not wanted:
-        hint = "expected .jsonl, .jsonl.gz, .jsonl.lz4 or .jsonl.zst"
-        raise DataError(f"{source['path']} holds no chat jsonl", hint=hint)
-    for path in wanted:
-        place = folder / path.relative_to(base)
+        raise DataError(f"{path} holds none of the files that are read", hint=f"expected {EXPECTED[kind]}")
+    for one in wanted:
+        place = folder / one.relative_to(base)
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(path.resolve())
-    others = sum(path.is_file() for path in found) - len(wanted)
+        place.symlink_to(one.resolve())
+    others = sum(one.is_file() for one in found) - len(wanted)
     if others:
-        log.info("%s: %d files that are not jsonl are left alone", source["path"], others)
-    return {"linked": len(wanted), "other_files": others}
+        log.info("%s: %d files of other kinds are left alone", path, others)
+    return [one.relative_to(base).as_posix() for one in wanted], others
 
 
 # Reading
@@ -143,8 +222,52 @@ def read_captioned(line: bytes, folder: Path) -> chat.Sample:
     return chat.Sample(id=row.get("id", ""), messages=(chat.Message("assistant", parts),))
 
 
+def read_llava(line: bytes, folder: Path) -> chat.Sample:
+    """A record ``{"id", "image", "conversations"}`` of LLaVA; ``image`` may be a list, or missing.
+
+    Raises:
+        RecordError: it is none, or its picture file is missing.
+    """
+    try:
+        row = orjson.loads(line)
+        names = row.get("image", row.get("images", []))
+        paths = [folder / PICTURES / name for name in ([names] if isinstance(names, str) else names)]
+        key, turns = str(row.get("id", "")), row["conversations"]
+    except orjson.JSONDecodeError as error:
+        raise RecordError(f"not JSON: {error}", reason="bad_json") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"not a LLaVA record: {error!r}", reason="not_a_record") from error
+    try:
+        pictures = [path.read_bytes() for path in paths]
+    except OSError as error:
+        raise RecordError(f"picture cannot be read: {error}", reason="missing_picture") from error
+    return checked(webdataset.conversation(turns, pictures, key))
+
+
+def read_part_places(line: bytes, folder: Path) -> chat.Sample:
+    """A sample of a linked tar."""
+    row = orjson.loads(line)
+    return checked(webdataset.to_sample(webdataset.parts_at(folder / row["tar"], row["parts"]), row["key"]))
+
+
+def checked(sample: chat.Sample) -> chat.Sample:
+    """The sample, if every turn says something.
+
+    Raises:
+        RecordError: one does not.
+    """
+    for number, message in enumerate(sample.messages):
+        if not message.says_something or not message.parts:
+            raise RecordError(f"turn {number} ({message.role}) is empty", reason="empty_text")
+    return sample
+
+
 KINDS: dict[str, Kind] = {
     "emoji-captions": Kind(make=builtin.emoji_captions, read=read_captioned),
     "chatterbot-dialogues": Kind(make=builtin.chatterbot_dialogues, read=read_chat),
     "chat-jsonl": Kind(make=link, read=read_chat),
+    "llava-json": Kind(make=link_llava, read=read_llava),
+    "tars": Kind(make=link_tars, read=read_part_places),
+    "energon": Kind(make=link_energon, read=read_chat),
+    "you-supply": Kind(make=supplied, read=read_chat),
 }

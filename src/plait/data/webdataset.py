@@ -7,9 +7,10 @@ turns ``{"from": "human", "value": "<image>\nWhat is this?"}``; more pictures of
 """
 
 import io
+import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -159,20 +160,41 @@ def read_tar(path: Path) -> Iterator[tuple[str, Parts]]:
     Raises:
         DataError: the tar is damaged or cut short.
     """
+    for key, found in places(path):
+        yield key, parts_at(path, found)
+
+
+def places(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """The samples of a tar in file order: key, and where each part's bytes lie: offset and length.
+
+    Raises:
+        DataError: the tar is damaged or cut short.
+    """
+    end = 0
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            end = 0
             for key, members in groupby(_members(tar), key=lambda member: member[0]):
-                parts = {}
+                found: dict[str, tuple[int, int]] = {}
                 for _, name, info in members:
-                    parts[name] = _content(tar, info, path)
-                    end = info.offset_data + -(-info.size // TAR_BLOCK) * TAR_BLOCK
-                yield key, parts
-            _check_end(path, end)
+                    if name in found:
+                        raise DataError(
+                            f"{path}: the key {key!r} has the part {name} twice",
+                            hint="readers merge neighbours of one key: give samples keys of their own",
+                        )
+                    found[name] = (info.offset_data, info.size)
+                end = max(offset + -(-size // TAR_BLOCK) * TAR_BLOCK for offset, size in found.values())
+                yield key, found
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{path} is damaged or no tar: {error}", hint="write or download the shard again"
         ) from error
+    _check_end(path, end)
+
+
+def parts_at(path: Path, found: Mapping[str, Sequence[int]]) -> Parts:
+    """The parts of one sample, by :func:`places`."""
+    with path.open("rb") as file:
+        return {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in found.items()}
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -182,14 +204,6 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]
             folder, _, name = info.name.rpartition("/")
             stem, _, part = name.partition(".")
             yield (f"{folder}/{stem}" if folder else stem), part, info
-
-
-def _content(tar: tarfile.TarFile, info: tarfile.TarInfo, path: Path) -> bytes:
-    file = tar.extractfile(info)
-    content = b"" if file is None else file.read()
-    if len(content) != info.size:
-        raise DataError(f"{path} is cut short within {info.name}", hint="write or download the shard again")
-    return content
 
 
 def _check_end(path: Path, end: int) -> None:
