@@ -1,7 +1,7 @@
-"""What goes along with a Megatron model unchanged: its source's configs, and tensors it does not compute with.
+"""What goes along with a Megatron model unchanged: its source's configs, and tensors it has no use for.
 
-Megatron's LLaVA has no use for the layers of a tower above the one that is projected, nor for the tower's last
-norm and head. ``carried.safetensors`` holds them beside the checkpoint, so that the Hugging Face view of
+Megatron's LLaVA does not compute with the layers of a tower above the one that is projected, nor with the
+tower's last norm and head. ``carried.safetensors`` holds them beside the checkpoint, so that the Hugging Face view of
 every artifact is the whole model, and what is exported is what was given, bit for bit.
 """
 
@@ -70,9 +70,8 @@ def hf_view(mcore: State, spec: Spec, folder: Path | str) -> State:
         stored: Any = safe_open(path, framework="pt")
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    check_shapes(
-        {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}, expected, str(path)
-    )
+    shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    check_shapes(shapes, expected, str(path))
     for name in expected:
         view.add((name,), lambda name=name: {name: stored.get_tensor(name)})  # type: ignore[misc]
     return view

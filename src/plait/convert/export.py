@@ -170,6 +170,7 @@ processor = AutoProcessor.from_pretrained(".")
 model = AutoModelForImageTextToText.from_pretrained(".")
 chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\\n"}]}]
 prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
-inputs = processor(images=Image.open("picture.png"), text=prompt, add_special_tokens=False, return_tensors="pt")
+picture = Image.open("picture.png")
+inputs = processor(images=picture, text=prompt, add_special_tokens=False, return_tensors="pt")
 print(processor.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 """
