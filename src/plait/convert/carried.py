@@ -1,8 +1,8 @@
 """What goes along with a Megatron model unchanged: its source's configs, and tensors it has no use for.
 
 Megatron's LLaVA does not compute with the layers of a tower above the one that is projected, nor with the
-tower's last norm and head. ``carried.safetensors`` holds them beside the checkpoint, so that the Hugging Face view of
-every artifact is the whole model, and what is exported is what was given, bit for bit.
+tower's last norm and head. ``carried.safetensors`` holds them beside the checkpoint, so that the Hugging
+Face view of every artifact is the whole model, and what is exported is what was given, bit for bit.
 """
 
 import shutil

@@ -54,7 +54,9 @@ def cut(mcore: State, spec: Spec, grid: Grid, tp_rank: int, pp_rank: int) -> Sta
 
     def part(entry: Entry) -> dict[str, Tensor]:
         op = entry.row.op
-        return {entry.local(spec, grid): op.cut(_take(mcore, entry.mcore), entry.shape, tp=grid.tp, rank=tp_rank)}
+        return {
+            entry.local(spec, grid): op.cut(_take(mcore, entry.mcore), entry.shape, tp=grid.tp, rank=tp_rank)
+        }
 
     here = [entry for entry in entries(spec) if entry.stage(spec, grid) == pp_rank]
     return _lazy(here, lambda entry: (entry.local(spec, grid),), part)

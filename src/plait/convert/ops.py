@@ -20,7 +20,6 @@ from plait.models.specs import Spec
 from plait.models.towers import Tower
 from plait.tokens.vocabulary import padded_vocab_size
 
-
 Shape = Spec | Tower
 """The model, or the part of it, whose sizes an operation reads."""
 

@@ -163,8 +163,10 @@ def parts(spec: Spec) -> Iterator[Part]:
 
 
 def carried(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Hugging Face tensors that Megatron does not compute with, and their shapes: layers of a tower above
-    the one that is projected, its last norm, SigLIP's pooling head. They go along, bit for bit."""
+    """Hugging Face tensors that Megatron does not compute with, and their shapes.
+
+    They are the layers of a tower above the one that is projected, its last norm and SigLIP's pooling head.
+    """
     used = {name for entry in entries(spec) for name in entry.hf}
     return {name: shape for name, shape in spec.shapes.items() if _unused(spec, name) and name not in used}
 
