@@ -1,0 +1,221 @@
+"""LLaVA on every grid computes what transformers computes; a fault in its tower or projector is caught."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from plait import files
+from plait.convert import checkpoint, engine, ops, tables
+from plait.convert.carried import hf_view
+from plait.errors import CheckpointError, PlaitError, ProofError
+from plait.layout import CARRIED
+from plait.models.specs import TOWER, Spec
+from plait.models.weights import FolderTensors, merkle
+from plait.parallel.grid import Grid
+from plait.verify import parity
+
+GRIDS = [{"tp": 1, "pp": 1}, {"tp": 2, "pp": 1}, {"tp": 1, "pp": 2}, {"tp": 2, "pp": 2, "first": 1}]
+CASES = {"text", "packed", "one picture", "several pictures"}
+
+
+def clip(maker):
+    return maker.llava()
+
+
+def siglip(maker):
+    """30 pixels are 3 patches of 8 and 6 left over: the shape of 384/14."""
+    return maker.llava("siglip", tower=maker.tower("siglip"))
+
+
+def wide(maker):
+    """The last layer, the class token kept, an inner size of its own, no bias."""
+    keys = {"projector_hidden_size": 24, "projector_bias": False, "drop_class_token": False}
+    return maker.llava("wide", vision_feature_layer=-1, **keys)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("make", [clip, siglip])
+def test_a_sharded_llava_computes_what_transformers_computes(maker, make, grid, tmp_path):
+    source = make(maker)
+    shards = maker.shards(source, grid["tp"], grid["pp"], first=grid.get("first"))
+    found = parity.prove_converted(source, shards, tmp_path / "parity.json")
+    assert found["merkle_root"] == files.read_manifest(source)["facts"]["merkle"]
+    assert found["grid"] == grid
+    assert {row["case"] for row in found["logits"]} == CASES
+    for row in found["logits"]:
+        assert row["max_abs_diff"] <= 1e-5
+        assert row["max_abs_diff_fp32"] <= 1e-5
+        assert row["top1_equal"] == row["positions"]
+        assert row["max_abs_logit"] > 0.5
+
+
+def test_a_wide_projector_and_qwen2_are_proven(maker, tmp_path):
+    source = wide(maker)
+    parity.prove_converted(source, maker.shards(source, 2, 1), tmp_path / "wide.json")
+    qwen = maker.llava("qwen2", base=maker.foreign("Qwen2"))
+    parity.prove_converted(qwen, maker.shards(qwen, 1, 2), tmp_path / "qwen2.json")
+
+
+class StackedQKV(ops.FuseQKV):
+    """Queries, keys and values of the tower one after the other, as OpenAI's file has them."""
+
+    def fuse(self, parts, spec):
+        return torch.cat(list(parts))
+
+    def split(self, whole, spec):
+        return list(whole.chunk(3))
+
+
+def changed(monkeypatch, name, **keys):
+    """The tower's or projector's rows with another operation or other sources."""
+    for table in ("TOWERS", "PROJECTION", "PROJECTION_BIAS"):
+        rows = getattr(tables, table)
+        swap = lambda row: dataclasses.replace(row, **keys) if row.mcore.endswith(name) else row  # noqa: E731
+        new = (
+            {kind: tuple(map(swap, some)) for kind, some in rows.items()}
+            if isinstance(rows, dict)
+            else tuple(map(swap, rows))
+        )
+        monkeypatch.setattr(tables, table, new)
+
+
+FAULTS = {
+    "tower's qkv stacked": ("self_attention.linear_qkv.weight", {"op": StackedQKV()}),
+    "tower's fc2 cut by rows": ("mlp.linear_fc2.weight", {"op": ops.COLUMN}),
+    "projector's fc1 whole": ("encoder.linear_fc1.weight", {"op": ops.WHOLE}),
+    "norms exchanged": ("input_layernorm.weight", {"hf": ("encoder.layers.{layer}.layer_norm2.weight",)}),
+}
+
+
+def prove_again(source, root):
+    """Convert, cut and prove as the workflow does, with whatever was changed."""
+    from plait.convert import folders
+
+    made = {
+        "megatron": lambda folder: folders.convert(source, folder),
+        "sharded": lambda folder: folders.shard(root / "megatron", folder, Grid(2, 1)),
+    }
+    for kind, make in made.items():
+        (root / kind).mkdir()
+        files.write_manifest(root / kind, kind=kind, settings={}, facts=make(root / kind))
+    parity.prove_converted(source, root / "sharded", root / "parity.json")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_no_fault_in_the_sight_of_a_llava_passes(maker, fault, tmp_path, monkeypatch):
+    source = clip(maker)
+    name, keys = FAULTS[fault]
+    changed(monkeypatch, name, **keys)
+    with pytest.raises(PlaitError):
+        prove_again(source, tmp_path)
+    assert not (tmp_path / "parity.json").exists()
+
+
+# What goes along
+
+
+def copied(folder, tmp_path):
+    target = tmp_path / folder.name
+    target.mkdir()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            place = target / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+    return target
+
+
+def test_seed_18_unused_layers_come_back_bit_for_bit(maker):
+    source = siglip(maker)
+    shards = maker.shards(source, 2, 1)
+    spec = Spec.of(source)
+    view = hf_view(checkpoint.read_whole(shards, Grid(2, 1)), spec, shards)
+    assert merkle(view) == merkle(FolderTensors(source))
+    names = load_file(shards / CARRIED).keys()
+    assert names == tables.carried(spec).keys()
+    assert {name.removeprefix(TOWER).split(".")[0] for name in names} == {"encoder", "post_layernorm", "head"}
+    assert {name.split(".")[4] for name in names if ".layers." in name} == {"2"}
+    assert files.read_manifest(shards)["facts"]["coverage"]["carried_tensors"] == len(names)
+
+
+def test_a_changed_or_missing_carried_tensor_is_found(maker, tmp_path):
+    shards = copied(maker.shards(clip(maker), 2, 1), tmp_path)
+    spec = Spec.of(clip(maker))
+    tensors = load_file(shards / CARRIED)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, shards / CARRIED)
+    whole = checkpoint.read_whole(shards, Grid(2, 1))
+    with pytest.raises(CheckpointError, match=r"carried.safetensors lacks"):
+        hf_view(whole, spec, shards)
+    (shards / CARRIED).unlink()
+    with pytest.raises(CheckpointError, match=r"carried.safetensors is missing"):
+        hf_view(whole, spec, shards)
+
+
+# Regressions of the four systems
+
+
+@pytest.mark.parametrize("kind", ["missing", "unknown"])
+def test_seed_11_loading_is_strict_by_name(maker, kind, tmp_path):
+    shards = copied(maker.shards(clip(maker), 1, 2), tmp_path)
+    path = checkpoint.rank_file(shards, Grid(1, 2), 0, 0)
+    content = torch.load(path, weights_only=False)
+    model = content["model"]
+    model["vision_model.decoder.layers.0.self_attention.linear_qkv._extra_state"] = torch.zeros(1)
+    torch.save(content, path)
+    checkpoint.read_rank(shards, Grid(1, 2), 0, 0)  # TE's own entries are no tensors of the model
+    if kind == "missing":
+        model.pop("vision_projection.encoder.linear_fc1.weight")
+    else:
+        model["vision_model.ln_post.weight"] = torch.zeros(1)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"linear_fc1.weight|ln_post.weight"):
+        checkpoint.read_rank(shards, Grid(1, 2), 0, 0)
+
+
+def test_seed_10_every_stage_of_a_pipeline_is_read(maker, tmp_path):
+    """Pai's combine opened mp_rank_0X and left mp_rank_0X_YYY alone."""
+    shards = copied(maker.shards(clip(maker), 1, 2), tmp_path)
+    assert sorted(path.parent.name for path in shards.rglob("*.pt")) == ["mp_rank_00_000", "mp_rank_00_001"]
+    states = [checkpoint.read_rank(shards, Grid(1, 2), 0, stage) for stage in (0, 1)]
+    assert any(name.startswith("vision_model.") for name in states[0])
+    assert {name.partition(".")[0] for name in states[1]} == {"language_model"}
+    checkpoint.rank_file(shards, Grid(1, 2), 0, 1).unlink()
+    with pytest.raises(CheckpointError, match=r"mp_rank_00_001/model_optim_rng.pt is missing"):
+        dict(checkpoint.read_whole(shards, Grid(1, 2)))
+
+
+def test_seed_6_scrambled_groups_do_not_pass(maker, tmp_path, monkeypatch):
+    """LLaVA-JP reshaped k and v by heads, and undid it in the same way."""
+    from test_parity import HeadsForGroups
+
+    scrambled = [
+        dataclasses.replace(row, op=HeadsForGroups()) if "linear_qkv" in row.mcore else row
+        for row in tables.MISTRAL
+    ]
+    monkeypatch.setitem(tables.TABLES, "MistralForCausalLM", tuple(scrambled))
+    from plait.convert import folders
+
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    facts = folders.convert(clip(maker), folder)
+    assert facts["merkle"] == files.read_manifest(clip(maker))["facts"]["merkle"]  # the round trip is fine
+    files.write_manifest(folder, kind="megatron", settings={}, facts=facts)
+    with pytest.raises(ProofError, match="max abs difference"):
+        parity.prove_converted(clip(maker), folder, tmp_path / "parity.json")
+
+
+def test_seed_25_lengths_of_training_are_not_read_from_a_checkpoint(maker, tmp_path):
+    """A checkpoint's arguments silently overrode the sequence length; here nothing reads one from them."""
+    shards = copied(maker.shards(clip(maker), 1, 1), tmp_path)
+    path = checkpoint.rank_file(shards, Grid(), 0, 0)
+    content = torch.load(path, weights_only=False)
+    content["args"].seq_length = content["args"].max_position_embeddings = 7
+    torch.save(content, path)
+    state = checkpoint.read_rank(shards, Grid(), 0, 0)
+    assert state.keys() == engine.rank_shapes(Spec.of(clip(maker)), Grid()).keys()
+    source = Path(checkpoint.__file__).parents[1] / "train"
+    assert not [path for path in source.glob("*.py") if "read_args" in path.read_text()]
