@@ -24,6 +24,7 @@ STAGES = (
     "train",
     "export",
     "report",
+    "generate",
 )
 
 

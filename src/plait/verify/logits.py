@@ -114,7 +114,7 @@ def of_transformers(folder: Path, inputs: list[Case]) -> Logits:
             folder,
             dtype=torch.float32,
             attn_implementation="eager",
-            trust_remote_code=_carries_our_code(folder),
+            trust_remote_code=carries_our_code(folder),
         ).eval()
     with torch.no_grad():
         return {dtype: [_alone(model.to(dtype), case) for case in inputs] for dtype in PRECISIONS}
@@ -132,7 +132,7 @@ def _alone(model: Any, case: Case) -> Tensor:
     return torch.cat([model(input_ids=part, **pictures).logits for part in parts], dim=1)
 
 
-def _carries_our_code(folder: Path) -> bool:
+def carries_our_code(folder: Path) -> bool:
     """Whether the folder has modelling code; it is run only if it is byte for byte plait's."""
     found = sorted(folder.glob("*.py"))
     for path in found:
