@@ -30,14 +30,21 @@ RULES = {
     "verify_megatron": ("equal logits", "proof", 2.5, 3),
     "verify_sharded": ("equal logits", "proof", 4, 3),
     "train": ("checkpoints", "run", 4.5, 1.5),
+    "energon": ("webdataset shards", "data", 2, 1),
     "report": ("loss curve", "run", 5.6, 0.5),
+    "generate": ("answers", "run", 6.6, 1.5),
     "export": ("Hugging Face folder", "run", 5.6, 1.5),
     "verify_iteration": ("proof of a checkpoint", "proof", 5.6, 2.5),
 }
 # Sides by which an edge leaves and enters, where they are not right and left, and how far from the middle.
 SIDES = {
     ("tokenizer", "model"): ("b", 0, "l", 0),
-    ("tokenizer", "index"): ("r", 0, "b", -20),
+    ("tokenizer", "index"): ("t", 20, "l", 12),
+    ("tokenizer", "analyse"): ("r", -14, "b", -44),
+    ("tokenizer", "train"): ("r", 14, "l", 16),
+    ("chat", "energon"): ("b", 10, "l", 0),
+    ("energon", "analyse"): ("r", -8, "b", -20),
+    ("energon", "train"): ("r", 8, "l", -4),
     ("model", "verify_megatron"): ("b", 14, "l", 0),
     ("convert", "verify_megatron"): ("b", 0, "t", -20),
     ("verify_megatron", "shard"): ("t", 20, "b", -20),
@@ -135,7 +142,7 @@ def draw(rulegraph: str) -> str:
     Raises:
         KeyError: a rule has no place in RULES yet.
     """
-    width = int(LEFT * 2 + 5.6 * PITCH_X + WIDTH + 14)
+    width = int(LEFT * 2 + max(column for _, _, column, _ in RULES.values()) * PITCH_X + WIDTH + 14)
     height = int(TOP + 4.05 * PITCH_Y)
     lines = "\n".join(edge(*pair) for pair in edges(rulegraph))
     boxes = "\n".join(box(rule) for rule in RULES)

@@ -8,18 +8,23 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from plait import files, layout
 from plait.config import Plan
 from plait.config.model import load_file
 from plait.data import images
 from plait.data.shards import read
+from plait.models.weights import FolderTensors
 from plait.tokens.indexed import PackedShard
 
 pytestmark = pytest.mark.tiny
 
 ROOT = Path(__file__).parents[2]
-RUNS = ("chat-tiny", "solo-tiny")
+LEARNING = ("chat-tiny", "solo-tiny")
+STAGES = {"llava-tiny-stage1": "llava-tiny-stage2", "llava-jp-tiny-stage1": "llava-jp-tiny-stage2"}
+RUNS = (*LEARNING, *STAGES, *STAGES.values())
+FROZEN = {1: ("language_model.", "vision_tower."), 2: ("vision_tower.",)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +75,7 @@ def test_the_input_is_as_large_as_promised():
     assert dialogues >= 2_000
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", LEARNING)
 def test_the_loss_ends_below_sixty_percent_of_its_start(run):
     losses = [row["lm loss"] for row in rows(run)]
     assert len(losses) >= 100
@@ -145,3 +150,50 @@ def test_the_solo_export_generates_from_a_picture():
     new = output[len(ids) :]
     assert len(new) >= 1
     assert not set(new) & set(range(32_000, 32_005))
+
+
+# LLaVA
+
+
+@pytest.mark.parametrize(("first", "second"), STAGES.items())
+def test_stage_1_learns_a_little_and_stage_2_from_there_a_lot(first, second):
+    before, after = ([row["lm loss"] for row in rows(run)] for run in (first, second))
+    assert len(before) == len(after) == 100
+    assert statistics.mean(before[-10:]) < 0.97 * before[0]
+    assert statistics.mean(after[-10:]) < 0.6 * before[0]
+
+
+@pytest.mark.parametrize("stage", FROZEN)
+@pytest.mark.parametrize("names", STAGES.items())
+def test_frozen_parts_come_out_bit_for_bit(names, stage, plan):
+    run = names[stage - 1]
+    source = FolderTensors(str(plan.hf(plan.run(run).model)))
+    trained = FolderTensors(str(layout.Export(run=run, step=100)))
+    assert trained.keys() == source.keys()
+    for name, tensor in source.items():
+        same = torch.equal(trained[name], tensor)
+        carried = ".post_layernorm." in name or ".head." in name
+        assert same or not name.startswith(FROZEN[stage]), name
+        if not name.startswith(FROZEN[stage]) and not carried:
+            assert not same, name
+
+
+@pytest.mark.parametrize("run", STAGES.values())
+def test_a_llava_loads_strictly_and_captions_a_picture(run):
+    from transformers import AutoModelForImageTextToText
+
+    from plait.report.answers import Model
+
+    folder = Path(str(layout.Export(run=run, step=100)))
+    _, loading = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    picture = next(Path("data/raw/emoji-en/pictures").glob("*.png"))
+    found = Model(folder).ask("", str(picture), max_new_tokens=8)
+    assert found.tokens
+    assert all(0 < token.probability <= 1 for token in found.tokens)
+
+
+def test_an_export_has_answered_the_prompts_of_its_run(plan):
+    asked = plan.run("chat-tiny").generate
+    lines = Path(str(layout.Generated(run="chat-tiny", step=100))).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == [one.prompt for one in asked]

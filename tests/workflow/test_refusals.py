@@ -5,14 +5,19 @@ import pytest
 KNOWN = {"runs": {"chat-tiny": {"epochs": None, "train_iters": 1525}}}
 
 REFUSALS = {
-    "run": ("data/ckpts/nope/hf/model_iter_100", {}, "no run 'nope'", "known: chat-tiny, solo-tiny"),
+    "run": (
+        "data/ckpts/nope/hf/model_iter_100",
+        {},
+        "no run 'nope'",
+        "known: chat-tiny, llava-jp-tiny-stage1",
+    ),
     "dataset": ("data/raw/nope", {}, "no dataset 'nope'", "known: dialogues, emoji"),
     "shard": ("data/processed/emoji/shard_00003.jsonl.gz", {}, "shards 00000 to 00002", "00003 is beyond"),
     "format": ("data/megatron_format/nope_emoji_pack256/shard_00000", {}, "no format 'nope'", "mmistral"),
-    "mixture": ("data/analysis/nope", {}, "no mixture 'nope'", "known: captions, talk"),
+    "mixture": ("data/analysis/nope", {}, "no mixture 'nope'", "known: captions, english"),
     "tokenizer": ("data/tokenizers/nope", {}, "no tokenizer 'nope'", "mistral-solo"),
     "hf model": ("data/models/raw_hf/nope", {}, "no raw_hf 'nope'", "MultimodalMistral-tiny"),
-    "model": ("data/models/raw/nope-megatron", {}, "no model 'nope'", "chat-tiny, solo-tiny"),
+    "model": ("data/models/raw/nope-megatron", {}, "no model 'nope'", "chat-tiny, llava-jp-tiny"),
     "tp": ("data/models/sharded/solo-tiny-megatron-tp3-pp1", {}, "not a multiple of tp 3", "tp may be 1, 2"),
     "pp": ("data/models/sharded/solo-tiny-megatron-tp1-pp3", {}, "not a multiple of pp 3", "1, 2, 4"),
     "grid of a run": (

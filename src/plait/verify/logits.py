@@ -116,8 +116,13 @@ def of_transformers(folder: Path, inputs: list[Case]) -> Logits:
             attn_implementation="eager",
             trust_remote_code=carries_our_code(folder),
         ).eval()
+    found: Logits = {}
     with torch.no_grad():
-        return {dtype: [_alone(model.to(dtype), case) for case in inputs] for dtype in PRECISIONS}
+        for dtype in PRECISIONS:
+            # eager attention takes its softmax in fp32, whatever it is given; sdpa takes it in fp64
+            model.set_attn_implementation("sdpa" if dtype == torch.float64 else "eager")
+            found[dtype] = [_alone(model.to(dtype), case) for case in inputs]
+    return found
 
 
 def _alone(model: Any, case: Case) -> Tensor:
