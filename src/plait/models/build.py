@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from plait.config.model import (
     ExtendedModel,
     FolderModel,
+    HubModel,
     InitModel,
     LlavaModel,
     SoloModel,
@@ -15,6 +16,7 @@ from plait.config.model import (
 )
 from plait.errors import ConfigError
 from plait.models.extend import extend
+from plait.models.hub import hub
 from plait.models.init import init
 from plait.models.link import link
 from plait.models.llava import llava
@@ -35,6 +37,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "folder": Kind(FolderModel, link),
+    "hub": Kind(HubModel, hub),
     "init": Kind(InitModel, init, ("tokenizer",)),
     "init_tower": Kind(TowerModel, init_tower),
     "extend": Kind(ExtendedModel, extend, ("base", "tokenizer")),

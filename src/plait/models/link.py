@@ -54,14 +54,14 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
     for path in found:
         (folder / path.name).symlink_to(path)
     tensors = FolderTensors(folder)
-    written = _check_and_complete(source, folder, tensors)
+    written = check_and_complete(source, folder, tensors)
     note = f", written: {', '.join(written)}" if written else ""
     linked = sum(path.is_symlink() for path in folder.iterdir())
     log.info("%d files linked, %d tensors%s%s", linked, len(tensors), tensors.note, note)
     return {"merkle": merkle(tensors)}
 
 
-def _check_and_complete(source: Path, folder: Path, tensors: FolderTensors) -> list[str]:
+def check_and_complete(source: Path, folder: Path, tensors: FolderTensors) -> list[str]:
     """Compare weights and config, and write what is missing; the names of the files written.
 
     A model whose output layer is its embedding can be linked: LLaVA is built from such a base too.
