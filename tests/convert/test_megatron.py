@@ -1,7 +1,5 @@
 """Against Megatron Core itself: names, shapes, torch_dist checkpoints, and what the model computes."""
 
-import shutil
-
 import pytest
 import torch
 from megatron.core import dist_checkpointing
@@ -10,6 +8,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 
 from plait import files
 from plait.convert import checkpoint, engine
+from plait.convert.carried import carry
 from plait.convert.export import export_folder
 from plait.convert.torch_dist import TorchDist
 from plait.errors import CheckpointError
@@ -23,16 +22,16 @@ from plait.verify.ranks import run_ranks
 GRIDS = [Grid(1, 1), Grid(2, 1), Grid(1, 2)]
 
 
-def names_and_shapes(spec):
-    state = build_model(spec, dtype=torch.float32).state_dict()
+def names_and_shapes(spec, grid):
+    state = build_model(spec, grid, dtype=torch.float32).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items() if tensor is not None}
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("kind", ["hf", "solo"])
+@pytest.mark.parametrize("kind", ["hf", "solo", "llava"])
 def test_a_rank_holds_the_names_and_shapes_of_megatrons_model(maker, grid, kind):
     spec = Spec.of(getattr(maker, kind)())
-    ranks = run_ranks(names_and_shapes, grid, spec)
+    ranks = run_ranks(names_and_shapes, grid, spec, grid)
 
     for rank, (tp, pp) in enumerate(grid):
         theirs = {name: shape for name, shape in ranks[rank].items() if not name.endswith("_extra_state")}
@@ -40,7 +39,7 @@ def test_a_rank_holds_the_names_and_shapes_of_megatrons_model(maker, grid, kind)
 
 
 def rank_of(folder, grid):
-    model = build_model(Spec.of(folder, "hf_config.json"), dtype=torch.float32)
+    model = build_model(Spec.of(folder, "hf_config.json"), grid, dtype=torch.float32)
     place = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
     load_weights(model, checkpoint.read_rank(folder, grid, *place))
     return model
@@ -61,16 +60,18 @@ def iteration(maker, tmp_path_factory):
         target = root / f"{hf.name}-{grid.tp}-{grid.pp}" / "iter_0000007"
         if not target.exists():
             target.mkdir(parents=True)
-            run_ranks(save, grid, maker.shards(hf, grid.tp, grid.pp), grid, target)
-            shutil.copyfile(hf / "config.json", target / "hf_config.json")
+            shards = maker.shards(hf, grid.tp, grid.pp)
+            run_ranks(save, grid, shards, grid, target)
+            carry(shards, target)
         return target
 
     return make
 
 
+@pytest.mark.parametrize("kind", ["solo", "llava"])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_a_torch_dist_checkpoint_of_any_grid_has_the_root_of_its_source(maker, iteration, grid):
-    hf = maker.solo()
+def test_a_torch_dist_checkpoint_of_any_grid_has_the_root_of_its_source(maker, iteration, grid, kind):
+    hf = getattr(maker, kind)()
 
     facts = checkpoint.facts_of_iteration(iteration(hf, grid), Spec.of(hf), grid)
 
