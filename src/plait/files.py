@@ -162,6 +162,12 @@ def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]
         remove(part)
 
 
+def final_name(part: Path) -> str:
+    """The name that a path of :func:`appears_whole` will have; a user knows no other."""
+    found = re.fullmatch(r"\.(.+)\.\d+\.part", part.name)
+    return found[1] if found else part.name
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -1,40 +1,11 @@
 """Datasets for energon: what is written is what energon reads, and each of its traps is a sentence."""
 
-import io
-import tarfile
-
-import numpy as np
-import orjson
 import pytest
 import yaml
-from PIL import Image
+from talks import KEYS, exchange, talk, tar_of
 
 from plait.data import energon, webdataset
-from plait.data.chat import Message, Picture, Sample, Text
 from plait.errors import ConfigError, DataError
-
-KEYS = {
-    "layout": "conversations", "shard_name": "{:06d}.tar", "samples_per_shard": 4, "split": [9, 1, 0],
-    "split_parts": {}, "exclude": "", "sample_type": None, "field_map": {},
-}  # fmt: skip
-
-
-def picture(number=0, kind="JPEG"):
-    file = io.BytesIO()
-    Image.fromarray(np.full((6, 8, 3), number % 255, np.uint8)).save(file, kind)
-    return Picture(file.getvalue())
-
-
-def exchange(number, key=None):
-    user = Message("user", (picture(number), Text(f"\nwhat is {number}?")))
-    return Sample((user, Message("assistant", (Text(f"it is {number}"),))), key or f"s-{number}")
-
-
-def talk(number):
-    """Two pictures, two exchanges."""
-    first = Message("user", (Text("look: "), picture(number), Text(" and "), picture(number + 1, "PNG")))
-    answer, more = Message("assistant", (Text("seen"),)), Message("user", (Text("sure?"),))
-    return Sample((first, answer, more, answer), f"t-{number}")
 
 
 def build(folder, samples, **keys):
@@ -42,80 +13,46 @@ def build(folder, samples, **keys):
     return energon.build(folder, samples, {**KEYS, **keys})
 
 
-@pytest.mark.parametrize(
-    ("keys", "make", "described", "shard"),
-    [
-        ({}, exchange, {"image": "jpg", **energon.CONVERSATION}, "000000.tar"),
-        (
-            {"layout": "question_answer", "shard_name": "wds/pretrain-{}.tar"},
-            exchange,
-            {"image": "jpg", **energon.QUESTION_ANSWER},
-            "wds/pretrain-0.tar",
-        ),
-        ({}, talk, None, "000000.tar"),
-    ],
-    ids=["guide-002", "guide-003", "whole-talks"],
-)
-def test_what_is_written_is_read_by_energon_and_by_us(tmp_path, keys, make, described, shard):
+@pytest.fixture(scope="module", params=["guide-002", "whole-talks"])
+def made(request, tmp_path_factory):
+    """A dataset that energon has read: its folder, its samples and its facts."""
+    folder = tmp_path_factory.mktemp("made") / "d"
+    keys = {"shard_name": "wds/pretrain-{}.tar", "samples_per_shard": 1}
+    make, keys = (exchange, keys) if request.param == "guide-002" else (talk, {})
     samples = [make(number) for number in range(12)]
-    facts = build(tmp_path / "d", samples, **keys)  # reads through megatron.energon.get_train_dataset
-    assert facts == {
-        "samples": 12,
-        "shards": dict.fromkeys(facts["shards"], 4),
-        "splits": {"train": 8, "val": 4, "test": 0},
-    }
-    assert next(iter(facts["shards"])) == shard
-    found = energon.read_yaml(tmp_path / "d" / ".nv-meta" / "dataset.yaml")
-    assert found.get("field_map") == described
-    assert list(energon.read(tmp_path / "d")) + list(energon.read(tmp_path / "d", "val")) == samples
+    return folder, samples, build(folder, samples, **keys)
 
 
-def test_the_parts_are_those_of_the_guides(tmp_path):
-    for name, layout in (("a", "conversations"), ("b", "question_answer")):
-        (tmp_path / name).mkdir()
-        webdataset.write([exchange(0)], tmp_path / name, {**KEYS, "layout": layout})
-    with tarfile.open(tmp_path / "a" / "000000.tar") as tar:
-        assert tar.getnames()[:2] == ["s-0.jpg", "s-0.json"]
-        assert orjson.loads(tar.extractfile("s-0.json").read()) == [
-            {"from": "human", "value": "<image>\nwhat is 0?"},
-            {"from": "gpt", "value": "it is 0"},
-        ]
-    with tarfile.open(tmp_path / "b" / "000000.tar") as tar:
-        assert tar.getnames()[:3] == ["s-0.jpg", "s-0.txt", "s-0.json"]
-        assert orjson.loads(tar.extractfile("s-0.json").read()) == {"question": "what is 0?", "id": "s-0"}
-        assert tar.extractfile("s-0.txt").read() == b"it is 0"
+def test_what_is_written_is_read_by_energon_and_by_us(made):
+    folder, samples, facts = made  # building reads through megatron.energon.get_train_dataset
+    one = samples[0].id == "s-0"
+    names = ["wds/pretrain-0.tar", "wds/pretrain-1.tar"] if one else ["000000.tar", "000001.tar"]
+    train = 10 if one else 8
+    assert facts["samples"] == sum(facts["shards"].values()) == 12
+    assert facts["splits"] == {"train": train, "val": 12 - train, "test": 0}
+    assert set(names) < facts["shards"].keys()
+    found = energon.read_yaml(folder / energon.DATASET)
+    assert found.get("field_map") == ({"image": "jpg", **energon.CONVERSATION} if one else None)
+    read = [*energon.read(folder), *energon.read(folder, "val")]
+    assert sorted(read, key=lambda sample: sample.id) == sorted(samples, key=lambda sample: sample.id)
 
 
-def test_equal_samples_give_equal_tars(tmp_path):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        webdataset.write([exchange(n) for n in range(6)], tmp_path / name, KEYS)
-    assert (tmp_path / "a/000001.tar").read_bytes() == (tmp_path / "b/000001.tar").read_bytes()
-
-
-def test_a_bare_caption_is_the_answer_to_its_picture():
-    caption = Sample((Message("assistant", (picture(), Text("a cat"))),), "c")
-    asked = webdataset.with_question(caption)
-    assert [message.role for message in asked.messages] == ["user", "assistant"]
-    parts = webdataset.to_parts(asked, "question_answer")
-    assert orjson.loads(parts["json"])["question"] == ""
-    assert webdataset.to_sample(parts, "c") == asked
+def test_seed_23_prepare_asks_nothing(made):
+    """Guides 002 and 003 answer a menu by numbers, which have changed since; here nobody is there to ask."""
+    folder, samples, _ = made
+    found = energon.read_yaml(folder / energon.DATASET)
+    name = found.get("sample_type", found)["__class__"]
+    assert name == ("VQASample" if len(samples[0].pictures) == 1 else "CrudeWebdataset")
 
 
 # What energon says nothing of, and what it says badly
 
 
-def test_seed_23_prepare_asks_nothing(tmp_path, monkeypatch):
-    """Guides 002 and 003 answer a menu whose numbers have changed since."""
-    monkeypatch.setattr("sys.stdin", None)
-    build(tmp_path / "d", [exchange(n) for n in range(8)])
-    description = energon.read_yaml(tmp_path / "d" / ".nv-meta/dataset.yaml")
-    assert description["sample_type"] == {"__module__": "megatron.energon", "__class__": "VQASample"}
-
-
 def test_nothing_found(tmp_path):
     with pytest.raises(DataError, match="there is not one sample to write"):
         build(tmp_path / "d", [])
+    with pytest.raises(DataError, match=r"e has no tar, or energon.exclude leaves all of them out"):
+        build(tmp_path / "e", [exchange(0)], exclude="tar")
 
 
 @pytest.mark.parametrize("split", [[0, 1, 0], [0, 0, 0]])
@@ -129,11 +66,15 @@ def test_a_bad_pattern(tmp_path):
         build(tmp_path / "d", [exchange(0)], split_parts={"train": "(", "val": "x"})
 
 
-@pytest.mark.parametrize("wrong", [{"context": "json[nope]"}, {"image": "png"}])
-def test_a_wrong_field_map(tmp_path, wrong):
-    fields = {"image": "jpg", **energon.CONVERSATION, **wrong}
-    with pytest.raises(DataError, match="energon cannot read d as described"):
+def test_a_wrong_field_map(tmp_path):
+    fields = {"image": "jpg", **energon.CONVERSATION, "context": "json[nope]"}
+    with pytest.raises(DataError, match=r"energon cannot read d as described: \w+Error: .*nope"):
         build(tmp_path / "d", [exchange(n) for n in range(8)], field_map=fields)
+
+
+def test_a_sample_type_that_would_drop_turns(tmp_path):
+    with pytest.raises(ConfigError, match="samples of d have more"):
+        build(tmp_path / "d", [talk(0), talk(1)], sample_type="VQASample")
 
 
 def test_a_split_that_leaves_training_empty(tmp_path):
@@ -141,38 +82,21 @@ def test_a_split_that_leaves_training_empty(tmp_path):
         build(tmp_path / "d", [exchange(n) for n in range(3)])
 
 
-def test_split_parts_and_exclude_name_shards(tmp_path):
+def test_split_parts_name_shards_and_leftovers_of_a_failed_prepare_do_not_matter(tmp_path):
+    """Energon takes a lone index for a dataset of another kind, and an old .idx for the tar's."""
+    (tmp_path / ".nv-meta").mkdir()
+    (tmp_path / ".nv-meta/index.sqlite").write_bytes(b"half")
+    (tmp_path / "000000.tar.idx").write_bytes(b"old")
     parts = {"train": r"00000[01]\.tar", "val": r"000002\.tar"}
-    facts = build(tmp_path / "d", [exchange(n) for n in range(16)], split_parts=parts, exclude=r"000003\.tar")
-    assert facts["splits"] == {"train": 8, "val": 4}
+    keys = {**KEYS, "split_parts": parts, "exclude": r"000003\.tar"}
+    facts = energon.build(tmp_path, [exchange(n) for n in range(16)], keys)
+    assert facts["splits"] == {"train": 8, "val": 4, "test": 0}
     assert "000003.tar" not in facts["shards"]
-
-
-def test_leftovers_of_a_failed_prepare(tmp_path):
-    folder = tmp_path / "d"
-    build(folder, [exchange(n) for n in range(8)])
-    (folder / ".nv-meta" / "dataset.yaml").unlink()
-    (folder / ".nv-meta" / "split.yaml").unlink()
-    counts = dict.fromkeys(("000000.tar", "000001.tar"), 4)
-    description = {"sample_type": {"__module__": "megatron.energon", "__class__": "VQASample"},
-                   "field_map": {"image": "jpg", **energon.CONVERSATION}}  # fmt: skip
-    assert energon._prepared(folder, counts, KEYS, description)["samples"] == 8
 
 
 def test_duplicate_keys_of_what_we_write(tmp_path):
     with pytest.raises(DataError, match="two samples have the key 'twice'"):
         build(tmp_path / "d", [exchange(0, "twice"), exchange(1, "twice")])
-
-
-def tar_of(path, samples):
-    """A tar as anyone may have written it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for key, parts in samples:
-            for name, content in parts.items():
-                info = tarfile.TarInfo(f"{key}.{name}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
 
 
 def someones(folder, *, shards=2, change=lambda shard, key, parts: (key, parts), old=True):
@@ -189,9 +113,9 @@ def someones(folder, *, shards=2, change=lambda shard, key, parts: (key, parts),
     fields = {"field_map": {"image": "jpg", **energon.QUESTION_ANSWER}}
     name = {"__module__": "megatron.energon", "__class__": "VQAWebdataset"}
     (meta / "dataset.yaml").write_text(yaml.safe_dump({**name, **fields} if old else fields))
-    (meta / "split.yaml").write_text(
-        yaml.safe_dump({"split_parts": {"train": ["part_0.tar"], "val": ["part_1.tar"]}, "exclude": []})
-    )
+    parts = {"train": ["part_0.tar"], "val": ["part_{1..2}.tar"]}
+    left_out = ["part_2.tar", "part_1.tar/11"]
+    (meta / "split.yaml").write_text(yaml.safe_dump({"split_parts": parts, "exclude": left_out}))
     counts = {f"part_{shard}.tar": 3 for shard in range(shards)}
     (meta / ".info.yaml").write_text(yaml.safe_dump({"energon_version": "2.3.0", "shard_counts": counts}))
     return folder
@@ -206,8 +130,9 @@ def test_a_dataset_with_the_old_class_name_and_info_opens(tmp_path):
     origin = someones(tmp_path / "theirs")
     before = sorted(path.relative_to(origin) for path in origin.rglob("*"))
     facts = adopt(tmp_path, origin)
-    assert facts["splits"] == {"train": 3, "val": 3}
+    assert facts["splits"] == {"train": 3, "val": 2, "test": 0}
     assert [sample.id for sample in energon.read(tmp_path / "ours")] == ["00", "01", "02"]
+    assert [sample.id for sample in energon.read(tmp_path / "ours", "val")] == ["10", "12"]
     assert sorted(path.relative_to(origin) for path in origin.rglob("*")) == before
 
 
@@ -217,8 +142,10 @@ def test_a_dataset_with_the_old_class_name_and_info_opens(tmp_path):
         (lambda shard, key, parts: ("00" if key == "10" else key, parts), "the key '00' stands twice"),
         (lambda shard, key, parts: (key, {**parts, "jpg": b"\xff\xd8\xff no"}), "sample '00': picture of"),
         (lambda shard, key, parts: (key, {**parts, "json": b"{"}), "sample '00': 00.json is not JSON"),
+        (lambda shard, key, parts: (key, {**parts, "json": b"{}"}), r"no part json\[question\]"),
+        (lambda shard, key, parts: (key, {**parts, "txt": b"\xff"}), "00.txt is not text in UTF-8"),
     ],
-    ids=["duplicate-across-shards", "undecodable-picture", "no-json"],
+    ids=["duplicate-across-shards", "undecodable-picture", "no-json", "no-field", "no-text"],
 )
 def test_what_a_linked_tar_must_not_hold(tmp_path, change, sentence):
     with pytest.raises(DataError, match=sentence):
@@ -242,28 +169,37 @@ def test_a_truncated_tar(tmp_path, keep):
         adopt(tmp_path, origin)
 
 
+@pytest.mark.parametrize(
+    ("description", "sentence"),
+    [
+        (
+            {"__module__": "os", "__class__": "CaptioningWebdataset"},
+            "describes a CaptioningWebdataset without",
+        ),
+        (
+            {"sample_type": {"__class__": "VQASample"}, "sample_loader": "sample_loader.py:sample_loader"},
+            "VQASample without field_map",
+        ),
+    ],
+)
+def test_a_description_by_code_is_refused(tmp_path, description, sentence):
+    origin = someones(tmp_path / "theirs")
+    (origin / ".nv-meta/dataset.yaml").write_text(yaml.safe_dump(description))
+    with pytest.raises(DataError, match=sentence):
+        adopt(tmp_path, origin)
+
+
+def test_a_split_that_names_a_lost_shard(tmp_path):
+    origin = someones(tmp_path / "theirs")
+    (origin / "part_1.tar").unlink()
+    with pytest.raises(DataError, match=r"split.yaml names part_1.tar, which is not there"):
+        adopt(tmp_path, origin)
+
+
 def test_a_folder_that_is_not_prepared(tmp_path):
     tar_of(tmp_path / "theirs/a.tar", [])
     with pytest.raises(DataError, match=r"has no .nv-meta/dataset.yaml"):
         adopt(tmp_path, tmp_path / "theirs")
-
-
-def test_a_layout_that_has_no_place_for_a_sample():
-    with pytest.raises(DataError, match="2 pictures; the layout question_answer holds one"):
-        webdataset.to_parts(talk(0), "question_answer")
-
-
-@pytest.mark.parametrize(
-    ("turns", "pictures", "sentence"),
-    [
-        ([{"from": "human", "value": "<image><image>"}], 1, "has 1 pictures and says <image> 2 times"),
-        ([{"from": "nobody", "value": ""}], 0, "not a list of turns"),
-        (["words"], 0, "not a list of turns"),
-    ],
-)
-def test_a_conversation_that_is_none(turns, pictures, sentence):
-    with pytest.raises(webdataset.RecordError, match=sentence):
-        webdataset.conversation(turns, [picture().encoded] * pictures, "k")
 
 
 def test_a_blend_names_paths_from_its_own_folder(tmp_path):

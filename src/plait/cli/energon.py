@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> None:
     sources = [Path(path) for path in args.sources]
     with files.appears_whole(str(target), folder=True) as folder:
         if chosen["source"] and chosen["source"]["kind"] == "energon":
-            facts = energon.adopt(folder, Path(str(layout.Raw.parse(args.sources[0]))), chosen["energon"])
+            raw = str(layout.Raw.parse(args.sources[0]))
+            files.check_manifest(raw)
+            facts = energon.adopt(folder, Path(raw), chosen["energon"])
         else:
             facts = energon.build(folder, _samples(sources), chosen["energon"])
         files.write_manifest(

@@ -1,7 +1,7 @@
 """Webdataset shards prepared for megatron-energon, without a question asked.
 
 ``energon prepare`` says nothing where it did nothing, splits by whole shards, accepts field names that do not
-exist and merges samples of one key. Each of these is checked here, by what it wrote and by reading a sample.
+exist and merges samples of one key. Each of these is checked here, by what it wrote and by reading samples.
 """
 
 import json
@@ -19,17 +19,22 @@ import yaml
 from plait import files
 from plait.data import images
 from plait.data.chat import Sample
-from plait.data.webdataset import Written, asked, conversation, read_tar, to_sample, write
+from plait.data.webdataset import Parts, asked, conversation, decoded, read_tar, to_sample, write
 from plait.errors import ConfigError, DataError, RecordError
 
 META = ".nv-meta"
 SPLIT, DATASET, INFO = f"{META}/split.yaml", f"{META}/dataset.yaml", f"{META}/.info.json"
-OLD_INFO = f"{META}/.info.yaml"
+GIVEN_SPLIT = f"{META}/given.yaml"
+"""A split that is known before energon deals one out, and takes its place."""
 PARTS = ("train", "val", "test")
-OLD_CLASS = re.compile(r"^(\w+)Webdataset$")
+OLD_CLASS = re.compile(r"(\w+)Webdataset")
+FIELD = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
+"""A part of a tar entry, and where in its JSON: ``json[0][value]``."""
 QUESTION_ANSWER = {"context": "json[question]", "answers": "txt"}
 CONVERSATION = {"context": "json[0][value]", "answers": "json[1][value]"}
 FIELDS = {"question_answer": QUESTION_ANSWER, "conversations": CONVERSATION}
+WHOLE_TALK = "json"
+"""A context that is the whole list of turns."""
 CRUDE, VQA = "CrudeWebdataset", "VQASample"
 
 log = logging.getLogger(__name__)
@@ -47,67 +52,93 @@ def build(folder: Path, samples: Iterable[Sample], settings: Mapping[str, Any]) 
         settings: ``datasets.*.energon`` of the config.
 
     Raises:
-        ConfigError: the split, the pattern or the field map cannot be.
+        ConfigError: the split, a pattern, the shards' name or the sample type cannot be.
         DataError: what was prepared is not what was written.
     """
-    _check_split(settings)
+    _check_patterns(settings)
     written = write(samples, folder, settings)
     kind = settings["sample_type"] or (VQA if written.simple else CRUDE)
-    description = _description(kind, _fields(settings, written, kind))
-    return _prepared(folder, written.shards, settings, description)
+    images_ = {"image": ",".join(sorted(written.kinds))}
+    fields = settings["field_map"] or {**images_, **FIELDS[settings["layout"]]}
+    if kind == VQA and not written.simple and fields.get("context") != WHOLE_TALK:
+        raise ConfigError(
+            "energon.sample_type VQASample holds one picture, one question and one answer; samples of "
+            f"{files.final_name(folder)} have more",
+            hint="leave sample_type out: then samples are read whole",
+        )
+    return _prepared(folder, written.shards, settings, _description(kind, fields))
 
 
 def adopt(folder: Path, origin: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Link a dataset that someone prepared, by whatever version of energon; prepare it anew beside.
 
-    Its description and split are kept. Its own folder is not touched.
+    Its description and split are kept; ``split_parts`` and ``exclude`` of the settings go first. Its own
+    folder is not touched.
 
     Raises:
         DataError: it is not prepared, or holds a damaged tar, an undecodable picture or a doubled key.
     """
+    _check_patterns(settings)
     if not (origin / DATASET).is_file():
         raise DataError(f"{origin} has no {DATASET}", hint="`energon prepare` makes it, or use kind tars")
-    description = modern(read_yaml(origin / DATASET))
-    shards = sorted(path for path in origin.rglob("*.tar") if META not in path.parts)
+    description = modern(read_yaml(origin / DATASET), origin)
     counts: dict[str, int] = {}
     seen: set[str] = set()
-    for path in shards:
+    for path in sorted(path for path in origin.rglob("*.tar") if META not in path.parts):
         name = path.relative_to(origin).as_posix()
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(path.resolve())
-        counts[name] = _survey(path, seen)
-    split = read_yaml(origin / SPLIT) if (origin / SPLIT).is_file() else {}
-    exclude = set(split.get("exclude") or [])
-    parts = {part: "|".join(map(re.escape, _expanded(names))) for part, names in _split_parts(split).items()}
-    kept = {name: count for name, count in counts.items() if name not in exclude}
-    wanted = {**settings, "split_parts": {k: v for k, v in parts.items() if v} or settings["split_parts"]}
-    for name in exclude & counts.keys():
-        (folder / name).unlink()
-    return _prepared(folder, kept, wanted, description)
+        if not _excluded(name, settings):
+            counts[name] = _survey(path, seen, description)
+    split = None
+    if (origin / SPLIT).is_file() and not settings["split_parts"]:
+        split = _check_split(read_yaml(origin / SPLIT), counts, settings, origin)
+    return _prepared(folder, counts, settings, description, split)
 
 
 def _prepared(
-    folder: Path, shards: Mapping[str, int], settings: Mapping[str, Any], description: dict[str, Any]
+    folder: Path,
+    shards: Mapping[str, int],
+    settings: Mapping[str, Any],
+    description: Mapping[str, Any],
+    split: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Prepare tars and check what came of it; the facts."""
-    if not shards:
-        raise DataError(f"{folder.name} holds not one tar")
+    """Prepare tars and check what came of it; the facts.
+
+    Args:
+        folder: where the tars are.
+        shards: samples of each tar, without those that are left out.
+        settings: ``datasets.*.energon`` of the config.
+        description: the content of dataset.yaml.
+        split: that of split.yaml, where it is known already.
+    """
+    included = {name: count for name, count in shards.items() if not _excluded(name, settings)}
+    if not included:
+        raise DataError(
+            f"{files.final_name(folder)} has no tar, or energon.exclude leaves all of them out",
+            hint="look at exclude of the dataset's energon keys",
+        )
     clean(folder)
-    _run(folder, settings)
-    (folder / DATASET).write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
-    included = _included(shards, settings)
+    _write_yaml(folder / DATASET, description)
+    if split is not None:
+        _write_yaml(folder / GIVEN_SPLIT, split)
+    found = _run(folder, settings)
     _check_counts(folder, included)
-    splits = {part: _expanded(names) for part, names in _split_parts(read_yaml(folder / SPLIT)).items()}
-    found = {part: sum(included[name] for name in names) for part, names in splits.items()}
-    if not found.get("train"):
+    dealt = {part: len(_shards(read_yaml(folder / SPLIT), part)) for part in PARTS}
+    if not dealt["train"]:
         raise DataError(
             f"the split leaves no shard for training: {len(included)} shards, of which val has "
-            f"{len(splits.get('val', []))} and test {len(splits.get('test', []))}",
+            f"{dealt['val']} and test {dealt['test']}",
             hint="whole shards are dealt out: lower samples_per_shard, or change split, in energon",
         )
-    _check_readable(folder)
-    log.info("%d shards, samples: %s", len(included), ", ".join(f"{n} {part}" for part, n in found.items()))
-    return {"samples": sum(included.values()), "shards": dict(included), "splits": found}
+    if found["wrong"]:
+        raise DataError(
+            f"energon cannot read {files.final_name(folder)} as described: {found['wrong']}",
+            hint="look at field_map and sample_type of the dataset's energon keys",
+        )
+    said = ", ".join(f"{number} {part}" for part, number in found["splits"].items())
+    log.info("%d shards, samples: %s", len(included), said)
+    return {"samples": sum(included.values()), "shards": included, "splits": found["splits"]}
 
 
 def clean(folder: Path) -> None:
@@ -117,27 +148,34 @@ def clean(folder: Path) -> None:
         index.unlink()
 
 
-def _run(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Call ``energon prepare``; its own complaints become one sentence."""
-    split = ["--split-ratio", ",".join(f"{share:g}" for share in settings["split"])]
+def _run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Prepare and read through energon, in a process; its complaints become one sentence.
+
+    Returns:
+        What :mod:`plait.data.probe` found.
+    """
+    chosen = ["--split-ratio", ",".join(f"{share:g}" for share in settings["split"])]
     if settings["split_parts"]:
-        split = [a for part in settings["split_parts"].items() for a in ("--split-parts", ":".join(part))]
+        pairs = (":".join(part) for part in settings["split_parts"].items())
+        chosen = [word for pair in pairs for word in ("--split-parts", pair)]
     exclude = ["--exclude", settings["exclude"]] if settings["exclude"] else []
-    command = [sys.executable, "-m", "megatron.energon.cli.main", "prepare", str(folder)]
-    options = ["--non-interactive", "--no-progress", "--num-workers", "1", "--skip-dataset-yaml"]
-    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "plait.data.probe", str(folder), *chosen, *exclude]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, *options, *split, *exclude], capture_output=True, text=True, env=quiet, check=False
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
     )
+    said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     if done.returncode or not (folder / INFO).is_file():
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        last = said[-1] if said else "it said nothing"
         raise DataError(
-            f"energon could not prepare {folder.name}: {said[-1].strip() if said else 'it said nothing'}",
+            f"energon could not prepare {files.final_name(folder)}: {last}",
             hint="look at split, split_parts and exclude of the dataset's energon keys",
         )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def _check_split(settings: Mapping[str, Any]) -> None:
+def _check_patterns(settings: Mapping[str, Any]) -> None:
     if not settings["split_parts"] and settings["split"][0] <= 0:
         raise ConfigError(
             f"energon.split {list(settings['split'])} gives training no share", hint="e.g. [9, 1, 0]"
@@ -149,9 +187,20 @@ def _check_split(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"energon: {pattern!r} is not a regular expression: {error}") from error
 
 
-def _included(shards: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, int]:
-    pattern = settings["exclude"]
-    return {n: count for n, count in shards.items() if not pattern or not re.search(pattern, n)}
+def _excluded(name: str, settings: Mapping[str, Any]) -> bool:
+    return bool(settings["exclude"] and re.search(settings["exclude"], name))
+
+
+def _check_split(
+    split: Mapping[str, Any], counts: Mapping[str, int], settings: Mapping[str, Any], origin: Path
+) -> dict[str, Any]:
+    """Someone's split.yaml, if every shard that it names is there; shards left out are left out of it."""
+    wanted = {part: [n for n in _shards(split, part) if not _excluded(n, settings)] for part in PARTS}
+    for name in (name for names in wanted.values() for name in names):
+        if name not in counts:
+            raise DataError(f"{origin / SPLIT} names {name}, which is not there", hint="prepare it again")
+    single = [name for name in _expanded(split.get("exclude") or []) if "/" in name]
+    return {"split_parts": wanted, "exclude": single}
 
 
 def _check_counts(folder: Path, shards: Mapping[str, int]) -> None:
@@ -165,15 +214,15 @@ def _check_counts(folder: Path, shards: Mapping[str, int]) -> None:
             )
 
 
-def _survey(path: Path, seen: set[str]) -> int:
-    """Count the samples of a tar, and look at every key and picture."""
+def _survey(path: Path, seen: set[str], description: Mapping[str, Any]) -> int:
+    """Count the samples of a tar, and look at every key, field and picture."""
     count = 0
     for key, parts in read_tar(path):
         if key in seen:
             raise DataError(f"{path}: the key {key!r} stands twice", hint="keys are unique in a dataset")
         seen.add(key)
         try:
-            for picture in to_sample(parts, key).pictures:
+            for picture in of_parts(parts, key, description).pictures:
                 images.open_picture(picture)
         except RecordError as error:
             raise DataError(f"{path}: sample {key!r}: {error}", hint="mend it, or leave it out") from error
@@ -183,27 +232,31 @@ def _survey(path: Path, seen: set[str]) -> int:
     return count
 
 
-def _fields(settings: Mapping[str, Any], written: Written, kind: str) -> dict[str, str]:
-    if kind == CRUDE:
-        return {}
-    picture = {"image": ",".join(sorted(written.kinds))}
-    return settings["field_map"] or {**picture, **FIELDS[settings["layout"]]}
-
-
 def _description(kind: str, fields: Mapping[str, str]) -> dict[str, Any]:
     described: dict[str, Any] = {"__module__": "megatron.energon", "__class__": kind}
-    if kind == CRUDE:
-        return described
-    return {"sample_type": described, "field_map": dict(fields)}
+    return described if kind == CRUDE else {"sample_type": described, "field_map": dict(fields)}
 
 
-def modern(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A dataset.yaml of any version as today's: ``VQAWebdataset`` named a class, now it is ``VQASample``."""
-    name = OLD_CLASS.match(str(description.get("__class__", "")))
-    if name is None or name[1] == "Crude":
-        return dict(description)
-    rest = {k: v for k, v in description.items() if k not in {"__module__", "__class__"}}
-    return {"sample_type": {"__module__": "megatron.energon", "__class__": f"{name[1]}Sample"}, **rest}
+def modern(description: Mapping[str, Any], origin: Path) -> dict[str, Any]:
+    """A dataset.yaml of any version as today's: ``VQAWebdataset`` named a class, now it is ``VQASample``.
+
+    Nothing else is taken over: energon would import modules and run functions that are named there.
+
+    Raises:
+        DataError: it is of another class, or has no field map.
+    """
+    named = description.get("sample_type") or description
+    name = str(named.get("__class__") if isinstance(named, dict) else named)
+    old = OLD_CLASS.fullmatch(name)
+    kind = f"{old[1]}Sample" if old and name != CRUDE else name
+    fields = description.get("field_map")
+    if kind not in (VQA, CRUDE) or (kind == VQA and not isinstance(fields, dict)):
+        raise DataError(
+            f"{origin / DATASET} describes a {name}{'' if fields else ' without field_map'}; plait reads "
+            f"{VQA} by a field_map, and {CRUDE}",
+            hint="describe image, context and answers of a VQASample by a field_map, or use kind tars",
+        )
+    return _description(kind, fields or {})
 
 
 # Reading
@@ -222,6 +275,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _write_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(value), sort_keys=False), encoding="utf-8")
+
+
 def read(folder: Path, split: str = "train") -> Iterator[Sample]:
     """Every sample of a split once, in file order, as training sees it; pictures as encoded bytes.
 
@@ -229,16 +287,25 @@ def read(folder: Path, split: str = "train") -> Iterator[Sample]:
         DataError: the dataset is not prepared, a shard is damaged, or a sample has not the fields that
             its description names.
     """
-    description = read_yaml(folder / DATASET)
-    for name in _expanded(_split_parts(read_yaml(folder / SPLIT)).get(split, [])):
+    description, divided = read_yaml(folder / DATASET), read_yaml(folder / SPLIT)
+    left_out = set(_expanded(divided.get("exclude") or []))
+    for name in _shards(divided, split):
         for key, parts in read_tar(folder / name):
+            if f"{name}/{key}" in left_out:
+                continue
             try:
                 yield of_parts(parts, key, description)
             except RecordError as error:
                 raise DataError(f"{folder / name}: sample {key!r}: {error}") from error
 
 
-def of_parts(parts: Mapping[str, Any], key: str, description: Mapping[str, Any]) -> Sample:
+def splits(folder: Path) -> dict[str, list[str]]:
+    """The shards of each part of a prepared dataset."""
+    divided = read_yaml(folder / SPLIT)
+    return {part: _shards(divided, part) for part in PARTS}
+
+
+def of_parts(parts: Parts, key: str, description: Mapping[str, Any]) -> Sample:
     """A conversation from a tar entry, by the dataset's field map; whole where it has none.
 
     Raises:
@@ -247,51 +314,48 @@ def of_parts(parts: Mapping[str, Any], key: str, description: Mapping[str, Any])
     fields = description.get("field_map")
     if not fields:
         return to_sample(parts, key)
-    decoded = dict(parts)
-    if isinstance(parts.get("json"), bytes):
-        try:
-            decoded["json"] = json.loads(parts["json"])
-        except ValueError as error:
-            raise RecordError(f"{key}.json is not JSON: {error}", reason="bad_json") from error
-    values = {field: _access(decoded, path) for field, path in fields.items()}
-    return of_fields(values, key)
+    values = {name: decoded(name, content, key) for name, content in parts.items()}
+    return of_fields({field: _access(values, path) for field, path in fields.items()}, key)
 
 
 def of_fields(values: Mapping[str, Any], key: str) -> Sample:
     """A conversation from the fields of a VQASample: image, context, answers.
 
-    ``context`` may be a whole list of turns: a field map of ``context: json`` keeps all of them.
+    ``context`` may be a whole list of turns: a field map of ``context: json`` keeps all of them. Of several
+    answers the first is taken.
+
+    Raises:
+        RecordError: a field is of another kind.
     """
     pictures = [values["image"]] if values.get("image") is not None else []
+    if not all(isinstance(picture, bytes) for picture in pictures):
+        raise RecordError(f"{key}: image is no part of the tar", reason="not_a_picture")
     context, answers = values.get("context", ""), values.get("answers")
     if isinstance(context, list):
         return conversation(context, pictures, key)
-    answer = answers[0] if isinstance(answers, list) and answers else answers
-    answer = answer.decode() if isinstance(answer, bytes) else answer
-    if not isinstance(answer, str) or not isinstance(context, str):
-        raise RecordError(f"{key}: question and answer are not both text", reason="not_text")
-    return asked(context, answer, pictures, key)
+    return asked(context, answers[0] if isinstance(answers, list) and answers else answers, pictures, key)
 
 
 def _access(parts: Mapping[str, Any], path: str) -> Any:
-    """The value of ``json[0][value]`` or ``jpg,png``."""
+    """The value of ``json[0][value]`` or ``jpg,png``: the first of the alternatives that is there."""
     for alternative in path.split(","):
-        name, *steps = re.split(r"\[|\]\[?", alternative.strip().rstrip("]"))
-        if name not in parts:
+        found = FIELD.fullmatch(alternative)
+        steps = [found[1], *re.findall(r"[^\[\]]+", found[2])] if found else [alternative]
+        value: Any = parts
+        try:
+            for step in steps:
+                value = value[int(step) if isinstance(value, list) else step]
+        except (LookupError, TypeError, ValueError):
             continue
-        value = parts[name]
-        for step in steps:
-            try:
-                value = value[int(step)] if isinstance(value, list) else value[step]
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise RecordError(f"there is no {alternative}", reason="missing_field") from error
         return value
     raise RecordError(f"there is no part {path}", reason="missing_field")
 
 
-def _split_parts(split: Mapping[str, Any]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = split.get("split_parts") or {}
-    return found
+def _shards(split: Mapping[str, Any], part: str) -> list[str]:
+    """The shards of a part, without those that are left out."""
+    names = _expanded((split.get("split_parts") or {}).get(part) or [])
+    left_out = set(_expanded(split.get("exclude") or []))
+    return [name for name in names if name not in left_out]
 
 
 def _expanded(names: Iterable[str]) -> list[str]:
@@ -319,24 +383,7 @@ def blend(
     checked = [part(path, weight=1.0, split_part="train") for path in validation] or [
         part(path, weight=weight, split_part="val")
         for path, weight in sources.items()
-        if _split_parts(read_yaml(Path(path) / SPLIT)).get("val")
+        if splits(Path(path))["val"]
     ]
-    splits = {"train": {"blend": train}, **({"val": {"blend": checked}} if checked else {})}
-    return {"__module__": "megatron.energon", "__class__": "MetadatasetV2", "splits": splits}
-
-
-def _check_readable(folder: Path) -> None:
-    """Read samples through energon itself: only then does it look at the field map.
-
-    Raises:
-        DataError: energon cannot read one, or reads something else than the tar has.
-    """
-    script = [sys.executable, "-m", "plait.data.probe", str(folder)]
-    quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(script, capture_output=True, text=True, env=quiet, check=False)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise DataError(
-            f"energon cannot read {folder.name} as described: {said[-1] if said else 'it said nothing'}",
-            hint="look at field_map and sample_type of the dataset's energon keys",
-        )
+    parts = {"train": {"blend": train}, **({"val": {"blend": checked}} if checked else {})}
+    return {"__module__": "megatron.energon", "__class__": "MetadatasetV2", "splits": parts}

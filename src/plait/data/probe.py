@@ -1,27 +1,76 @@
-"""Read a few samples of a prepared dataset through energon: ``python -m plait.data.probe FOLDER``.
+"""What energon itself makes of a dataset: ``python -m plait.data.probe FOLDER [OPTION]...``.
 
-It compares them with what the tars hold, and says in one line what is wrong.
+It prepares the folder, with options of ``energon prepare``, reads a few samples of the training split through
+energon, and compares them with what the tars hold. It is a process of its own: energon imports torch, prints,
+and ends by ``sys.exit``.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from plait.errors import PlaitError
 
 SAMPLES = 8
+QUIET = ("--non-interactive", "--no-progress", "--num-workers", "1", "--skip-dataset-yaml")
+"""Options that keep ``energon prepare`` from asking."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 1 and one line where energon gives something else than the tar."""
-    from megatron.energon import WorkerConfig, get_loader, get_train_dataset
-    from megatron.energon.errors import SampleException, reraise_exception
-
-    from plait.data import energon
-    from plait.data.reader import Conversations
+    """Prepare, read, and print one line of JSON: samples of each split, or what is wrong in a sentence."""
+    from plait.data.energon import INFO
 
     folder = Path(arguments[0])
+    prepare(folder, arguments[1:])
+    if not (folder / INFO).is_file():
+        return 1
+    print(json.dumps(read(folder)))  # noqa: T201 - this line is the result
+    return 0
+
+
+def prepare(folder: Path, options: Sequence[str]) -> None:
+    """Run ``energon prepare``; it raises, or exits, or says that it did nothing."""
+    from megatron.energon.cli.main import main as energon
+
+    from plait.data.energon import GIVEN_SPLIT, SPLIT
+
+    energon.main(["prepare", str(folder), *QUIET, *options], standalone_mode=False)
+    if (folder / GIVEN_SPLIT).is_file():
+        (folder / GIVEN_SPLIT).replace(folder / SPLIT)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Samples of each split as plait counts them, and ``wrong``: why training cannot read them so."""
+    from megatron.energon.errors import SampleException
+    from megatron.energon.flavors.webdataset.empty_dataset_error import EmptyDatasetError
+
+    from plait.data import energon
+
+    splits = energon.splits(folder)
+    counts = dict.fromkeys(splits, 0)
+    try:
+        some = islice(_training(folder), SAMPLES) if splits["train"] else ()
+        found = {sample.id: sample for sample in some}
+        for split in splits:
+            for sample in energon.read(folder, split):
+                counts[split] += 1
+                if sample.id in found and found.pop(sample.id) != sample:
+                    return {"wrong": f"energon reads sample {sample.id!r} otherwise than plait does"}
+    except (SampleException, EmptyDatasetError, PlaitError, AssertionError, ValueError) as error:
+        return {"wrong": _first_cause(error)}
+    wrong = f"energon reads sample {found.popitem()[0]!r}, plait does not" if found else ""
+    return {"splits": counts, "wrong": wrong}
+
+
+def _training(folder: Path) -> Any:
+    from megatron.energon import WorkerConfig, get_loader, get_train_dataset
+    from megatron.energon.errors import reraise_exception
+
+    from plait.data.reader import Conversations
+
     workers = WorkerConfig(rank=0, world_size=1, num_workers=0, global_error_handler=reraise_exception)
     dataset = get_train_dataset(
         folder,
@@ -32,20 +81,14 @@ def main(arguments: Sequence[str]) -> int:
         task_encoder=Conversations(),
         repeat=False,
     )
-    try:
-        found = {sample.id: sample for sample in islice(get_loader(dataset), SAMPLES)}
-        expected = {one.id: one for one in energon.read(folder) if one.id in found}
-    except (SampleException, PlaitError, ValueError, OSError, LookupError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        print(f"{type(cause).__name__}: {str(cause).splitlines()[0]}", file=sys.stderr)  # noqa: T201
-        return 1
-    different = [key for key in found if found[key] != expected.get(key)]
-    if different or not found:
-        print(f"energon reads other samples than the tars hold: {different[:1]}", file=sys.stderr)  # noqa: T201
-        return 1
-    return 0
+    return get_loader(dataset)
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = str(error).splitlines()
+    return f"{type(error).__name__}: {said[0] if said else 'it says nothing'}"
 
 
 if __name__ == "__main__":

@@ -2,22 +2,20 @@
 
 from typing import Any
 
-import webdataset
 from megatron.energon import DefaultTaskEncoder, SampleDecoder, VQASample, stateless
 from megatron.energon.task_encoder.cooking import Cooker
 
 from plait.data.chat import Sample
 from plait.data.energon import of_fields
-from plait.data.webdataset import to_sample
+from plait.data.webdataset import decoded, to_sample
 
 
 class AsBytes(SampleDecoder):  # type: ignore[misc]
-    """Decodes text and json; pictures stay files, for the model's own processor."""
+    """Decodes text and json; pictures stay files, for the model's own processor, and nothing is unpickled."""
 
-    def __init__(self) -> None:
-        """Leave out the handlers of pictures and videos."""
-        super().__init__()
-        self._decoder = webdataset.autodecode.Decoder([])
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """A tar entry with its text and json decoded."""
+        return {name: decoded(name, content, sample["__key__"]) for name, content in sample.items()}
 
 
 @stateless  # type: ignore[untyped-decorator]

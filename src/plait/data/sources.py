@@ -6,7 +6,7 @@ To add a kind: a class in ``config/model.py`` and a row in :data:`KINDS`.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,12 @@ import orjson
 
 from plait import files
 from plait.config.paths import JSONL, NAMES, local
-from plait.data import builtin, chat, webdataset
+from plait.data import builtin, chat, energon, llava, webdataset
 from plait.data.lines import read_lines
 from plait.errors import DataError, RecordError
 
 log = logging.getLogger(__name__)
 
-PICTURES = "pictures"
-"""The link to the folder of a LLaVA json's pictures."""
 EXPECTED = {
     "chat-jsonl": ".jsonl, .jsonl.gz, .jsonl.lz4 or .jsonl.zst",
     "tars": ".tar",
@@ -85,13 +83,14 @@ def link_tars(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         DataError: there is no such path, no tar in it, or a tar is damaged.
     """
     wanted, others = _link(source["path"], folder, source["kind"])
-    samples = 0
+    unique, samples = llava.Unique(), 0
     with (folder / builtin.RECORDS).open("wb") as records:
         for path in wanted:
             for key, parts in webdataset.places(folder / path):
-                records.write(orjson.dumps({"tar": path, "key": key, "parts": parts}) + b"\n")
+                row = {"tar": path, "key": key, "id": unique(key), "parts": parts}
+                records.write(orjson.dumps(row) + b"\n")
                 samples += 1
-    return {"linked": len(wanted), "other_files": others, "samples": samples}
+    return {"linked": len(wanted), "other_files": others, "samples": samples, "renamed": unique.renamed}
 
 
 def link_llava(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -102,19 +101,17 @@ def link_llava(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     path = _origin(source["path"])
     pictures = _origin(source["images"]) if source["images"] else path.parent
-    try:
-        rows = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(rows, list) or not pictures.is_dir():
+    if not pictures.is_dir():
         raise DataError(
-            f"{path} is no list of records, or {pictures} is no folder",
-            hint="a LLaVA json is [{id, image, conversations}, ...]; `images` names its pictures' folder",
+            f"{pictures} is no folder", hint="`images` names the folder of a LLaVA json's pictures"
         )
-    (folder / PICTURES).symlink_to(pictures.resolve())
-    with (folder / builtin.RECORDS).open("wb") as records:
-        records.writelines(orjson.dumps(row) + b"\n" for row in rows)
-    return {"records": len(rows)}
+    (folder / llava.PICTURES).symlink_to(pictures.resolve())
+    unique, count = llava.Unique(), 0
+    with (folder / builtin.RECORDS).open("wb") as lines:
+        for line in llava.rows(path, pictures, unique):
+            lines.write(line)
+            count += 1
+    return {"records": count, "renamed": unique.renamed}
 
 
 def link_energon(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -124,6 +121,9 @@ def link_energon(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         DataError: it is not there, or is not prepared.
     """
     wanted, others = _link(source["path"], folder, source["kind"])
+    if energon.DATASET not in wanted:
+        hint = "`energon prepare` makes it; tars without it are a source of kind tars"
+        raise DataError(f"{source['path']} has no {energon.DATASET}", hint=hint)
     return {"linked": len(wanted), "other_files": others}
 
 
@@ -134,7 +134,7 @@ def supplied(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         DataError: always; it says what is wanted.
     """
     raise DataError(
-        f"{folder.name.lstrip('.').split('.')[0]} must be supplied by you: {source['what']}",
+        f"the data of {files.final_name(folder)} must be supplied by you: {source['what']}",
         hint="give the dataset another `source` in your config: a path to what you have",
     )
 
@@ -177,10 +177,11 @@ def read(folder: Path | str) -> Iterator[RawLine]:
     folder = Path(folder)
     manifest = files.read_manifest(folder, kind="raw")
     position = 0
+    lines = [name for name in manifest["files"] if JSONL.fullmatch(Path(name).name)]
     for name, entry in manifest["files"].items():
-        if not JSONL.fullmatch(Path(name).name):
-            continue
-        _check_unchanged(folder / name, entry)
+        if name in lines or (folder / name).is_symlink():
+            _check_unchanged(folder / name, entry)
+    for name in lines:
         for number, content in read_lines(folder / name):
             position += 1
             yield RawLine(file=name, number=number, position=position, content=content)
@@ -222,52 +223,23 @@ def read_captioned(line: bytes, folder: Path) -> chat.Sample:
     return chat.Sample(id=row.get("id", ""), messages=(chat.Message("assistant", parts),))
 
 
-def read_llava(line: bytes, folder: Path) -> chat.Sample:
-    """A record ``{"id", "image", "conversations"}`` of LLaVA; ``image`` may be a list, or missing.
+def read_places(line: bytes, folder: Path) -> chat.Sample:
+    """A sample of a linked tar.
 
     Raises:
-        RecordError: it is none, or its picture file is missing.
+        RecordError: it is of neither layout.
     """
-    try:
-        row = orjson.loads(line)
-        names = row.get("image", row.get("images", []))
-        paths = [folder / PICTURES / name for name in ([names] if isinstance(names, str) else names)]
-        key, turns = str(row.get("id", "")), row["conversations"]
-    except orjson.JSONDecodeError as error:
-        raise RecordError(f"not JSON: {error}", reason="bad_json") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"not a LLaVA record: {error!r}", reason="not_a_record") from error
-    try:
-        pictures = [path.read_bytes() for path in paths]
-    except OSError as error:
-        raise RecordError(f"picture cannot be read: {error}", reason="missing_picture") from error
-    return checked(webdataset.conversation(turns, pictures, key))
-
-
-def read_part_places(line: bytes, folder: Path) -> chat.Sample:
-    """A sample of a linked tar."""
     row = orjson.loads(line)
-    return checked(webdataset.to_sample(webdataset.parts_at(folder / row["tar"], row["parts"]), row["key"]))
-
-
-def checked(sample: chat.Sample) -> chat.Sample:
-    """The sample, if every turn says something.
-
-    Raises:
-        RecordError: one does not.
-    """
-    for number, message in enumerate(sample.messages):
-        if not message.says_something or not message.parts:
-            raise RecordError(f"turn {number} ({message.role}) is empty", reason="empty_text")
-    return sample
+    parts = webdataset.parts_at(folder / row["tar"], row["parts"])
+    return replace(llava.checked(webdataset.to_sample(parts, row["key"])), id=row["id"])
 
 
 KINDS: dict[str, Kind] = {
     "emoji-captions": Kind(make=builtin.emoji_captions, read=read_captioned),
     "chatterbot-dialogues": Kind(make=builtin.chatterbot_dialogues, read=read_chat),
     "chat-jsonl": Kind(make=link, read=read_chat),
-    "llava-json": Kind(make=link_llava, read=read_llava),
-    "tars": Kind(make=link_tars, read=read_part_places),
+    "llava-json": Kind(make=link_llava, read=llava.read),
+    "tars": Kind(make=link_tars, read=read_places),
     "energon": Kind(make=link_energon, read=read_chat),
     "you-supply": Kind(make=supplied, read=read_chat),
 }

@@ -3,29 +3,43 @@ r"""Webdataset tars of conversations about pictures: how a sample is written in 
 Two layouts, as the LLaVA systems have them. ``conversations``: ``KEY.jpg`` and ``KEY.json``, the list of
 turns ``{"from": "human", "value": "<image>\nWhat is this?"}``; more pictures of a sample are ``KEY.1.jpg``,
 ``KEY.2.jpg``. ``question_answer``: ``KEY.jpg``, ``KEY.txt`` with the answer and ``KEY.json`` with
-``{"question": ...}``. Pictures keep their bytes, under ``png`` or ``webp`` where they are such.
+``{"question": ...}``. Pictures keep their bytes; the name of the part says what they are.
 """
 
+import hashlib
 import io
+import json
 import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import orjson
 
 from plait.data.chat import Message, Part, Picture, Sample, Text
-from plait.errors import DataError, RecordError
+from plait.data.images import media_type
+from plait.errors import ConfigError, DataError, RecordError
 
 IMAGE = "<image>"
 HUMAN = {"user": "human", "assistant": "gpt", "system": "system"}
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-PICTURE_PART = re.compile(r"(?:(\d+)\.)?(jpg|jpeg|png|webp)")
-SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
+ENDINGS = {
+    "image/jpeg": "jpg",
+    "image/png": "png",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "image/bmp": "bmp",
+    "image/tiff": "tif",
+}
+PICTURE_PART = re.compile(r"(?:(\d+)\.)?(jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
+MEMBER = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)", re.DOTALL)
+"""Key and part of a file in a tar: a key ends at the first dot of the file's name."""
+META_MEMBER = re.compile(r"__[^/]*__(/|$)")
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
 TAR_BLOCK = 512
 
@@ -46,6 +60,12 @@ class Written:
     kinds: set[str] = field(default_factory=set)
     simple: bool = True
 
+    def note(self, sample: Sample) -> None:
+        """Take a sample into account."""
+        self.kinds |= {kind_of(one) for one in sample.pictures}
+        roles = [message.role for message in sample.messages]
+        self.simple &= roles == ["user", "assistant"] and len(sample.pictures) == 1
+
 
 # Writing
 
@@ -53,48 +73,80 @@ class Written:
 def write(samples: Iterable[Sample], folder: Path, settings: Mapping[str, Any]) -> Written:
     """Write tars of at most ``samples_per_shard`` samples; equal samples give equal bytes.
 
+    One sample is in memory at a time, and the keys of all.
+
     Args:
         samples: conversations with ids.
         folder: where the tars go.
         settings: ``layout``, ``shard_name`` and ``samples_per_shard`` of ``datasets.*.energon``.
 
     Raises:
+        ConfigError: ``shard_name`` does not name tars.
         DataError: two samples have one key, or one does not fit the layout.
     """
     made, seen = Written(), set[str]()
-    tar: tarfile.TarFile | None = None
-    try:
-        for number, sample in enumerate(samples):
-            shard, place = divmod(number, settings["samples_per_shard"])
-            if place == 0:
-                if tar is not None:
-                    tar.close()
-                name = settings["shard_name"].format(shard)
-                tar = _open(folder / name)
-                made.shards[name] = 0
-            assert tar is not None
-            key = NOT_IN_A_KEY.sub("_", sample.id)
-            if key in seen:
-                raise DataError(f"two samples have the key {key!r}", hint="give records ids of their own")
-            seen.add(key)
-            _add(tar, key, to_parts(with_question(sample), settings["layout"]), made)
-            made.shards[name] += 1
-    finally:
-        if tar is not None:
-            tar.close()
+    size = settings["samples_per_shard"]
+    for shard, numbered in groupby(enumerate(samples), key=lambda pair: pair[0] // size):
+        name = shard_name(settings["shard_name"], shard)
+        made.shards[name] = 0
+        with _open(folder / name) as tar:
+            for _, sample in numbered:
+                key = key_for(sample.id)
+                if key in seen:
+                    raise DataError(f"two samples have the key {key!r}", hint="give records ids of their own")
+                seen.add(key)
+                asked = with_question(sample)
+                _add(tar, key, to_parts(asked, settings["layout"]))
+                made.note(asked)
+                made.shards[name] += 1
     if not seen:
         raise DataError("there is not one sample to write", hint="look at the ledgers of the chat shards")
     return made
 
 
+def shard_name(pattern: str, number: int) -> str:
+    """The name of a shard.
+
+    Raises:
+        ConfigError: the pattern is no Python format of one number, or does not name tars in the folder.
+    """
+    try:
+        name, other = pattern.format(number), pattern.format(number + 1)
+    except (ValueError, LookupError, AttributeError) as error:
+        raise ConfigError(f"energon.shard_name {pattern!r} is no format of a number: {error}") from error
+    path = PurePosixPath(name)
+    inside = not path.is_absolute() and not any(part.startswith(".") for part in path.parts)
+    if name == other or path.suffix != ".tar" or not inside or set("{}[],") & set(name):
+        raise ConfigError(
+            f"energon.shard_name {pattern!r} must name another .tar, within the folder, for every number",
+            hint="e.g. {:06d}.tar or wds/pretrain-{}.tar",
+        )
+    return name
+
+
+def key_for(id_: str) -> str:
+    """The key of a sample's tar entries: its id, where that has no dot, slash or letter of other kinds.
+
+    >>> key_for("004539375"), key_for("train/1.jpg")
+    ('004539375', 'train_1_jpg-73f24341c26d3a27')
+    """
+    if PLAIN_KEY.fullmatch(id_):
+        return id_
+    return f"{NOT_IN_A_KEY.sub('_', id_)[:60]}-{hashlib.sha256(id_.encode()).hexdigest()[:16]}"
+
+
 def with_question(sample: Sample) -> Sample:
-    """The conversation with a user's turn first: a bare caption is the answer to its picture."""
+    """The conversation with a user's turn first: a bare caption is the answer to its picture.
+
+    SOLO's captions are one turn of the assistant, picture first; LLaVA's are answers. A first turn in
+    which words stand before a picture stays as it is.
+    """
     first, *rest = sample.messages
-    if first.role != "assistant" or not sample.pictures:
+    shown = tuple(part for part in first.parts if isinstance(part, Picture))
+    said = first.parts[len(shown) :]
+    if first.role != "assistant" or not shown or not said or first.parts[: len(shown)] != shown:
         return sample
-    asked = Message("user", tuple(part for part in first.parts if isinstance(part, Picture)))
-    answer = Message("assistant", tuple(part for part in first.parts if isinstance(part, Text)))
-    return Sample((asked, answer, *rest), sample.id)
+    return Sample((Message("user", shown), Message("assistant", said), *rest), sample.id)
 
 
 def to_parts(sample: Sample, layout: str) -> Parts:
@@ -103,6 +155,12 @@ def to_parts(sample: Sample, layout: str) -> Parts:
     Raises:
         DataError: the layout has no place for what the sample has.
     """
+    for message in sample.messages:
+        if any(isinstance(part, Text) and IMAGE in part.text for part in message.parts):
+            raise DataError(
+                f"sample {sample.id!r} says {IMAGE} in its text, which stands for a picture",
+                hint="mend the record, or leave it out",
+            )
     pictures = {
         (kind_of(one) if number == 0 else f"{number}.{kind_of(one)}"): one
         for number, one in enumerate(sample.pictures)
@@ -110,29 +168,45 @@ def to_parts(sample: Sample, layout: str) -> Parts:
     if layout == "conversations":
         turns = [{"from": HUMAN[m.role], "value": _value(m)} for m in sample.messages]
         return {**pictures, "json": orjson.dumps(turns)}
+    return {**pictures, **_question_and_answer(sample)}
+
+
+def _question_and_answer(sample: Sample) -> Parts:
     roles = [message.role for message in sample.messages]
-    if roles != ["user", "assistant"] or len(pictures) != 1:
+    user, answer = sample.messages[0], sample.messages[-1]
+    shown = sum(isinstance(part, Picture) for part in user.parts)
+    if roles != ["user", "assistant"] or shown != 1 or len(sample.pictures) != 1:
         raise DataError(
-            f"sample {sample.id!r} has turns {', '.join(roles)} and {len(pictures)} pictures; the layout "
-            "question_answer holds one question, one answer and one picture",
+            f"sample {sample.id!r} has turns {', '.join(roles)} and {len(sample.pictures)} pictures; the "
+            "layout question_answer holds one question about one picture, and its answer",
             hint="set energon.layout of the dataset to conversations",
         )
-    question, answer = (_words(message) for message in sample.messages)
-    asked = {"question": question.removeprefix("\n"), "id": sample.id}
-    return {**pictures, "txt": answer.encode(), "json": orjson.dumps(asked)}
+    asked = {"question": _question(_value(user)), "id": sample.id}
+    return {"txt": _value(answer).encode(), "json": orjson.dumps(asked)}
+
+
+def _question(value: str) -> str:
+    r"""A question without ``<image>\n``, where :func:`asked` will put just that back."""
+    if value == IMAGE:
+        return ""
+    short = value.removeprefix(f"{IMAGE}\n")
+    return value if IMAGE in short or not short else short
 
 
 def kind_of(encoded: bytes) -> str:
-    """The ending of a picture file, by its first bytes; jpg where they are unknown."""
-    return next((kind for head, kind in SIGNATURES if encoded.startswith(head)), "jpg")
+    """The ending of a picture file, by its first bytes.
+
+    Raises:
+        DataError: it is no picture of a known kind.
+    """
+    kind = media_type(encoded)
+    if kind not in ENDINGS:
+        raise DataError(f"a picture of {len(encoded)} bytes is of none of the kinds {', '.join(ENDINGS)}")
+    return ENDINGS[kind]
 
 
 def _value(message: Message) -> str:
     return "".join(part.text if isinstance(part, Text) else IMAGE for part in message.parts)
-
-
-def _words(message: Message) -> str:
-    return "".join(part.text for part in message.parts if isinstance(part, Text))
 
 
 def _open(path: Path) -> tarfile.TarFile:
@@ -140,11 +214,7 @@ def _open(path: Path) -> tarfile.TarFile:
     return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
 
 
-def _add(tar: tarfile.TarFile, key: str, parts: Parts, made: Written) -> None:
-    pictures = [name for name in parts if PICTURE_PART.fullmatch(name)]
-    made.kinds |= {name.rpartition(".")[2] for name in pictures}
-    turns = orjson.loads(parts["json"])
-    made.simple &= len(pictures) == 1 and (isinstance(turns, dict) or len(turns) == 2)
+def _add(tar: tarfile.TarFile, key: str, parts: Parts) -> None:
     for name, content in parts.items():
         info = tarfile.TarInfo(f"{key}.{name}")
         info.size = len(content)
@@ -168,9 +238,8 @@ def places(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """The samples of a tar in file order: key, and where each part's bytes lie: offset and length.
 
     Raises:
-        DataError: the tar is damaged or cut short.
+        DataError: the tar is damaged or cut short, or neighbours have one key.
     """
-    end = 0
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for key, members in groupby(_members(tar), key=lambda member: member[0]):
@@ -182,8 +251,8 @@ def places(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
                             hint="readers merge neighbours of one key: give samples keys of their own",
                         )
                     found[name] = (info.offset_data, info.size)
-                end = max(offset + -(-size // TAR_BLOCK) * TAR_BLOCK for offset, size in found.values())
                 yield key, found
+            end = tar.offset
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{path} is damaged or no tar: {error}", hint="write or download the shard again"
@@ -192,18 +261,24 @@ def places(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
 
 
 def parts_at(path: Path, found: Mapping[str, Sequence[int]]) -> Parts:
-    """The parts of one sample, by :func:`places`."""
+    """The parts of one sample, by :func:`places`.
+
+    Raises:
+        DataError: the tar has become shorter.
+    """
     with path.open("rb") as file:
-        return {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in found.items()}
+        parts = {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in found.items()}
+    if any(len(parts[name]) != size for name, (_, size) in found.items()):
+        raise DataError(f"{path} is cut short", hint="write or download the shard again")
+    return parts
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Key, part and entry of every file."""
+    """Key, part and entry of every file that is a sample's, as webdataset and energon name them."""
     for info in tar:
-        if info.isfile():
-            folder, _, name = info.name.rpartition("/")
-            stem, _, part = name.partition(".")
-            yield (f"{folder}/{stem}" if folder else stem), part, info
+        name = MEMBER.fullmatch(info.name)
+        if info.isreg() and name and not META_MEMBER.match(info.name):
+            yield name[1], name[2], info
 
 
 def _check_end(path: Path, end: int) -> None:
@@ -214,27 +289,40 @@ def _check_end(path: Path, end: int) -> None:
             raise DataError(f"{path} is cut short: it has no end", hint="write or download the shard again")
 
 
+def decoded(name: str, content: Any, key: str) -> Any:
+    """A part's value: json and txt are decoded, all else stays bytes, pictures above all.
+
+    Energon's own decoder also unpickles what is named so; a stranger's tar must not run code.
+
+    Raises:
+        RecordError: it is not what its name says.
+    """
+    kind = name.rpartition(".")[2].lower()
+    if not isinstance(content, bytes) or kind not in ("json", "txt"):
+        return content
+    try:
+        return json.loads(content) if kind == "json" else content.decode()
+    except ValueError as error:
+        what = "JSON" if kind == "json" else "text in UTF-8"
+        reason = "bad_json" if kind == "json" else "not_text"
+        raise RecordError(f"{key}.{name} is not {what}: {error}", reason=reason) from error
+
+
 def to_sample(parts: Mapping[str, Any], key: str) -> Sample:
-    """A conversation from the parts of a tar entry; json may be decoded already.
+    """A conversation from the parts of a tar entry, decoded or not.
 
     Raises:
         RecordError: the parts are of neither layout.
     """
-    pictures = [
-        bytes(parts[name]) for name in sorted((n for n in parts if PICTURE_PART.fullmatch(n)), key=_nth)
-    ]
-    found = parts.get("json")
-    try:
-        value = orjson.loads(found) if isinstance(found, bytes) else found
-    except orjson.JSONDecodeError as error:
-        raise RecordError(f"{key}.json is not JSON: {error}", reason="bad_json") from error
-    if isinstance(value, list):
-        return conversation(value, pictures, key)
-    if "txt" not in parts:
+    values = {name: decoded(name, content, key) for name, content in parts.items()}
+    pictures = [values[name] for name in sorted(filter(PICTURE_PART.fullmatch, values), key=_nth)]
+    found = values.get("json")
+    if isinstance(found, list):
+        return conversation(found, pictures, key)
+    if "txt" not in values:
         raise RecordError(f"{key} has neither a list of turns nor an answer", reason="not_a_record")
-    answer = parts["txt"]
-    question = value.get("question", "") if isinstance(value, dict) else ""
-    return asked(question, answer.decode() if isinstance(answer, bytes) else answer, pictures, key)
+    question = found.get("question", "") if isinstance(found, dict) else ""
+    return asked(question, values["txt"], pictures, key)
 
 
 def _nth(name: str) -> int:
@@ -242,46 +330,56 @@ def _nth(name: str) -> int:
     return int(found[1] or 0) if found else 0
 
 
-def asked(question: str, answer: str, pictures: list[bytes], key: str) -> Sample:
-    """One question about pictures, and its answer; where ``<image>`` stands in it, the pictures do."""
+def asked(question: Any, answer: Any, pictures: Sequence[bytes], key: str) -> Sample:
+    """One question about pictures, and its answer; where ``<image>`` stands in it, the pictures do.
+
+    Raises:
+        RecordError: they are not text, or ``<image>`` does not stand once for each picture.
+    """
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise RecordError(f"{key}: question and answer are not both text", reason="not_text")
     if IMAGE in question:
-        user = Message("user", tuple(_placed(question, iter(pictures), key)))
-    else:
-        text = (Text(f"\n{question}"),) if question else ()
-        user = Message("user", (*map(Picture, pictures), *text))
-    return Sample((user, Message("assistant", (Text(answer),))), key)
+        return conversation(
+            [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], pictures, key
+        )
+    text = (Text(f"\n{question}" if pictures else question),) if question else ()
+    user = Message("user", (*map(Picture, pictures), *text))
+    return Sample((user, Message("assistant", (Text(answer),) if answer else ())), key)
 
 
-def conversation(turns: list[Any], pictures: list[bytes], key: str) -> Sample:
-    """LLaVA's list of turns; where no turn says ``<image>``, the pictures stand before the first.
+def conversation(turns: Sequence[Any], pictures: Sequence[bytes], key: str) -> Sample:
+    """LLaVA's list of turns; where no turn says ``<image>``, the pictures stand before the user's first.
 
     Raises:
         RecordError: a turn is no turn, or ``<image>`` does not stand once for each picture.
     """
-    try:
-        said = [(ROLES[turn["from"]], str(turn["value"])) for turn in turns]
-    except (KeyError, TypeError) as error:
-        raise RecordError(f"{key}: not a list of turns: {error!r}", reason="not_a_record") from error
-    places = sum(text.count(IMAGE) for _, text in said)
-    if not places and pictures and said:
-        said[0] = (said[0][0], IMAGE * len(pictures) + "\n" + said[0][1])
-    elif places != len(pictures):
+    said = [_turn(turn, key) for turn in turns]
+    said = [(role, text) for role, text in said if text or role != "system"]
+    if not said:
+        raise RecordError(f"{key}: the conversation has no turns", reason="no_messages")
+    count = sum(text.count(IMAGE) for _, text in said)
+    if not count and pictures:
+        first = next((number for number, (role, _) in enumerate(said) if role == "user"), 0)
+        said[first] = (said[first][0], IMAGE * len(pictures) + "\n" + said[first][1])
+    elif count != len(pictures):
         raise RecordError(
-            f"{key} has {len(pictures)} pictures and says {IMAGE} {places} times", reason="wrong_pictures"
+            f"{key} has {len(pictures)} pictures and says {IMAGE} {count} times", reason="wrong_pictures"
         )
     left = iter(pictures)
-    return Sample(tuple(Message(role, tuple(_placed(text, left, key))) for role, text in said), key)
+    return Sample(tuple(Message(role, tuple(_placed(text, left))) for role, text in said), key)
 
 
-def _placed(text: str, pictures: Iterator[bytes], key: str) -> Iterator[Part]:
+def _turn(turn: Any, key: str) -> tuple[str, str]:
+    role = ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
+    if role is None or not isinstance(turn.get("value"), str):
+        raise RecordError(f"{key}: not a list of turns: {str(turn)[:60]}", reason="not_a_record")
+    return role, turn["value"]
+
+
+def _placed(text: str, pictures: Iterator[bytes]) -> Iterator[Part]:
     """The parts of a text in which ``<image>`` stands for pictures."""
     for number, words in enumerate(text.split(IMAGE)):
         if number:
-            picture = next(pictures, None)
-            if picture is None:
-                raise RecordError(
-                    f"{key} says {IMAGE} more often than it has pictures", reason="wrong_pictures"
-                )
-            yield Picture(picture)
+            yield Picture(next(pictures))
         if words:
             yield Text(words)

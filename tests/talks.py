@@ -1,0 +1,43 @@
+"""Conversations about small pictures, and tars of them."""
+
+import io
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+from plait.data.chat import Message, Picture, Sample, Text
+
+KEYS = {
+    "layout": "conversations", "shard_name": "{:06d}.tar", "samples_per_shard": 4, "split": [9, 1, 0],
+    "split_parts": {}, "exclude": "", "sample_type": None, "field_map": {},
+}  # fmt: skip
+
+
+def picture(number=0, kind="JPEG"):
+    file = io.BytesIO()
+    Image.fromarray(np.full((6, 8, 3), number % 255, np.uint8)).save(file, kind)
+    return Picture(file.getvalue())
+
+
+def exchange(number, key=None):
+    user = Message("user", (picture(number), Text(f"\nwhat is {number}?")))
+    return Sample((user, Message("assistant", (Text(f"it is {number}"),))), key or f"s-{number}")
+
+
+def talk(number):
+    """Two pictures, two exchanges."""
+    first = Message("user", (Text("look: "), picture(number), Text(" and "), picture(number + 1, "PNG")))
+    answer, more = Message("assistant", (Text("seen"),)), Message("user", (Text("sure?"),))
+    return Sample((first, answer, more, answer), f"t-{number}")
+
+
+def tar_of(path, samples):
+    """A tar as anyone may have written it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, parts in samples:
+            for name, content in parts.items():
+                info = tarfile.TarInfo(f"{key}.{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
