@@ -85,3 +85,10 @@ def test_llava_counts_the_batches_that_fit_whole(workplace, caplog):
     run = RUN | {"recipe": "llava_jp", "epochs": 2, "global_batch_size": 256}
     assert schedule(workplace(1000), run) == 0
     assert "train_iters = 1000 // 256 * 2 = 6" in caplog.text
+
+
+def test_llava_trains_at_least_an_iteration_an_epoch(workplace, caplog):
+    caplog.set_level("INFO")
+    assert schedule(workplace(100), RUN | {"recipe": "llava", "epochs": 3}) == 0
+    assert Schedule.read("data/ckpts/r/schedule.json").train_iters == 3
+    assert "train_iters = max(100 // 128, 1) * 3 = 3" in caplog.text

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from folders import tokenizer_folder
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizer_folders import make
 from transformers import AutoImageProcessor, AutoProcessor
 
+from plait import files
 from plait.data.chat import Message, Picture, Sample, Text
 from plait.errors import DataError, RecordError
 from plait.models.build import build
@@ -111,6 +113,113 @@ def test_seed_17_the_trainer_sees_the_pixels_of_the_exported_processor(made, tem
     assert np.array_equal(ours, theirs)
 
 
+LOOKALIKES = ["</s>", "[INST]", "### 応答:\n", "<", "\n", " ", "▁", "<pad>", "日本", "😀"]
+ANY = st.lists(st.sampled_from(LOOKALIKES) | TEXT, min_size=1, max_size=4).map("".join)
+SEEN = st.lists(st.none() | ANY, min_size=1, max_size=4)
+"""The parts of a user's turn: None is a picture."""
+
+
+@pytest.fixture(scope="module")
+def mistral(tokenizers, tmp_path_factory):
+    """Mistral's own pieces with the tokens of pictures and padding."""
+    folder = tmp_path_factory.mktemp("mistral") / "llava"
+    return make(folder, {"kind": "extend", "base": "base", "add": ["image"]}, tokenizers["base"])
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(made, mistral):
+    """By template: a renderer and transformers' processor over Mistral's tokenizer."""
+    from transformers import AutoTokenizer, LlavaProcessor
+
+    tokenizer = AutoTokenizer.from_pretrained(mistral)
+    return {
+        template: (
+            LlavaRenderer(mistral, {**FORM, "template": template}),
+            LlavaProcessor(
+                AutoImageProcessor.from_pretrained(made[template][2]),
+                tokenizer,
+                patch_size=8,
+                vision_feature_select_strategy="default" if kind == "clip" else "full",
+                num_additional_image_tokens=int(kind == "clip"),
+                chat_template=chat_template(template),
+            ),
+        )
+        for template, kind in RECIPES.items()
+    }
+
+
+def interleaved(turns):
+    """Users' turns of texts and pictures anywhere, an answer to each."""
+    messages = []
+    for parts, answer in turns:
+        seen = (picture(n) if part is None else Text(part) for n, part in enumerate(parts))
+        messages += [Message("user", tuple(seen)), Message("assistant", (Text(answer),))]
+    return Sample(tuple(messages))
+
+
+@pytest.mark.parametrize("template", RECIPES)
+@settings(max_examples=25)
+@given(turns=st.lists(st.tuples(SEEN, ANY), min_size=1, max_size=3))
+def test_seed_17_ids_are_equal_wherever_pictures_stand_and_whatever_is_said(sentencepiece, template, turns):
+    renderer, processor = sentencepiece[template]
+    sample = interleaved(turns)
+    text = processor.apply_chat_template(as_hf(sample), tokenize=False)
+    # as a user calls it: no keyword keeps the tokenizer from adding tokens of its own
+    expected = processor(text=text, images=opened(sample) or None)["input_ids"]
+    encoded = renderer.encode(sample)
+    assert encoded.input_ids.tolist() == (expected if isinstance(expected[0], int) else expected[0])
+    # what a model answers to is what stood before the answer in training
+    asked = processor.apply_chat_template(as_hf(sample)[:1], tokenize=False, add_generation_prompt=True)
+    images = opened(Sample(sample.messages[:1])) or None
+    prompt = np.ravel(processor(text=asked, images=images)["input_ids"])
+    assert encoded.input_ids[: len(prompt)].tolist() == prompt.tolist()
+    assert not encoded.trained[: len(prompt)].any()
+    assert encoded.trained[len(prompt)]
+
+
+@pytest.mark.parametrize("template", RECIPES)
+def test_answers_of_mistrals_pieces_are_trained_and_nothing_else(sentencepiece, template):
+    renderer, processor = sentencepiece[template]
+    encoded = renderer.encode(interleaved([(["a", None, "b"], "赤い"), (["</s>", None], "two words")]))
+    names = processor.tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.trained].tolist())
+    begin = {"llava": ["▁", "赤"], "jp_alpaca": ["赤"]}[template]
+    assert names == [*begin, "い", "</s>", "▁two" if template == "llava" else "two", "▁words", "</s>"]
+
+
+def file_of(kind, **keys):
+    """A picture file of 50 x 40 pixels whose mode or tags programs read in several ways."""
+    noise = Image.fromarray(np.random.default_rng(5).integers(0, 255, (40, 50, 4), np.uint8), "RGBA")
+    image = {
+        "16 bits": lambda: Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50) * 32),
+        "palette": lambda: noise.convert("RGB").quantize(16),
+        "transparent": lambda: noise,
+        "CMYK": lambda: noise.convert("RGB").convert("CMYK"),
+        "turned": lambda: noise.convert("RGB"),
+        "grey": lambda: noise.convert("L"),
+    }[kind]()
+    file = io.BytesIO()
+    if kind == "turned":
+        tags = Image.Exif()
+        tags[0x0112] = 6
+        keys = {"exif": tags}
+    image.save(file, "JPEG" if kind in {"CMYK", "turned"} else "PNG", **keys)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("template", RECIPES)
+@pytest.mark.parametrize("kind", ["16 bits", "palette", "transparent", "CMYK", "turned", "grey"])
+def test_seed_17_pixels_are_those_of_a_chat_about_the_file(made, template, kind, tmp_path):
+    _, processor, model = made[template]
+    (tmp_path / "file").write_bytes(file_of(kind))
+    content = [{"type": "image", "path": str(tmp_path / "file")}, {"type": "text", "text": "?"}]
+    expected = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="np"
+    )
+    ours = pixels([file_of(kind)], AutoImageProcessor.from_pretrained(model))
+    assert np.array_equal(ours, expected["pixel_values"])
+    assert ours.dtype == np.float32
+
+
 @pytest.mark.parametrize("template", RECIPES)
 def test_only_answers_and_their_ends_are_trained(made, template):
     renderer, _, _ = made[template]
@@ -163,6 +272,9 @@ def test_clipping_is_counted_and_keeps_rows_in_place(made):
     kept = encoded.clip(30)
     assert len(kept.input_ids) == 30
     assert kept.clipped == len(encoded.input_ids) - 30
+    assert kept.picture_rows.tolist() == encoded.picture_rows[:30].tolist()
+    assert encoded.trained[1:].any()
+    assert not kept.trained[1:].any()
     assert encoded.clip(1000) is encoded
 
 
@@ -171,6 +283,10 @@ def test_clipping_is_counted_and_keeps_rows_in_place(made):
     [
         (conversation([("the token <image> itself", "a")], []), "picture_in_text"),
         (Sample((Message("user", (Text("only a question"),)),)), "no_answer"),
+        (
+            Sample((Message("user", (Text("<image>"),)), Message("assistant", (picture(0), Text("a"))))),
+            "picture_not_users",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_rejected(made, sample, reason):
@@ -183,6 +299,29 @@ def test_a_tokenizer_without_a_picture_token_is_refused(tmp_path):
     folder = tokenizer_folder(tmp_path / "t")
     with pytest.raises(DataError, match="has no <image>"):
         LlavaRenderer(folder, {**FORM, "template": "llava"})
+
+
+@pytest.mark.parametrize(
+    ("form", "facts", "sentence"),
+    [
+        ({"template": "mistral"}, {}, "the template mistral has no <image>"),
+        ({"template": "tokenizer"}, {}, "the template tokenizer has no <image>"),
+        ({"picture_tokens": None}, {}, "no picture_tokens"),
+        ({}, {"eos_id": None}, "no answer would have an end"),
+    ],
+)
+def test_what_a_format_or_tokenizer_lacks_is_named(tmp_path, form, facts, sentence):
+    folder = tokenizer_folder(tmp_path / "t", image=True)
+    found = files.read_manifest(folder)["facts"]
+    files.write_manifest(folder, kind="tokenizer", settings={}, facts={**found, **facts})
+    with pytest.raises(DataError, match=sentence):
+        LlavaRenderer(folder, {**FORM, "template": "llava", **form})
+
+
+def test_the_manifest_of_a_tokenizer_tells_the_ids(mistral):
+    facts = files.read_manifest(mistral, kind="tokenizer")["facts"]
+    assert facts["image"] == {"<image>": 32000, "<pad>": 32001}
+    assert files.read_json(mistral / "tokenizer_config.json")["pad_token"] == "<pad>"
 
 
 # Instructions
@@ -200,6 +339,14 @@ def test_a_tokenizer_without_a_picture_token_is_refused(tmp_path):
 )
 def test_categories_follow_the_second_stage(question, answer, category):
     assert instructions.category(question, answer) == category
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "category"),
+    [("", "A red ball. It lies.", "detailed_caption"), ("How far?", "3.5 km", "vqa"), ("", "A.", "caption")],
+)
+def test_points_of_numbers_end_no_sentence_in_english(question, answer, category):
+    assert instructions.category(question, answer, "en") == category
 
 
 def test_every_category_has_its_sentences():
@@ -221,6 +368,37 @@ def test_stage_1_reduces_users_turns_and_stage_2_instructs(made):
     assert reduced.messages[1] == sample.messages[1]
     told = instructions.instructed(sample, "k", "ja").messages[0].parts
     assert told == (picture(0), Text("\n"), Text(instructions.drawn("k", "何色?", "赤", "ja") + "何色?"))
+
+
+def test_an_instruction_stands_where_the_pictures_stay_in_place():
+    sample = interleaved([(["Is ", None, " like ", None, "?"], "Yes.")])
+    told = instructions.instructed(sample, "k", "en").messages[0].parts
+    sentence = instructions.drawn("k", "Is  like ?", "Yes.", "en")
+    assert told == (Text(f"{sentence} "), *sample.messages[0].parts)
+    behind = interleaved([(["What?\n", None], "A ball")])
+    told = instructions.instructed(behind, "k", "en").messages[0].parts
+    sentence = instructions.drawn("k", "What?", "A ball", "en")
+    assert told == (picture(1), Text("\n"), Text(f"{sentence} What?"))
+
+
+def test_no_instruction_speaks_of_a_picture_that_is_not_there():
+    alone = interleaved([(["何色?"], "赤")])
+    assert instructions.instructed(alone, "k", "ja") == alone
+    spoken = Sample((Message("assistant", (Text("a"),)),))
+    assert instructions.instructed(spoken, "k", "ja") == spoken
+
+
+@pytest.mark.parametrize(
+    ("instruction", "text"),
+    [("keep", "\n何色?"), ("none", "\n"), ("drawn", "\n{}何色?")],
+)
+def test_a_format_says_what_becomes_of_users_turns(mistral, instruction, text):
+    form = {**FORM, "template": "jp_alpaca", "instruction": instruction}
+    sample = conversation([("何色?", "赤")], [picture(0)])
+    told = LlavaRenderer(mistral, form).instructed(sample, "k").messages[0]
+    assert told.parts[0] == picture(0)
+    words = "".join(part.text for part in told.parts[1:])
+    assert words == text.format(instructions.drawn("k", "何色?", "赤", "ja"))
 
 
 def test_the_tokenizer_of_the_folder_pads_with_its_own_token(made):

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def total_instances(analysis: Path) -> int:
-    """Packed sequences of a mixture.
+    """Sequences of a mixture: packs, or energon's samples.
 
     Raises:
         DataError: the analysis is not whole, or its mixture.yaml does not say.
@@ -69,7 +69,10 @@ def total_instances(analysis: Path) -> int:
 def sentence(schedule: Schedule, chosen: dict[str, Any], instances: int) -> str:
     """The arithmetic in words."""
     total, size, epochs = schedule.train_iters, chosen["global_batch_size"], chosen["epochs"]
-    epoch = f"{instances} // {size}" if chosen["recipe"] in LLAVA else f"({instances} // {size} + 1)"
+    if chosen["recipe"] in LLAVA:
+        epoch = f"{instances} // {size}" if instances >= size else f"max({instances} // {size}, 1)"
+    else:
+        epoch = f"({instances} // {size} + 1)"
     given = f" = {epoch} * {epochs}" if epochs else ""
     return (
         f"train_iters{given} = {total}; it saves every {schedule.save_interval} iterations and its final one"

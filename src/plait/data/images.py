@@ -1,7 +1,7 @@
 """Pictures: base64, checks before decoding, resizing, and SOLO's grid of patches.
 
 A picture travels as its encoded bytes. They stay as they are unless a rule asks for another size.
-Orientation tags are ignored everywhere, so that a picture's grid follows from its stored size alone.
+Orientation tags are ignored here, so that a picture's grid follows from its stored size alone.
 
 P = patch size, R = rows of patches, C = columns of patches
 

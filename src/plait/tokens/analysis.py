@@ -28,7 +28,7 @@ MEASURES: dict[str, str] = {
     "n_loss_tokens": "loss tokens of a sequence",
     "n_images": "pictures of a sequence",
 }
-"""What is counted, in words. A sequence is a pack of documents."""
+"""What is counted, in words. A sequence is a pack of documents, or one document, clipped (energon)."""
 TOTALS: dict[str, str] = {
     "tokens": "n_tokens",
     "text_tokens": "n_text_tokens",
@@ -36,22 +36,21 @@ TOTALS: dict[str, str] = {
     "loss_tokens": "n_loss_tokens",
     "images": "n_images",
 }
-"""The totals besides packs and documents, and the measure that each sums."""
+"""The totals that sum a measure."""
+HOW_MANY = ("packs", "documents", "samples", "clipped", "unanswered")
+"""The other totals: packed shards have the first two, energon's datasets the rest."""
 
 
 @dataclass(frozen=True)
 class Counted:
     """One indexed shard, or one energon dataset, measured."""
 
-    indexed: layout.Indexed | layout.Energon
+    source: layout.Indexed | layout.Energon
     measures: Mapping[str, Ints]
-    documents: int
-    """Conversations in it; one that was split is one."""
+    counts: Mapping[str, int]
+    """How many packs and documents (one that was split is one); or samples, clipped ones, and ones of which
+    no trained token is left."""
     fill: float
-    clipped: int = 0
-    """Samples that are longer than a sequence (energon)."""
-    unanswered: int = 0
-    """Samples of which no trained token is left (energon)."""
 
 
 def build(
@@ -68,7 +67,7 @@ def build(
         name: the mixture's.
         counted: its shards, measured.
         settings: a mixture of the config: ``datasets`` or ``weights``.
-        more: what else mixture.yaml says.
+        more: what else mixture.yaml says; without it, the mixture is Megatron's to read, in mixture.txt.
 
     Returns:
         The facts of its manifest.
@@ -81,12 +80,13 @@ def build(
     weighed = weigh(counted, settings)
     tokens = to_json(counted)
     mixed = {**(more or {}), **mixture.to_json(weighed)}
-    line = mixture.classic(weighed)
+    line = mixture.classic(weighed, data="" if more else "/data")
     files.write_json(folder / "tokens.json", tokens)
     (folder / "mixture.yaml").write_text(
         yaml.safe_dump(mixed, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
-    (folder / "mixture.txt").write_text(line + "\n", encoding="utf-8")
+    if not more:
+        (folder / "mixture.txt").write_text(line + "\n", encoding="utf-8")
     measures = {dataset: together(several) for dataset, several in by_dataset(counted).items()}
     (folder / PAGE).write_text(page(name, tokens, mixed, line, measures), encoding="utf-8")
     _report(tokens, mixed, line)
@@ -112,7 +112,8 @@ def measure(shard: layout.Indexed) -> Counted:
         raise DataError(
             f"{folder}/data.jsonl counts {found['n_tokens'].sum()} tokens, its manifest {facts['tokens']}"
         )
-    return Counted(shard, found, facts["documents"], facts["fill"])
+    counts = {"packs": len(rows), "documents": facts["documents"]}
+    return Counted(shard, found, counts, facts["fill"])
 
 
 def document_lengths(roles: IndexedReader, *, own_separators: bool) -> Ints:
@@ -139,7 +140,7 @@ def weigh(counted: Sequence[Counted], settings: Mapping[str, Any]) -> mixture.We
     Raises:
         DataError: the shards are not those of the mixture.
     """
-    sizes = [(c.indexed, c.measures["n_tokens"]) for c in counted]
+    sizes = [(c.source, c.measures["n_tokens"]) for c in counted]
     shards = [mixture.Shard(str(i), i.dataset, len(size), int(size.sum())) for i, size in sizes]
     if settings["weights"]:
         return mixture.explicit(shards, settings["weights"])
@@ -151,7 +152,7 @@ def by_dataset(counted: Sequence[Counted]) -> dict[str, list[Counted]]:
     """Shards by dataset, in the order of the mixture."""
     found: dict[str, list[Counted]] = {}
     for shard in counted:
-        found.setdefault(shard.indexed.dataset, []).append(shard)
+        found.setdefault(shard.source.dataset, []).append(shard)
     return found
 
 
@@ -164,22 +165,10 @@ def together(shards: Sequence[Counted]) -> dict[str, Ints]:
 
 
 def totals(shards: Sequence[Counted]) -> dict[str, int]:
-    """Sequences, documents, tokens and pictures in all."""
+    """Packs and documents, or samples; tokens and pictures in all."""
     return {
-        "packs": sum(len(shard.measures["n_tokens"]) for shard in shards),
-        "documents": sum(shard.documents for shard in shards),
-        **_lost(shards),
+        **{name: sum(shard.counts[name] for shard in shards) for name in shards[0].counts},
         **{name: sum(int(shard.measures[key].sum()) for shard in shards) for name, key in TOTALS.items()},
-    }
-
-
-def _lost(shards: Sequence[Counted]) -> dict[str, int]:
-    """Samples that lose their end, or all they teach; packed sequences lose neither."""
-    if not any(isinstance(shard.indexed, layout.Energon) for shard in shards):
-        return {}
-    return {
-        "clipped": sum(shard.clipped for shard in shards),
-        "unanswered": sum(shard.unanswered for shard in shards),
     }
 
 
@@ -202,7 +191,7 @@ def to_json(counted: Sequence[Counted]) -> dict[str, Any]:
         datasets[name] = {
             **totals(shards),
             "statistics": {key: statistics(measures[key]) for key in MEASURES},
-            "shards": {str(shard.indexed): totals([shard]) | {"fill": shard.fill} for shard in shards},
+            "shards": {str(shard.source): totals([shard]) | {"fill": shard.fill} for shard in shards},
         }
     return {"schema": files.SCHEMA, "datasets": datasets, "total": totals(counted)}
 

@@ -2,20 +2,25 @@
 
 Which category a sample is of follows LLaVA-JP's second stage: without a question its answer is a caption,
 with one it is an answer to it; either is detailed where the answer has several sentences (Japanese: more than
-one full stop for a caption, any for an answer). The sentences are plait's own.
+one full stop for a caption, any for an answer). A turn without a picture gets no instruction: all of them
+speak of one. The sentences are plait's own.
 
 >>> category("", "赤いりんご"), category("何色ですか?", "赤です。")
 ('caption', 'detailed_vqa')
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from plait.data.chat import Message, Picture, Sample, Text
+from plait.data.chat import Message, Part, Picture, Sample, Text
 from plait.tokens.templates import words
 
-STOPS = {"ja": "。", "en": "."}
+STOPS = {"ja": re.compile("。"), "en": re.compile(r"\.(?=\s|$)")}
+"""The end of a sentence; the point of 3.5 is none."""
+BETWEEN = {"ja": "", "en": " "}
+"""What parts an instruction from the question behind it."""
 
 INSTRUCTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "ja": {
@@ -104,7 +109,7 @@ INSTRUCTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 def category(question: str, answer: str, language: str = "ja") -> str:
     """The category of a sample."""
-    stops = answer.strip().count(STOPS[language])
+    stops = len(STOPS[language].findall(answer.strip()))
     if not question.strip():
         return "detailed_caption" if stops > 1 else "caption"
     return "detailed_vqa" if stops else "vqa"
@@ -123,22 +128,34 @@ def reduced(sample: Sample) -> Sample:
 
 
 def instructed(sample: Sample, key: str, language: str) -> Sample:
-    """The conversation with a drawn instruction in its first user's turn: pictures, instruction, question."""
+    """The conversation with a drawn instruction in its first user's turn, if that has a picture.
+
+    Pictures stand before it, a line each, and the question behind it. Where texts stand between pictures, all
+    of the turn follows the instruction as it is.
+    """
     turns = list(sample.messages)
     first = next((n for n, message in enumerate(turns) if message.role == "user"), None)
-    if first is None:
+    if first is None or not _lines(turns[first]):
         return sample
     answer = next((words(turn) for turn in turns[first + 1 :] if turn.role == "assistant"), "")
-    question = words(turns[first]).strip("\n")
-    instruction = drawn(key, question, answer, language)
-    pictures = [part for part in turns[first].parts if isinstance(part, Picture)]
-    lines: list[Picture | Text] = [each for picture in pictures for each in (picture, Text("\n"))]
-    turns[first] = Message("user", (*lines, Text(instruction + question)))
+    turns[first] = _told(turns[first], key, answer, language)
     return replace(sample, messages=tuple(turns))
 
 
+def _told(message: Message, key: str, answer: str, language: str) -> Message:
+    texts = [part.text for part in message.parts if isinstance(part, Text)]
+    question = "".join(texts).strip("\n")
+    instruction = drawn(key, question, answer, language) + (BETWEEN[language] if question else "")
+    if len(texts) > 1:
+        return Message("user", (Text(instruction), *message.parts))
+    return Message("user", (*_lines(message), Text(instruction + question)))
+
+
 def _reduced(message: Message) -> Message:
-    if message.role != "user":
-        return message
+    return Message("user", _lines(message)) if message.role == "user" else message
+
+
+def _lines(message: Message) -> tuple[Part, ...]:
+    """The pictures of a turn, a line each."""
     pictures = [part for part in message.parts if isinstance(part, Picture)]
-    return Message("user", tuple(each for picture in pictures for each in (picture, Text("\n"))))
+    return tuple(each for picture in pictures for each in (picture, Text("\n")))

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageOps
+from PIL.Image import Image
 from tokenizers import Tokenizer
 
 from plait.data import chat, images
@@ -41,7 +43,10 @@ class Encoded:
     clipped: int = 0
 
     def clip(self, length: int) -> "Encoded":
-        """At most ``length`` tokens of it; pictures that lose tokens lose those features only."""
+        """At most ``length`` tokens of it; pictures that lose tokens lose those features only.
+
+        Whether anything is left to learn, ``trained[1:].any()`` says: the first token is nothing's next.
+        """
         if len(self.input_ids) <= length:
             return self
         return Encoded(
@@ -64,17 +69,14 @@ class LlavaRenderer:
             form: ``template``, ``instruction``, ``language`` and ``picture_tokens`` of a format.
 
         Raises:
-            DataError: the tokenizer has no token for a picture, or the template no place for one.
+            DataError: the tokenizer has no token for a picture or for the end of an answer, the template has
+                no place for a picture, or the format does not say how many tokens one is.
         """
         facts = read_manifest(folder, kind="tokenizer")["facts"]
+        _check(folder, facts, form)
         self.form = form
         self.tokens: int = form["picture_tokens"]
         self.template = TEMPLATES[form["template"]]
-        if not facts.get("image") or self.template.pictures != IMAGE:
-            raise DataError(
-                f"{folder} or the template {form['template']} has no {IMAGE}",
-                hint="extend the tokenizer by `add: [image]`; use the template llava or jp_alpaca",
-            )
         self.image_id: int = facts["image"][IMAGE]
         self.pad_id: int = facts["image"][PADDING]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -99,12 +101,15 @@ class LlavaRenderer:
                 writes the token that stands for a picture.
         """
         pieces = list(self.template.pieces(sample, self._marks))
+        written = sum(isinstance(piece.content, chat.Picture) for piece in pieces)
+        if written != len(sample.pictures):
+            raise RecordError("a picture stands outside users' turns", reason="picture_not_users")
         texts = [p.content if isinstance(p.content, str) else IMAGE for p in pieces]
         encoding = self._tokenizer.encode("".join(texts), add_special_tokens=False)
         ids = np.array(encoding.ids, np.int64)
         roles = np.repeat([piece.role for piece in pieces], np.diff(starts(encoding, texts)))
         is_picture = ids == self.image_id
-        if is_picture.sum() != len(sample.pictures):
+        if is_picture.sum() != written:
             raise RecordError(f"a text writes {IMAGE}, which stands for a picture", reason="picture_in_text")
         if not (roles == ASSISTANT).any():
             raise RecordError("there is no answer to learn from", reason="no_answer")
@@ -116,12 +121,41 @@ class LlavaRenderer:
         return Encoded(np.repeat(ids, times), trained, sample.pictures, rows)
 
 
+def _check(folder: Path, facts: Mapping[str, Any], form: Mapping[str, Any]) -> None:
+    """Refuse a format that cannot write pictures, or answers with an end."""
+    template = TEMPLATES.get(form["template"])
+    if not facts.get("image") or template is None or template.pictures != IMAGE:
+        raise DataError(
+            f"{folder} or the template {form['template']} has no {IMAGE}",
+            hint="extend the tokenizer by `add: [image]`; use the template llava or jp_alpaca",
+        )
+    if facts["eos_id"] is None:
+        raise DataError(f"{folder} has no EOS, so no answer would have an end", hint="name its eos_token")
+    if not form["picture_tokens"]:
+        raise DataError(
+            "the format has no picture_tokens", hint="set it to the features of the model's tower"
+        )
+
+
 def pixels(pictures: Sequence[bytes], processor: Any) -> NDArray[np.float32]:
     """Pictures (k, 3, side, side), resized and normalised by transformers' own image processor.
 
     Raises:
         RecordError: one is no picture.
     """
-    opened = [images.open_picture(picture).convert("RGB") for picture in pictures]
-    found = processor(images=opened, return_tensors="np")["pixel_values"]
+    found = processor(images=[upright(each) for each in pictures], return_tensors="np")["pixel_values"]
     return np.asarray(found, np.float32)
+
+
+def upright(encoded: bytes) -> Image:
+    """A picture as transformers opens those of a chat: in RGB, turned as its camera was held.
+
+    Raises:
+        RecordError: it is no picture.
+    """
+    opened = images.open_picture(encoded)
+    try:
+        return ImageOps.exif_transpose(opened).convert("RGB")
+    except images.DAMAGE as error:
+        sentence = f"the tags of a picture of {len(encoded)} bytes cannot be read: {error}"
+        raise RecordError(sentence, reason="undecodable_picture") from error

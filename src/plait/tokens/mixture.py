@@ -83,10 +83,15 @@ def rounded(weights: Sequence[float]) -> list[str]:
     return [f"{unit // whole}.{unit % whole:0{digits}d}" for unit in units]
 
 
-def classic(weighed: Weighed) -> str:
-    """The mixture as Megatron's ``--data-path`` takes it: ``weight prefix weight prefix ...``."""
+def classic(weighed: Weighed, *, data: str = "/data") -> str:
+    """The mixture as Megatron's ``--data-path`` takes it: ``weight prefix weight prefix ...``.
+
+    Args:
+        weighed: shards, or energon's datasets.
+        data: what follows a folder in its prefix; nothing, for eyes only.
+    """
     decimals = rounded([weight for _, weight in weighed])
-    return " ".join(f"{d} {shard.prefix}/data" for d, (shard, _) in zip(decimals, weighed, strict=True))
+    return " ".join(f"{d} {shard.prefix}{data}" for d, (shard, _) in zip(decimals, weighed, strict=True))
 
 
 def to_json(weighed: Weighed) -> dict[str, Any]:

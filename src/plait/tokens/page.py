@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plait.tokens.analysis import MEASURES, TOTALS
+from plait.tokens.analysis import HOW_MANY, MEASURES, TOTALS
 
 COLOURS = ("#3b6ea8", "#d9822b", "#4f9d69", "#a8527a", "#7a68b3", "#8a7a4d", "#3f9aa6", "#c0504d")
 POINTS = 400
@@ -73,7 +73,7 @@ def page(
 def _key_figures(total: Mapping[str, int], instances: int) -> str:
     shown = {
         "total instances": _number(instances),
-        "documents": _number(total["documents"]),
+        **{name: _number(total[name]) for name in HOW_MANY[1:] if name in total and name != "samples"},
         "tokens": _number(total["tokens"]),
         "image tokens": _percent(total["image_tokens"], total["tokens"]),
         "loss tokens": _percent(total["loss_tokens"], total["tokens"]),
@@ -100,9 +100,11 @@ def _mixture(mixed: Mapping[str, Any], line: str, colours: Mapping[str, str]) ->
         )
         for s in sources
     ]
-    table = _table(("shard", "sequences", "tokens", "weight", "reads an epoch"), rows)
+    table = _table(("source", "sequences", "tokens", "weight", "reads an epoch"), rows)
+    clipped = mixed.get("decoder_seq_length")
+    sequence = f"one document, clipped to {_number(clipped)} tokens" if clipped else "a pack of documents"
     return (
-        f"<h2>Mixture</h2><p>How often training draws from each shard. A sequence is a pack of documents.</p>"
+        f"<h2>Mixture</h2><p>How often training draws from each source. A sequence is {sequence}.</p>"
         f'<div class="bar">{bar}</div><div class="key">{key}</div>{table}<pre>{escape(line)}</pre>'
     )
 
@@ -115,7 +117,7 @@ def _dataset(
     shown = [key for key in MEASURES if statistics[key]["max"] > 0 and key not in same]
     columns = tuple(next(iter(statistics.values())))
     rows = [(MEASURES[key], *(_number(statistics[key][column]) for column in columns)) for key in shown]
-    counted = [word for word in ("packs", "documents", *TOTALS) if dataset[word]]
+    counted = [word for word in (*HOW_MANY, *TOTALS) if dataset.get(word)]
     total = ((word.replace("_", " "), _number(dataset[word])) for word in counted)
     return (
         f"<h2>{escape(name)}</h2><p>{', '.join(f'{number} {word}' for word, number in total)}.</p>"
@@ -129,11 +131,12 @@ def _dataset(
 def _shards(shards: Mapping[str, Mapping[str, Any]]) -> str:
     if len(shards) < 2:
         return ""
-    heads = ("shard", *(word.replace("_", " ") for word in ("packs", "documents", *TOTALS)), "fill")
+    words = [word for word in (*HOW_MANY, *TOTALS) if word in next(iter(shards.values()))]
+    heads = ("shard", *(word.replace("_", " ") for word in words), "fill")
     rows = [
         (
             escape(path.rsplit("/", 1)[-1]),
-            *(_number(shard[word]) for word in ("packs", "documents", *TOTALS)),
+            *(_number(shard[word]) for word in words),
             f"{shard['fill']:.2%}",
         )
         for path, shard in shards.items()

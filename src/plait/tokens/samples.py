@@ -36,10 +36,12 @@ def build(
         The facts of its manifest.
 
     Raises:
-        DataError: a sample cannot be written by the template; it is named.
+        DataError: the datasets are not those of the mixture, one is not whole, or a sample cannot be written
+            by the template; it is named.
     """
     mixed, form = settings["mixture"], settings["format"]
     names = mixed["datasets"] or list(mixed["weights"])
+    _check(datasets, {*names, *mixed["validation"]})
     length = mixed["decoder_seq_length"]
     renderer = LlavaRenderer(tokenizer, form)
     counted = [measure(one, renderer, length) for one in datasets if one.dataset in names]
@@ -52,11 +54,29 @@ def build(
     return facts
 
 
+def _check(datasets: Sequence[layout.Energon], names: set[str]) -> None:
+    """Compare the datasets that are there with those that train or validate."""
+    found = {one.dataset for one in datasets}
+    if found != names:
+        raise DataError(
+            f"the datasets are {', '.join(sorted(found))}; the mixture names {', '.join(sorted(names))}"
+        )
+
+
 def measure(dataset: layout.Energon, renderer: LlavaRenderer, length: int) -> analysis.Counted:
-    """Tokenise every training sample of a dataset and keep its counts."""
+    """Tokenise every training sample of a dataset and keep its counts.
+
+    Raises:
+        DataError: it is not whole, or a sample cannot be written.
+    """
     folder = Path(str(dataset))
-    files.read_manifest(folder, kind="energon")
+    expected = files.read_manifest(folder, kind="energon")["facts"]["splits"]["train"]
     whole = np.array([_counts(sample, length) for sample in _encoded(folder, renderer)], np.int64)
+    if len(whole) != expected:
+        raise DataError(
+            f"{folder} has {len(whole)} training samples, its manifest counts {expected}",
+            hint="remove the folder; it is made again",
+        )
     tokens, pictures, trained, images, original = whole.T
     found = {
         "document_tokens": original,
@@ -66,9 +86,12 @@ def measure(dataset: layout.Energon, renderer: LlavaRenderer, length: int) -> an
         "n_loss_tokens": trained,
         "n_images": images,
     }
-    clipped, unanswered = int((original > tokens).sum()), int((trained == 0).sum())
-    fill = float(tokens.mean() / length)
-    return analysis.Counted(dataset, found, len(whole), fill, clipped, unanswered)
+    counts = {
+        "samples": len(whole),
+        "clipped": int((original > tokens).sum()),
+        "unanswered": int((trained == 0).sum()),
+    }
+    return analysis.Counted(dataset, found, counts, float(tokens.mean() / length))
 
 
 def _encoded(folder: Path, renderer: LlavaRenderer) -> Iterator[Encoded]:

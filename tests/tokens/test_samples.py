@@ -1,0 +1,221 @@
+"""The analysis of energon mixtures: what is counted is what training reads."""
+
+import io
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+from folders import tokenizer_folder
+from PIL import Image
+
+from plait import files
+from plait.cli.main import main
+from plait.data import energon, webdataset
+from plait.data.chat import Message, Picture, Sample, Text
+from plait.tokens.llava import LlavaRenderer
+
+TOKENIZER = "data/tokenizers/t"
+FORM = {"template": "jp_alpaca", "instruction": "drawn", "language": "ja", "picture_tokens": 9}
+MIXTURE = {
+    "format": "f", "pack": None, "decoder_seq_length": 360, "datasets": ["a", "b"], "weights": {},
+    "validation": [],
+}  # fmt: skip
+KEYS = {
+    "layout": "conversations", "shard_name": "{:06d}.tar", "samples_per_shard": 5, "split": [9, 1, 0],
+    "split_parts": {}, "exclude": "", "sample_type": None, "field_map": {},
+}  # fmt: skip
+SIZES = {"a": 20, "b": 50}
+
+
+def jpeg(number):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (number, 0, 0)).save(file, "JPEG")
+    return Picture(file.getvalue())
+
+
+def talk(number):
+    """About one picture or two, short or long; the longest question leaves no room for its answer."""
+    seen = (jpeg(number), jpeg(number + 1))[: 1 + number % 2]
+    words = "長い" * 120 if number == 3 else "何" * (number % 9 + 1)
+    asked = Message("user", (*seen, Text(f"\n{words}")))
+    answer = Message("assistant", (Text("赤" * (number % 30 + 1)),))
+    more = (Message("user", (Text("?"),)), answer) if number % 3 else ()
+    return Sample((asked, answer, *more), f"s-{number}")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A working folder with two prepared datasets, of 20 and 50 samples."""
+    root = tmp_path_factory.mktemp("root")
+    tokenizer_folder(root / TOKENIZER, image=True)
+    for name, size in SIZES.items():
+        folder = root / f"data/energon/{name}"
+        folder.mkdir(parents=True)
+        facts = energon.build(folder, map(talk, range(size)), KEYS)
+        files.write_manifest(folder, kind="energon", settings={}, facts=facts)
+    return root
+
+
+def analyse(root, monkeypatch, target="m", sources=("a", "b"), form=FORM, **mixture):
+    monkeypatch.chdir(root)
+    settings = json.dumps({"mixture": {**MIXTURE, **mixture}, "format": form})
+    paths = [f"data/energon/{name}" for name in sources]
+    code = main(["analyse", TOKENIZER, *paths, f"data/analysis/{target}", "--settings", settings])
+    return code, root / "data/analysis" / target
+
+
+@pytest.fixture(scope="module")
+def made(root):
+    with pytest.MonkeyPatch.context() as patch:
+        code, folder = analyse(root, patch)
+    assert code == 0
+    return folder
+
+
+def recount(root, name):
+    """Every training sample as energon's own loader and training's collator give it."""
+    from megatron.energon import WorkerConfig, get_loader, get_val_dataset
+
+    from plait.train.energon import Encoder, PictureCollator
+
+    encoder = Encoder(LlavaRenderer(root / TOKENIZER, FORM), PictureCollator(360, fixed=False))
+    workers = WorkerConfig(rank=0, world_size=1, num_workers=0)
+    dataset = get_val_dataset(
+        root / f"data/energon/{name}", split_part="train", worker_config=workers, batch_size=1,
+        task_encoder=encoder,
+    )  # fmt: skip
+    return list(get_loader(dataset))
+
+
+def test_figures_are_those_of_a_recount_of_what_training_reads(made, root):
+    found = files.read_json(made / "tokens.json")
+    for name in SIZES:
+        batches, figures = recount(root, name), found["datasets"][name]
+        assert figures["samples"] == len(batches) > 0
+        lengths = [batch.input_ids.shape[1] for batch in batches]
+        assert figures["tokens"] == sum(lengths)
+        assert figures["image_tokens"] == sum(int((batch.picture_rows >= 0).sum()) for batch in batches)
+        assert figures["loss_tokens"] == sum(int(batch.loss_mask.sum()) for batch in batches)
+        assert figures["clipped"] == sum(batch.clipped for batch in batches) > 0
+        assert figures["unanswered"] == sum(not batch.loss_mask.any() for batch in batches) == 1
+        expected = pd.Series(lengths).describe().to_dict()
+        assert figures["statistics"]["n_tokens"] == pytest.approx(expected, abs=1e-5)
+        assert figures["statistics"]["document_tokens"]["max"] > 360
+    assert found["total"]["samples"] == sum(one["samples"] for one in found["datasets"].values())
+
+
+def test_the_mixture_weighs_by_samples_and_says_what_it_was_counted_with(made, root):
+    mixed = yaml.safe_load((made / "mixture.yaml").read_text())
+    counts = {
+        name: files.read_manifest(root / f"data/energon/{name}")["facts"]["splits"]["train"] for name in SIZES
+    }
+    assert mixed["total_instances"] == sum(counts.values())
+    assert {source["dataset"]: source["weight"] for source in mixed["sources"]} == pytest.approx(
+        {name: count / sum(counts.values()) for name, count in counts.items()}
+    )
+    assert [source["epochs"] for source in mixed["sources"]] == [1, 1]
+    assert (mixed["tokenizer"], mixed["decoder_seq_length"]) == (TOKENIZER, 360)
+    assert mixed["format"] == FORM
+    assert not (made / "mixture.txt").exists()  # Megatron's --data-path knows nothing of energon
+
+
+def test_energon_opens_the_blend(made):
+    from megatron.energon import WorkerConfig, get_loader, get_train_dataset
+
+    from plait.data.reader import Conversations
+
+    dataset = get_train_dataset(
+        made / "metadataset.yaml",
+        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
+        batch_size=None,
+        shuffle_buffer_size=None,
+        max_samples_per_sequence=None,
+        task_encoder=Conversations(),
+    )
+    drawn = [sample.id for sample, _ in zip(get_loader(dataset), range(200), strict=False)]
+    beyond = sum(int(key[2:]) >= SIZES["a"] for key in drawn)
+    assert 60 < beyond < 160  # those that b alone has
+
+
+def test_seed_24_no_weight_of_a_blend_is_rounded_away(root, monkeypatch):
+    tiny = 3e-7
+    code, folder = analyse(root, monkeypatch, "tiny", weights={"a": tiny, "b": 1 - tiny}, datasets=[])
+    assert code == 0
+    blend = yaml.safe_load((folder / "metadataset.yaml").read_text())["splits"]["train"]["blend"]
+    assert [source["weight"] for source in blend] == [tiny, 1 - tiny]
+    shown = re.search(
+        r"<pre>(\S+) data/energon/a (\S+) data/energon/b</pre>", (folder / "tokens.html").read_text()
+    )
+    assert 0 < float(shown[1]) < 1e-6
+    assert float(shown[1]) + float(shown[2]) == pytest.approx(1)
+
+
+def test_an_equal_rebuild_is_equal_byte_for_byte(made, root, monkeypatch):
+    _, again = analyse(root, monkeypatch, "again")
+    for name in ("tokens.json", "mixture.yaml", "metadataset.yaml"):
+        assert (again / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_validation_has_a_blend_of_its_own(root, monkeypatch):
+    code, folder = analyse(root, monkeypatch, "checked", datasets=["b"], validation=["a"])
+    assert code == 0
+    splits = yaml.safe_load((folder / "metadataset.yaml").read_text())["splits"]
+    assert [source["path"] for source in splits["val"]["blend"]] == ["../../energon/a"]
+    assert list(files.read_json(folder / "tokens.json")["datasets"]) == ["b"]
+
+
+def test_the_page_speaks_of_samples_and_needs_no_network(made):
+    page = (made / "tokens.html").read_text()
+    assert "A sequence is one document, clipped to 360 tokens." in page
+    assert "pack" not in re.sub(r"<svg.*?</svg>|<style.*?</style>", "", page, flags=re.DOTALL)
+    assert re.search(r"<b>\d+</b>clipped", page)
+    assert "<b>2</b>unanswered" in page
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']([^"'#][^"']*)""", page)
+
+
+@pytest.mark.parametrize(
+    ("sources", "mixture", "form", "sentence"),
+    [
+        (("a",), {}, FORM, "the datasets are a; the mixture names a, b"),
+        (
+            ("b",),
+            {"datasets": ["b"], "validation": ["a"]},
+            FORM,
+            "the datasets are b; the mixture names a, b",
+        ),
+        (("a", "b"), {}, FORM | {"template": "mistral"}, "the template mistral has no <image>"),
+    ],
+)
+def test_mistakes_have_a_sentence(root, monkeypatch, capsys, sources, mixture, form, sentence):
+    code, folder = analyse(root, monkeypatch, "wrong", sources, form, **mixture)
+    assert code == 2
+    assert sentence in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def copied(root, name):
+    """Dataset a under another name, and the facts of its manifest."""
+    folder = root / "data/energon" / name
+    shutil.copytree(root / "data/energon/a", folder)
+    return folder, files.read_manifest(folder)["facts"]
+
+
+def test_a_sample_that_cannot_be_written_is_named(root, monkeypatch, capsys):
+    folder, _ = copied(root, "mute")
+    asked = (Sample((Message("user", (jpeg(n), Text("\n?"))),), f"mute-{n}") for n in range(SIZES["a"]))
+    webdataset.write(asked, folder, KEYS)
+
+    assert analyse(root, monkeypatch, "mute", ["mute"], datasets=["mute"])[0] == 2
+    assert re.search(r"sample 'mute-\d+': there is no answer", capsys.readouterr().err)
+
+
+def test_counts_that_contradict_the_manifest_are_found(root, monkeypatch, capsys):
+    folder, facts = copied(root, "other")
+    facts["splits"]["train"] += 1
+    files.write_manifest(folder, kind="energon", settings={}, facts=facts)
+
+    assert analyse(root, monkeypatch, "other", ["other"], datasets=["other"])[0] == 2
+    assert re.search(r"has \d+ training samples, its manifest counts \d+", capsys.readouterr().err)
