@@ -23,9 +23,6 @@ from plait import files, layout
 min_version("9.0")
 
 
-configfile: "config/config.yaml"
-
-
 report: "workflow/report/workflow.rst"
 
 

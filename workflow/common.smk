@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from plait.config import Plan, load
+from plait.config.paths import plan_file
 from plait.errors import PlaitError
 
 
@@ -27,6 +28,10 @@ def in_snakemakes_frame(function):
             raise Refusal(str(error)) from None
 
     return framed
+
+
+# `--config plan=NAME` takes config/plans/NAME.yaml in place of the default plan.
+configfile: in_snakemakes_frame(plan_file)(config.get("plan"))
 
 
 def made(kind, wildcards):
@@ -154,4 +159,6 @@ TOKENS_PAGE = {
 }
 
 waiting = set()
-plan = in_snakemakes_frame(lambda: Plan(load(config)))()
+plan = in_snakemakes_frame(
+    lambda: Plan(load({key: config[key] for key in config if key != "plan"}))
+)()

@@ -242,3 +242,58 @@ def test_a_path_may_start_at_home_and_must_be_there(artifact, tmp_path, monkeypa
         folders_plan("~/gone").inputs(artifact)
     with pytest.raises(ConfigError, match="there is no such home folder"):
         folders_plan("~nobody-of-this-name/x").inputs(artifact)
+
+
+IGNORED = {
+    "an instruction of packs": ("formats", "chatml", {"instruction": "none"}, "has instruction 'none'"),
+    "a picture's tokens in packs": ("formats", "mmistral", {"picture_tokens": 16}, "has picture_tokens 16"),
+    "packing for energon": ("formats", "llava", {"packing": "next_fit"}, "has packing 'next_fit'"),
+    "patches for energon": ("formats", "alpaca", {"patch_size": 16}, "has patch_size 16"),
+    "no instruction's language": ("formats", "alpaca", {"language": "en"}, "its `instruction` is not drawn"),
+    "frozen parts of chat": ("runs", "chat-tiny", {"freeze": ["language_model"]}, "which nothing reads"),
+    "the workers of packs": ("runs", "solo-tiny", {"num_workers": 2}, "runs.solo-tiny has num_workers 2"),
+    "the roles of llava": ("runs", "llava-tiny-stage1", {"loss_roles": ["user"]}, "trains answers"),
+    "the std of no random start": ("runs", "chat-tiny", {"init_method_std": 0.1}, "`init` is not random"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_seed_15_a_key_that_nothing_would_read_is_refused(name):
+    section, entry, change, sentence = IGNORED[name]
+    base = load_file(ROOT / "config/config.yaml").model_dump()
+    base[section][entry] |= change
+
+    with pytest.raises(ConfigError, match=sentence):
+        load(base)
+
+
+def test_energons_own_folders_are_not_packed():
+    base = load_file(ROOT / "config/config.yaml").model_dump()
+    base["datasets"]["theirs"] = {"source": {"kind": "energon", "path": "wds"}}
+    base["mixtures"]["talk"] |= {"datasets": ["theirs"]}
+
+    with pytest.raises(
+        ConfigError, match=r"mixtures.talk packs datasets.theirs, which is prepared for energon"
+    ):
+        load(base)
+
+
+@pytest.mark.parametrize("name", ["{}.zip", "same.tar", "../{}.tar", "{x}.tar"])
+def test_names_of_shards_are_checked_in_planning(name):
+    base = load_file(ROOT / "config/config.yaml").model_dump()
+    base["datasets"]["emoji-en"]["energon"] |= {"shard_name": name}
+
+    with pytest.raises(ConfigError, match=r"datasets.emoji-en.energon: energon.shard_name"):
+        load(base)
+
+
+def test_a_tokenizer_is_taken_from_a_model_that_brings_one():
+    base = load_file(ROOT / "config/config.yaml").model_dump()
+    base["raw_hf"]["real"] = {"kind": "hub", "repo": "mistralai/Mistral-7B-v0.1"}
+    base["tokenizers"]["real"] = {"kind": "model", "model": "real"}
+    plan = Plan(load(base))
+    assert plan.base_tokenizer(layout.Tokenizer(tokenizer="real")) == [layout.HfModel(model="real")]
+
+    base["tokenizers"]["real"] = {"kind": "model", "model": "Mistral-tiny"}
+    with pytest.raises(ConfigError, match=r"tokenizers.real is that of raw_hf.Mistral-tiny, whose kind is"):
+        load(base)

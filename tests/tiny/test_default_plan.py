@@ -13,6 +13,7 @@ import torch
 from plait import files, layout
 from plait.config import Plan
 from plait.config.model import load_file
+from plait.config.schedule import Schedule
 from plait.data import images
 from plait.data.shards import read
 from plait.models.weights import FolderTensors
@@ -95,7 +96,10 @@ def test_every_model_artifact_is_whole_and_proven(run, plan):
         assert parity["artifact"] == str(artifact)
         assert parity["merkle_root"] == facts["merkle"]
         assert all(row["max_abs_diff"] <= 1e-5 for row in parity["logits"])
-    files.check_manifest(str(layout.Iteration(run=run, iteration=50)))
+    saved = [step for step in Schedule.read(layout.Run(run=run).schedule).steps() if step <= 100]
+    assert saved[-1] == 100
+    for step in saved:
+        files.check_manifest(str(layout.Iteration(run=run, iteration=step)))
 
 
 def test_the_chat_export_renders_the_ids_it_was_trained_on():

@@ -14,7 +14,11 @@ def add(stages: Subparsers) -> None:
         "make a tokenizer, or extend one by vision, location or chat tokens",
         "data/tokenizers/mistral-v1 data/tokenizers/mistral-chatml",
     )
-    parser.add_argument("base", nargs="?", help="the tokenizer that it extends, if it does")
+    parser.add_argument(
+        "base",
+        nargs="?",
+        help="the tokenizer that it extends, or the model that it is of, if it is made from one",
+    )
     parser.add_argument("tokenizer", help=layout.Tokenizer.PATTERN)
     add_settings(parser)
     parser.set_defaults(run=run)
@@ -28,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
     target = layout.Tokenizer.parse(args.tokenizer)
     chosen = settings(args, target)
-    base = None if args.base is None else Path(str(layout.Tokenizer.parse(args.base)))
+    base = None if args.base is None else Path(str(layout.parse(args.base)))
     with files.appears_whole(str(target), folder=True) as folder:
         facts = tokenizer.build(folder, chosen["source"], base)
         inputs = [] if base is None else [base]

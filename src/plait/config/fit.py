@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 from plait.config.schedule import LLAVA
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from plait.config.model import Config, Format, HfSource, LlavaModel, Mixture, Run, SoloModel
 
 ELSEWHERE = ("folder", "hub")
@@ -17,6 +19,63 @@ MODELS = {
 }
 """The kinds of model that each recipe trains."""
 PICTURE_TEMPLATES = ("llava", "jp_alpaca")
+READERS = {"pack": "packed sequences", "decoder_seq_length": "energon"}
+"""The key of a mixture that says who reads it."""
+ONLY = {
+    "pack": ("packing", "overlong", "pictures", "patch_size", "max_resolution"),
+    "decoder_seq_length": ("instruction", "language", "picture_tokens"),
+}
+"""Keys of a format that only one reader heeds."""
+LLAVA_ONLY = ("freeze", "stage", "num_workers", "shuffle_buffer_size", "max_samples_per_sequence")
+"""Keys of a run that only recipes of energon's data heed."""
+WITH_TOKENIZER = ("hub", "folder")
+
+
+def check_tokenizer(config: "Config", name: str) -> None:
+    """Refuse a tokenizer that would be taken from a model which is made from one.
+
+    Raises:
+        ValueError: a sentence that names both.
+    """
+    source = config.tokenizers[name]
+    if source.kind == "model" and config.raw_hf[source.model].kind not in WITH_TOKENIZER:
+        kind = config.raw_hf[source.model].kind
+        raise ValueError(
+            f"tokenizers.{name} is that of raw_hf.{source.model}, whose kind is {kind!r}; "
+            f"only models of kind {' or '.join(WITH_TOKENIZER)} bring one"
+        )
+
+
+def check_mixture(config: "Config", name: str) -> None:
+    """Refuse a mixture whose reader would ignore what its format or its datasets say.
+
+    Raises:
+        ValueError: a sentence that names both sides.
+    """
+    mixture = config.mixtures[name]
+    form = config.formats[mixture.format]
+    reader = "pack" if mixture.pack else "decoder_seq_length"
+    ignored = [key for other in ONLY if other != reader for key in ONLY[other]]
+    _refuse_ignored(f"formats.{mixture.format}", form, ignored, f"mixtures.{name} reads {READERS[reader]}")
+    if form.instruction != "drawn":
+        _refuse_ignored(f"formats.{mixture.format}", form, ("language",), "its `instruction` is not drawn")
+    prepared = [
+        one for one in mixture.names if getattr(config.datasets[one].source, "kind", None) == "energon"
+    ]
+    if mixture.pack and prepared:
+        raise ValueError(
+            f"mixtures.{name} packs datasets.{prepared[0]}, which is prepared for energon and has no "
+            "records; name its tars as a source of kind tars, or give the mixture `decoder_seq_length`"
+        )
+
+
+def _refuse_ignored(where: str, given: Any, ignored: "Iterable[str]", reader: str) -> None:
+    """No key has a value of its own that nothing reads."""
+    defaults = type(given).model_fields
+    found = [key for key in ignored if getattr(given, key) != defaults[key].default]
+    if found:
+        value = getattr(given, found[0])
+        raise ValueError(f"{where} has {found[0]} {value!r}, which nothing reads: {reader}")
 
 
 def check_run(config: "Config", name: str) -> None:
@@ -63,8 +122,12 @@ def _check_recipe(config: "Config", name: str, run: "Run", model: str) -> None:
             f"recipe {run.recipe!r} trains kinds {', '.join(MODELS[run.recipe])}, and such a model is "
             f"trained by {', '.join(fitting) or 'none'}"
         )
-    if run.recipe not in LLAVA and (run.freeze or run.stage):
-        raise ValueError(f"runs.{name} has recipe {run.recipe!r}; `freeze` and `stage` are LLaVA's")
+    if run.recipe not in LLAVA:
+        _refuse_ignored(f"runs.{name}", run, LLAVA_ONLY, f"its recipe is {run.recipe!r}")
+    else:
+        _refuse_ignored(f"runs.{name}", run, ("loss_roles",), f"recipe {run.recipe!r} trains answers")
+    if run.init != "random":
+        _refuse_ignored(f"runs.{name}", run, ("init_method_std",), "its `init` is not random")
 
 
 def _root(config: "Config", model: str) -> "HfSource":

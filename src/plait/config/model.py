@@ -17,7 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from plait.config.fit import check_run
+from plait.config.fit import check_mixture, check_run, check_tokenizer
+from plait.config.paths import shard_name
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
 from plait.layout import WILDCARDS
@@ -85,10 +86,13 @@ class EnergonFolder(Strict):
 
 
 class YouSupply(Strict):
-    """Data that were never released: a dry run lists them, and the run stops until a path is named."""
+    """Data that only you have: a dry run lists them, and the run stops until you name a source."""
 
     kind: Literal["you-supply"]
     what: str = Field(description="what they are, in a sentence")
+    as_kind: Literal["chat-jsonl", "llava-json", "tars"] = Field(
+        "chat-jsonl", description="the kind of source that takes its place"
+    )
 
 
 Source = Annotated[
@@ -135,6 +139,14 @@ class Energon(Strict):
         {}, description="field of the sample: part of the tar, e.g. context: json[0][value]; empty: by layout"
     )
 
+    @model_validator(mode="after")
+    def _shards_have_names(self) -> Self:
+        try:
+            shard_name(self.shard_name, 0)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
 
 class Dataset(Strict):
     """A raw source, or several packed together."""
@@ -168,6 +180,13 @@ class FolderTokenizer(Strict):
     path: str = Field(description="a folder with tokenizer.json or tokenizer.model")
 
 
+class ModelTokenizer(Strict):
+    """The tokenizer of a model of this config, e.g. of one that is downloaded."""
+
+    kind: Literal["model"]
+    model: Name = Field(description="a model of raw_hf that has its tokenizer with it: of kind hub or folder")
+
+
 class ExtendedTokenizer(Strict):
     """Another tokenizer plus tokens appended to its vocabulary."""
 
@@ -179,7 +198,7 @@ class ExtendedTokenizer(Strict):
 
 
 TokenizerSource = Annotated[
-    PackageTokenizer | FolderTokenizer | ExtendedTokenizer, Field(discriminator="kind")
+    PackageTokenizer | FolderTokenizer | ModelTokenizer | ExtendedTokenizer, Field(discriminator="kind")
 ]
 
 
@@ -320,8 +339,11 @@ class LlavaModel(Strict):
         None, description="inner size of the projector; null: the language model's hidden size"
     )
     projector_bias: bool = True
+    initializer_range: PositiveFloat | None = Field(
+        None, description="standard deviation of a drawn projector; null: the language model's own"
+    )
     projector: str | None = Field(
-        None, description="safetensors file with linear_1 and linear_2; null: drawn with initializer_range"
+        None, description="safetensors file with linear_1 and linear_2; null: it is drawn"
     )
     image_token_id: NonNegativeInt | None = Field(None, description="id of a picture; null: that of <image>")
     pad_token_id: NonNegativeInt | None = Field(None, description="id of padding; null: that of <pad>")
@@ -517,7 +539,11 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
-    def _runs_fit(self) -> Self:
+    def _parts_fit(self) -> Self:
+        for name in self.tokenizers:
+            check_tokenizer(self, name)
+        for name in self.mixtures:
+            check_mixture(self, name)
         for name in self.runs:
             check_run(self, name)
         return self
@@ -543,6 +569,8 @@ class Config(Strict):
         for name, tokenizer in self.tokenizers.items():
             if isinstance(tokenizer, ExtendedTokenizer):
                 found.append(("tokenizers", name, "base", tokenizer.base, self.tokenizers))
+            if isinstance(tokenizer, ModelTokenizer):
+                found.append(("tokenizers", name, "model", tokenizer.model, self.raw_hf))
         for name, form in self.formats.items():
             found.append(("formats", name, "tokenizer", form.tokenizer, self.tokenizers))
         for name, mixture in self.mixtures.items():

@@ -1,10 +1,11 @@
 """Paths that the config names: anywhere on this machine, `~` included."""
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from plait.errors import ConfigError
 
+DEFAULT_PLAN, PLANS = "config/config.yaml", "config/plans"
 JSONL = re.compile(r".*\.jsonl(\.gz|\.lz4|\.zst)?")
 """Names of files of chat records."""
 NAMES = {
@@ -28,6 +29,23 @@ def local(path: str) -> Path:
         raise ConfigError(f"{path}: there is no such home folder", hint="write the path in full") from error
 
 
+def plan_file(name: str | None) -> str:
+    """The config file of a plan by name; without a name, that of the default plan.
+
+    Raises:
+        ConfigError: there is no plan of that name.
+    """
+    if name is None:
+        return DEFAULT_PLAN
+    found = Path(PLANS) / f"{name}.yaml"
+    if not found.is_file():
+        known = sorted(path.stem for path in Path(PLANS).glob("*.yaml"))
+        raise ConfigError(
+            f"there is no plan {str(name)!r} in {PLANS}", hint=f"known: {', '.join(known) or 'none'}"
+        )
+    return str(found)
+
+
 def check_there(key: str, path: str) -> None:
     """Refuse a path that does not exist.
 
@@ -40,3 +58,23 @@ def check_there(key: str, path: str) -> None:
     """
     if not local(path).exists():
         raise ConfigError(f"{key}: {path} does not exist", hint="paths are relative to the working folder")
+
+
+def shard_name(pattern: str, number: int) -> str:
+    """The name of a shard.
+
+    Raises:
+        ConfigError: the pattern is no Python format of one number, or does not name tars in the folder.
+    """
+    try:
+        name, other = pattern.format(number), pattern.format(number + 1)
+    except (ValueError, LookupError, AttributeError) as error:
+        raise ConfigError(f"energon.shard_name {pattern!r} is no format of a number: {error}") from error
+    path = PurePosixPath(name)
+    inside = not path.is_absolute() and not any(part.startswith(".") for part in path.parts)
+    if name == other or path.suffix != ".tar" or not inside or set("{}[],") & set(name):
+        raise ConfigError(
+            f"energon.shard_name {pattern!r} must name another .tar, within the folder, for every number",
+            hint="e.g. {:06d}.tar or wds/pretrain-{}.tar",
+        )
+    return name

@@ -23,6 +23,7 @@ from plait.config.model import (
     LlavaJson,
     LlavaModel,
     Model,
+    ModelTokenizer,
     Run,
     Tars,
     TowerModel,
@@ -111,7 +112,7 @@ class Plan:
         source = self.dataset(raw.dataset).source
         if not isinstance(source, YouSupply):
             return ""
-        return f"{raw}: {source.what}; name it in datasets.{raw.dataset}.source"
+        return f"{raw}: {source.what}; name it in datasets.{raw.dataset}.source, kind {source.as_kind}"
 
     def shards(self, energon: layout.Energon) -> dict[str, list[layout.Artifact]]:
         """What an energon dataset is made from: its shards of chat records, or a prepared folder."""
@@ -133,8 +134,8 @@ class Plan:
         form = _known("format", indexed.format, self.config.formats)
         return layout.Tokenizer(tokenizer=form.tokenizer)
 
-    def base_tokenizer(self, tokenizer: layout.Tokenizer) -> list[layout.Tokenizer]:
-        """The tokenizer that this one extends, if any.
+    def base_tokenizer(self, tokenizer: layout.Tokenizer) -> list[layout.Tokenizer | layout.HfModel]:
+        """The tokenizer that this one extends, or the model that it is of, if any.
 
         Raises:
             ConfigError: it is read from a folder that does not exist.
@@ -144,6 +145,8 @@ class Plan:
             check_there(f"tokenizers.{tokenizer.tokenizer}.path", source.path)
         if isinstance(source, ExtendedTokenizer):
             return [layout.Tokenizer(tokenizer=source.base)]
+        if isinstance(source, ModelTokenizer):
+            return [layout.HfModel(model=source.model)]
         return []
 
     def mixed(self, analysis: layout.Analysis) -> dict[str, list[layout.Artifact]]:

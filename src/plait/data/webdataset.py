@@ -15,14 +15,15 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import orjson
 
+from plait.config.paths import shard_name
 from plait.data.chat import Message, Part, Picture, Sample, Text
 from plait.data.images import media_type
-from plait.errors import ConfigError, DataError, RecordError
+from plait.errors import DataError, RecordError
 
 IMAGE = "<image>"
 HUMAN = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -102,26 +103,6 @@ def write(samples: Iterable[Sample], folder: Path, settings: Mapping[str, Any]) 
     if not seen:
         raise DataError("there is not one sample to write", hint="look at the ledgers of the chat shards")
     return made
-
-
-def shard_name(pattern: str, number: int) -> str:
-    """The name of a shard.
-
-    Raises:
-        ConfigError: the pattern is no Python format of one number, or does not name tars in the folder.
-    """
-    try:
-        name, other = pattern.format(number), pattern.format(number + 1)
-    except (ValueError, LookupError, AttributeError) as error:
-        raise ConfigError(f"energon.shard_name {pattern!r} is no format of a number: {error}") from error
-    path = PurePosixPath(name)
-    inside = not path.is_absolute() and not any(part.startswith(".") for part in path.parts)
-    if name == other or path.suffix != ".tar" or not inside or set("{}[],") & set(name):
-        raise ConfigError(
-            f"energon.shard_name {pattern!r} must name another .tar, within the folder, for every number",
-            hint="e.g. {:06d}.tar or wds/pretrain-{}.tar",
-        )
-    return name
 
 
 def key_for(id_: str) -> str:

@@ -64,7 +64,7 @@ def llava(folder: Path, settings: LlavaModel, *, base: Path, vision: Path, token
     _check_extends(base, tokenizer)
     text, stored, language = _language_model(base, settings, facts)
     tower = open_tower(vision)
-    config = _config(settings, text, tower.config, tokens)
+    config = config_of(settings, text, tower.config, tokens)
     spec = Spec.from_config(config, where=str(folder / "config.json"))
     copy_tokenizer(tokenizer, folder)
     _write_configs(folder, config, spec, tokens)
@@ -162,16 +162,25 @@ def _projector(
     shapes = spec.projector.shapes
     if settings.projector is not None:
         return read_named(settings.projector, shapes, key="raw_hf.*.projector")
-    made = drawn(shapes, std=text.get("initializer_range", STD), seed=settings.seed)
+    std = settings.initializer_range or text.get("initializer_range", STD)
+    made = drawn(shapes, std=std, seed=settings.seed)
     return {name: tensor.to(dtype) for name, tensor in made.items()}
 
 
-def _config(
+def config_of(
     settings: LlavaModel,
     text: Mapping[str, Any],
     vision: Mapping[str, Any],
     tokens: Mapping[str, tuple[int, str]],
 ) -> dict[str, Any]:
+    """The config.json of the model.
+
+    Args:
+        settings: its entry of ``config: raw_hf``.
+        text: the language model's config.json, with the rows that it will have.
+        vision: the tower's.
+        tokens: id and name of ``image_token_id`` and ``pad_token_id``.
+    """
     inner = settings.projector_hidden_size
     wide = inner is not None and inner != text["hidden_size"]
     drops = settings.drop_class_token and vision["model_type"] == "clip_vision_model"

@@ -35,8 +35,8 @@ def build(folder: Path, source: Mapping[str, Any], base: Path | None = None) -> 
 
     Args:
         folder: where the files go.
-        source: a tokenizer of the config: ``kind`` package, folder or extend, and its keys.
-        base: the tokenizer that ``extend`` extends.
+        source: a tokenizer of the config: ``kind`` package, folder, model or extend, and its keys.
+        base: the tokenizer that ``extend`` extends, or the model whose tokenizer is taken.
 
     Returns:
         The facts of its manifest: sizes and the ids of its special tokens.
@@ -50,10 +50,16 @@ def build(folder: Path, source: Mapping[str, Any], base: Path | None = None) -> 
     elif source["kind"] == "folder":
         tokenizer = _from_folder(folder, local(source["path"]))
     elif base is None:
-        raise ConfigError(
-            f"the tokenizer extends {source['base']!r}, and that was not given",
-            hint=f"plait tokenizer data/tokenizers/{source['base']} OUTPUT",
+        of = (
+            f"data/tokenizers/{source['base']}"
+            if source["kind"] == "extend"
+            else f"data/models/raw_hf/{source['model']}"
         )
+        raise ConfigError(
+            f"the tokenizer is made from {of}, and that was not given", hint=f"plait tokenizer {of} OUTPUT"
+        )
+    elif source["kind"] == "model":
+        tokenizer = _from_folder(folder, base)
     else:
         tokenizer = _extended(folder, base, source["add"])
     save(tokenizer, folder)
