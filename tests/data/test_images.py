@@ -189,3 +189,19 @@ def test_damage_is_a_record_error_or_nothing(data):
         images.resized(bytes(encoded), SOLO)
     except RecordError as error:
         assert error.reason in {"undecodable_picture", "too_many_pixels"}  # noqa: PT017
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_resized_picture_keeps_the_tag_that_turns_it(kind):
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    out = io.BytesIO()
+    noise(100, 40).save(out, kind, exif=tags)
+    rule = {"rule": "longest_side", "patch_size": 32, "max_side": 50}
+
+    smaller = images.resized(out.getvalue(), rule)
+
+    assert Image.open(io.BytesIO(smaller)).size == (50, 20)
+    assert Image.open(io.BytesIO(smaller)).getexif()[0x0112] == 6
+    plain = images.resized(encode(noise(100, 40), kind), rule)
+    assert 0x0112 not in Image.open(io.BytesIO(plain)).getexif()

@@ -118,3 +118,20 @@ def test_as_a_stage_it_writes_a_line_a_prompt(llava, tmp_path, monkeypatch):
     assert [line["prompt"] for line in lines] == ["hi", "hi"]
     assert len(lines[0]["tokens"]) == 2
     assert main(["generate", str(llava), str(target), "--settings", chosen]) == 2
+
+
+def test_a_turned_picture_is_seen_as_each_recipe_trained_it(maker, llava, tmp_path):
+    """LLaVA was trained on it upright, SOLO as it is stored."""
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    upright = Image.radial_gradient("L").resize((14, 20))
+    upright.putpixel((0, 0), 255)
+    turned = tmp_path / "turned.png"
+    upright.transpose(Image.Transpose.ROTATE_90).save(turned, exif=tags)
+    plain = tmp_path / "plain.png"
+    upright.save(plain)
+
+    sees, stored = answers.Model(llava), answers.Model(maker.solo())
+
+    assert sees._opened(str(turned)).tobytes() == sees._opened(str(plain)).tobytes()
+    assert stored._opened(str(turned)).size == (20, 14)

@@ -91,3 +91,10 @@ def test_smoothing_is_the_mean_of_a_value_and_those_before_it():
 
     assert curves.smooth(values, 2).tolist() == [1, 2, 4, 6]
     assert curves.smooth(values, 1).tolist() == values.tolist()
+
+
+def test_an_iteration_that_was_left_out_is_no_point_of_the_curve(metrics):
+    left_out = {"iteration": 5, "skipped samples": 8}
+    metrics.write_text("".join(json.dumps(left_out if n == 4 else row) + "\n" for n, row in enumerate(ROWS)))
+
+    assert curves.read(metrics).iteration.tolist() == [1, 2, 3, 4, *range(6, 41)]

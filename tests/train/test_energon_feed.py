@@ -86,6 +86,14 @@ def test_a_restored_place_gives_the_same_batches(made, workers):
     assert ids(after, 5) == whole[8:]
 
 
+def test_what_is_left_out_is_one_iteration_of_every_rank(made):
+    for rank in (0, 1):
+        whole = ids(feed(made, rank, 2), 3)
+        skipping = feed(made, rank, 2)
+        skipping.leave_out(0)
+        assert ids(skipping, 2) == whole[1:]
+
+
 def test_another_seed_is_another_order(made):
     assert ids(feed(made), 4) != ids(feed(made, seed=4), 4)
 

@@ -94,11 +94,13 @@ LLAVA = {
 }
 
 
-def pictured(digest="a" * 64, tokens=16, length=100):
-    """The mixture of an energon dataset, made by a tokenizer of this digest."""
+def pictured(tokens=16, length=100, image=9):
+    """The mixture of an energon dataset, made by a tokenizer with this id of a picture."""
     folder = Path("data/tokenizers/t")
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text("{}")
+    facts = {"image": {"<image>": image, "<pad>": image + 1}}
+    files.write_manifest(folder, kind="tokenizer", settings={}, facts=facts)
     return {"tokenizer": str(folder), "format": {"picture_tokens": tokens}, "decoder_seq_length": length}
 
 
@@ -106,6 +108,7 @@ def pictured(digest="a" * 64, tokens=16, length=100):
     ("change", "sentence"),
     [
         ({}, None),
+        ({"image": 8}, "writes a picture as token 8, .* reads token 9 as one"),
         ({"tokens": 15}, "counts 15 tokens a picture, the tower of .* gives 16"),
         ({"length": 129}, "decoder_seq_length 129, .* has max_position_embeddings 128"),
     ],

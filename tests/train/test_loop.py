@@ -29,6 +29,7 @@ RUN = {
     "clip_grad": 1.0,
     "global_batch_size": 4,
     "micro_batch_size": 1,
+    "skip_train_iteration_range": (),
 }
 COLLATE = Collator(
     seq_length=24, pad_id=2, loss_roles=(2,), no_loss_ids=(), patch_size=4, max_resolution=8, vision=False
@@ -89,7 +90,12 @@ def lr_at(step):
 
 @pytest.fixture(scope="module")
 def plain(model):
-    """The same data through transformers, torch's AdamW and nothing else."""
+    """The same run by a plain loop."""
+    return plainly(model)
+
+
+def plainly(model, skipped=()):
+    """The same data through transformers, torch's AdamW and nothing else: losses, norms, weights."""
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
@@ -100,6 +106,8 @@ def plain(model):
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-5)
     losses, norms = [], []
     for step in range(STEPS):
+        if step + 1 in skipped:
+            continue
         batches = list(feed().batches(step))
         tokens = sum(batch.loss_mask.sum() for batch in batches)
         total = 0.0
@@ -123,7 +131,7 @@ def plain(model):
     return losses, norms, end
 
 
-def train_rank(weights, config, grid, path, dtype=torch.float32):
+def train_rank(weights, config, grid, path, dtype=torch.float32, **keys):
     """The same run through Megatron on one rank; rows of the metrics and this rank's weights."""
     from megatron.core import parallel_state
 
@@ -131,6 +139,7 @@ def train_rank(weights, config, grid, path, dtype=torch.float32):
     from plait.train.loop import Trainer
     from plait.train.state import TrainState
 
+    run = {**RUN, **keys}
     spec = Spec.from_config(config)
     inner = build_model(spec, grid, dtype=dtype)
     tp, pp = (
@@ -139,11 +148,11 @@ def train_rank(weights, config, grid, path, dtype=torch.float32):
     )
     load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, tp, pp)))
     model = wrap(inner)
-    optimizer = optimizer_of(model, RUN)
-    schedule = schedule_of(optimizer, RUN, train_iters=STEPS)
+    optimizer = optimizer_of(model, run)
+    schedule = schedule_of(optimizer, run, train_iters=STEPS)
     dp = parallel_state.get_data_parallel_rank()
     ours = feed(dp, parallel_state.get_data_parallel_world_size())
-    Trainer(model, TrainState(inner, optimizer, schedule), ours, RUN).train(STEPS, folder=path)
+    Trainer(model, TrainState(inner, optimizer, schedule), ours, run).train(STEPS, folder=path)
     return (tp, pp), {
         name: parameter.detach().float().numpy() for name, parameter in inner.named_parameters()
     }
@@ -174,3 +183,21 @@ def test_bf16_parameters_with_fp32_masters_stay_near_the_plain_losses(grid, mode
     run_ranks(train_rank, grid, model.state_dict(), config, grid, tmp_path, torch.bfloat16)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert np.allclose([row["lm loss"] for row in rows], plain[0], atol=2e-2, rtol=0)
+
+
+def skipping_rank(weights, config, path):
+    return train_rank(weights, config, Grid(), path, skip_train_iteration_range=("3-3", "3-4"))
+
+
+def test_seed_19_a_skipped_iteration_consumes_its_samples_and_moves_the_schedule(model, tmp_path):
+    config = {**model.config.to_dict(), "architectures": ["MistralForCausalLM"]}
+    run_ranks(skipping_rank, Grid(), model.state_dict(), config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses, norms, _ = plainly(model, skipped=(3, 4))
+
+    assert [row["iteration"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row.get("skipped samples") for row in rows] == [None, None, 4, 4, None, None]
+    trained = [row for row in rows if "lm loss" in row]
+    assert np.allclose([row["lm loss"] for row in trained], losses, atol=1e-5, rtol=0)
+    assert np.allclose([row["grad norm"] for row in trained], norms, atol=1e-5, rtol=1e-5)
+    assert np.allclose([row["learning-rate"] for row in trained], [lr_at(step) for step in (0, 1, 4, 5)])

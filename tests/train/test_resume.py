@@ -1,6 +1,7 @@
 """A run in segments is the run in one piece, bit for bit; an equal rebuild gives an equal manifest."""
 
 import json
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from plait.parallel.grid import Grid
 from plait.verify.ranks import run_ranks
 
 
-def segment(weights, config, grid, run, start, stop):
+def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({})):
     """Train from a checkpoint, or from the weights, to the next checkpoint."""
     from megatron.core import parallel_state
 
@@ -24,24 +25,25 @@ def segment(weights, config, grid, run, start, stop):
     from plait.train.loop import Trainer
     from plait.train.state import Origin, TrainState, save
 
+    settings = {**RUN, **keys}
     spec = Spec.from_config(config)
     inner = build_model(spec, grid, dtype=torch.float32)
     place = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
     model = wrap(inner)  # noqa: F811
-    optimizer = optimizer_of(model, RUN)
-    state = TrainState(inner, optimizer, schedule_of(optimizer, RUN, train_iters=STEPS))
+    optimizer = optimizer_of(model, settings)
+    state = TrainState(inner, optimizer, schedule_of(optimizer, settings, train_iters=STEPS))
     if start:
         state.load(run / f"iter_{start:07d}")
     else:
         load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, *place)))
         optimizer.reload_model_params()
-    Trainer(model, state, feed(), RUN).train(stop, folder=run)
+    Trainer(model, state, feed(), settings).train(stop, folder=run)
     target = run / f"iter_{stop:07d}"
     source = run / "source"
     if torch.distributed.get_rank() == 0:
         source.mkdir(exist_ok=True)
         (source / HF_CONFIG).write_text(json.dumps(config))
-    save(state, target, Origin(source, spec, grid, RUN, [], ""))
+    save(state, target, Origin(source, spec, grid, settings, [], ""))
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 1), Grid(2, 1), Grid(1, 2)], ids=str)
@@ -63,6 +65,18 @@ def test_segments_end_where_one_piece_ends(model, grid, tmp_path):  # noqa: F811
     for name in ("iteration", "lm loss", "grad norm", "learning-rate"):
         assert [row[name] for row in rows["whole"]] == [row[name] for row in rows["parts"]]
     assert (tmp_path / "parts" / "latest_checkpointed_iteration.txt").read_text() == str(STEPS)
+
+
+def test_a_run_goes_on_within_a_skipped_range_as_in_one_piece(model, tmp_path):  # noqa: F811
+    config = {**model.config.to_dict(), "architectures": ["MistralForCausalLM"]}
+    skips = {"skip_train_iteration_range": ("2-4",)}
+    for run, stops in (("whole", [STEPS]), ("parts", [3, STEPS])):
+        (tmp_path / run).mkdir()
+        for start, stop in zip([0, *stops], stops, strict=False):
+            arguments = model.state_dict(), config, Grid(), tmp_path / run, start, stop, skips
+            run_ranks(segment, Grid(), *arguments)
+    whole, parts = (files.check_manifest(tmp_path / run / f"iter_{STEPS:07d}") for run in ("whole", "parts"))
+    assert whole["files"] == parts["files"]
 
 
 def test_a_folder_that_plait_did_not_make_is_not_overwritten(model, tmp_path):  # noqa: F811

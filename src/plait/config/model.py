@@ -19,7 +19,7 @@ from pydantic import (
 
 from plait.config.fit import check_mixture, check_run, check_tokenizer
 from plait.config.paths import shard_name
-from plait.config.schedule import Schedule
+from plait.config.schedule import Schedule, skipped
 from plait.errors import ConfigError
 from plait.layout import WILDCARDS
 
@@ -442,6 +442,9 @@ class Run(Strict):
     adam_beta2: Share = 0.95
     adam_eps: PositiveFloat = 1e-8
     clip_grad: NonNegativeFloat = 1.0
+    skip_train_iteration_range: tuple[str, ...] = Field(
+        (), description="iterations first-last whose samples are left out; the schedule goes on over them"
+    )
     seed: NonNegativeInt = 1234
     params_dtype: Literal["fp32", "bf16"] = "bf16"
     loss_roles: tuple[Literal["system", "user", "assistant"], ...] = Field(
@@ -500,6 +503,11 @@ class Run(Strict):
                 f"global_batch_size {self.global_batch_size} is not a multiple of "
                 f"micro_batch_size {self.micro_batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> Self:
+        skipped(self.skip_train_iteration_range)
         return self
 
     @model_validator(mode="after")

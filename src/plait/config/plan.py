@@ -36,11 +36,11 @@ from plait.files import canonical, read_json, sizes
 
 VERSIONS = {
     "raw": 1,
-    "chat": 1,
+    "chat": 2,
     "tokenizer": 1,
     "index": 1,
-    "energon": 1,
-    "analyse": 2,
+    "energon": 2,
+    "analyse": 3,
     "build": 2,
     "convert": 3,
     "shard": 3,
@@ -49,7 +49,7 @@ VERSIONS = {
     "train": 2,
     "export": 1,
     "report": 1,
-    "generate": 1,
+    "generate": 2,
 }
 PATHS = (ChatJsonl, LlavaJson, Tars, EnergonFolder)
 """Sources that name a path of the user's."""

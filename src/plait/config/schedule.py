@@ -6,7 +6,8 @@
 760
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ from typing import Any, Self
 from plait.errors import ConfigError, DataError
 from plait.files import read_json
 
+RANGE = re.compile(r"(\d+)-(\d+)")
 LLAVA = ("llava", "llava_jp")
 """Recipes whose data energon reads."""
 
@@ -29,6 +31,32 @@ def train_iters(*, instances: int, global_batch_size: int, epochs: int, recipe: 
     """
     whole = instances // global_batch_size
     return (max(whole, 1) if recipe in LLAVA else whole + 1) * epochs
+
+
+def skipped(texts: Iterable[str]) -> tuple[range, ...]:
+    """Ranges of iterations, sorted, those that touch or overlap merged; both ends of ``a-b`` are skipped.
+
+    >>> skipped(["300-400", "100-110", "105-120", "121-122"])
+    (range(100, 123), range(300, 401))
+
+    Raises:
+        ValueError: a text is no range of iterations, which count from 1.
+    """
+    ranges: list[range] = []
+    for first, last in sorted(map(_ends, texts)):
+        if ranges and first <= ranges[-1].stop:
+            ranges[-1] = range(ranges[-1].start, max(ranges[-1].stop, last + 1))
+        else:
+            ranges.append(range(first, last + 1))
+    return tuple(ranges)
+
+
+def _ends(text: str) -> tuple[int, int]:
+    found = RANGE.fullmatch(text)
+    first, last = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 0 < first <= last:
+        raise ValueError(f"{text!r} is no range of iterations; expected first-last, e.g. 100-110")
+    return first, last
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ PATCH_SIZE = 32
 MAX_RESOLUTION = 1024
 MAX_PIXELS = 100_000_000
 JPEG_QUALITY = 90
+ORIENTATION = 0x0112
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -173,7 +174,7 @@ def resized(encoded: bytes, pictures: Mapping[str, Any]) -> bytes:
     """
     image = open_picture(encoded)
     size = RULES[pictures["rule"]](*image.size, pictures)
-    return encoded if size == image.size else _encode(_resize(image, size), image.format)
+    return encoded if size == image.size else _encode(_resize(image, size), image)
 
 
 def _resize(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
@@ -183,12 +184,18 @@ def _resize(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
     return flat.resize(size, Resampling.BILINEAR)
 
 
-def _encode(image: "Image.Image", kind: str | None) -> bytes:
+def _encode(image: "Image.Image", source: "Image.Image") -> bytes:
+    """A picture file with the orientation tag of its source: who reads it turns it as before."""
+    from PIL import Image
+
+    exif, turned = Image.Exif(), source.getexif().get(ORIENTATION)
+    if turned is not None:
+        exif[ORIENTATION] = turned
     out = io.BytesIO()
-    if kind == "JPEG":
-        image.save(out, "JPEG", quality=JPEG_QUALITY)
+    if source.format == "JPEG":
+        image.save(out, "JPEG", quality=JPEG_QUALITY, exif=exif)
     else:
-        image.save(out, "PNG")
+        image.save(out, "PNG", **({"exif": exif} if turned is not None else {}))
     return out.getvalue()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from plait.data import images
 from plait.errors import ConfigError, DataError, RecordError
 from plait.models.specs import SOLO, Spec
+from plait.tokens.llava import upright
 from plait.verify.logits import carries_our_code
 
 
@@ -71,7 +72,7 @@ class Model:
         """
         import torch
 
-        inputs = self._inputs(prompt, None if image is None else _opened(image))
+        inputs = self._inputs(prompt, None if image is None else self._opened(image))
         with torch.no_grad():
             found = self.model.generate(
                 **inputs,
@@ -108,21 +109,22 @@ class Model:
         seen = {} if picture is None else {"images": picture}
         return dict(self.reader(text=text, add_special_tokens=False, return_tensors="pt", **seen))
 
+    def _opened(self, image: str) -> Any:
+        """A picture as training sees it: LLaVA's are turned as their camera was held, SOLO's are not."""
+        path = Path(image).expanduser()
+        read = images.open_picture if self.spec.vision is None else upright
+        try:
+            return read(path.read_bytes())
+        except OSError as error:
+            raise DataError(f"the picture {image} cannot be read: {error.strerror}") from error
+        except RecordError as error:
+            raise DataError(f"{image}: {error}", hint="give a png, jpeg or webp file") from error
+
     def _templated(self, turns: list[dict[str, Any]], words: str) -> str:
         if self.tokenizer.chat_template is None and getattr(self.reader, "chat_template", None) is None:
             return f"{self.tokenizer.bos_token or ''}{words}"
         text: str = self.reader.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return text
-
-
-def _opened(image: str) -> Any:
-    path = Path(image).expanduser()
-    try:
-        return images.open_picture(path.read_bytes()).convert("RGB")
-    except OSError as error:
-        raise DataError(f"the picture {image} cannot be read: {error.strerror}") from error
-    except RecordError as error:
-        raise DataError(f"{image}: {error}", hint="give a png, jpeg or webp file") from error
 
 
 def ask_all(folder: Path, prompts: Iterable[Mapping[str, Any]]) -> list[Answer]:

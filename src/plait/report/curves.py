@@ -38,20 +38,23 @@ def read(path: Path, *, last: int | None = None) -> Curve:
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist", hint="training writes it; without it nothing can be drawn")
-    rows = []
+    rows: list[tuple[int, float, float, float] | None] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
         if line.endswith("\n"):  # a job killed while writing leaves half a line
             rows.append(_row(line, f"{path} line {number}"))
-    kept = [row for row in rows if last is None or row[0] <= last]
+    kept = [row for row in rows if row is not None and (last is None or row[0] <= last)]
     if not kept:
         raise DataError(f"{path} holds no iteration{'' if last is None else f' up to {last}'}")
     columns = [np.array(column) for column in zip(*kept, strict=True)]
     return Curve(iteration=columns[0], loss=columns[1], grad_norm=columns[2], learning_rate=columns[3])
 
 
-def _row(line: str, where: str) -> tuple[int, float, float, float]:
+def _row(line: str, where: str) -> tuple[int, float, float, float] | None:
+    """A row's figures; None for an iteration that was left out."""
     try:
         row = json.loads(line)
+        if "skipped samples" in row:
+            return None
         return (
             int(row["iteration"]),
             float(row["lm loss"]),

@@ -222,6 +222,9 @@ class Feed:
     def resume(self, start: Path) -> None:
         """Nothing needs to be read either."""
 
+    def leave_out(self, iteration: int) -> None:
+        """Nothing needs to be consumed: the next iteration's samples follow from its number."""
+
     def batches(self, iteration: int) -> Iterator[Batch]:
         """The micro-batches of the iteration after ``iteration`` finished ones."""
         stride = self.micro * self.dp_size

@@ -188,6 +188,11 @@ class EnergonFeed:
                 batch = next(self._iterator)
             yield batch
 
+    def leave_out(self, iteration: int) -> None:
+        """Read the micro-batches of an iteration and give none."""
+        for _ in self.batches(iteration):
+            pass
+
     def state(self) -> Any:
         """The loader's place, as JSON values."""
         return to_json(self.loader.save_state_rank())

@@ -16,6 +16,7 @@ from plait.config.schedule import Schedule
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
+from plait.tokens.vocabulary import IMAGE
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,12 @@ def _check_energon(mixture: dict[str, Any], start: str, model: Spec, tokenizer: 
             hint="a mixture's format and a run's model must name the same tokenizer",
         )
     assert model.vision is not None
+    picture = files.read_manifest(mixture["tokenizer"], kind="tokenizer")["facts"]["image"].get(IMAGE)
+    if picture != model.image_token_id:
+        raise DataError(
+            f"{where} writes a picture as token {picture}, {start} reads token {model.image_token_id} as one",
+            hint="leave image_token_id out of raw_hf, or name the id of <image> there",
+        )
     tokens, seq = mixture["format"]["picture_tokens"], mixture["decoder_seq_length"]
     if tokens != model.vision.tokens:
         raise DataError(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from plait.config.schedule import skipped
 from plait.train.batches import Batch, Feed
 from plait.train.metrics import Metrics
 from plait.train.state import TrainState
@@ -73,7 +75,8 @@ class Trainer:
             if self._reports():
                 metrics = stack.enter_context(Metrics(folder, start=self.state.iteration, stop=stop))
             while self.state.iteration < stop:
-                row = self._iteration()
+                leave_out = any(self.state.iteration + 1 in one for one in self.skipped)
+                row = self._leave_out() if leave_out else self._iteration()
                 if metrics is not None:
                     metrics.write(row)
 
@@ -84,6 +87,18 @@ class Trainer:
             and parallel_state.get_data_parallel_rank() == 0
         )
         return first_of_stage and bool(parallel_state.is_pipeline_last_stage())
+
+    @cached_property
+    def skipped(self) -> tuple[range, ...]:
+        """The iterations that are left out."""
+        return skipped(self.run["skip_train_iteration_range"])
+
+    def _leave_out(self) -> dict[str, Any]:
+        """An iteration whose samples are consumed and train nothing; the schedule goes on."""
+        self.feed.leave_out(self.state.iteration)
+        self.state.schedule.step(self.feed.total)
+        self.state.iteration += 1
+        return {"iteration": self.state.iteration, "skipped samples": self.feed.total}
 
     def _iteration(self) -> dict[str, Any]:
         """One optimizer step."""

@@ -66,7 +66,7 @@ class Metrics:
             if name != "iteration":
                 self.writer.add_scalar(name, value, iteration)
         self.bar.update(iteration - self.bar.n)
-        self.bar.set_postfix_str(f"lm loss {row['lm loss']:.3f}")
+        self.bar.set_postfix_str(f"lm loss {row['lm loss']:.3f}" if "lm loss" in row else "skipped")
         if self.lines and (iteration % LINES_EVERY == 0 or iteration == self.stop):
             figures = " | ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
             log.info("iteration %d/%d | %s", iteration, self.stop, figures)
