@@ -28,7 +28,7 @@ HEAD = """\
 
     snakemake --cores 2 data/ckpts/RUN/hf/model_iter_100 --configfile mine.yaml
 
-`--config plan=NAME` takes `config/plans/NAME.yaml` in place of the default plan; your own file goes over that too.
+`--config plan=NAME` takes `config/plans/NAME.yaml` in place of the default plan; yours goes over that.
 Unknown keys are errors, and planning says so before anything runs. `schema.json` lets an editor complete and
 check the keys. A name (of a dataset, a run, ...) is made of letters, digits and `. _ + -`; it stands in the
 paths of its artifacts.
