@@ -122,7 +122,9 @@ def export_of(wildcards):
 
 @in_snakemakes_frame
 def processes(wildcards):
-    """The processes of a grid: one core each here, one GPU each on a cluster."""
+    """The processes of a grid, or of a run that trains: one core each here, one GPU each on a cluster."""
+    if "iteration" in wildcards.keys():
+        return plan.run(wildcards.run).world_size
     grid = wildcards if "tp" in wildcards.keys() else plan.sharded(wildcards.run)
     return int(grid.tp) * int(grid.pp)
 

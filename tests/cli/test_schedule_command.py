@@ -10,7 +10,7 @@ from plait.config.schedule import Schedule
 
 RUN = {
     "recipe": "solo", "epochs": 1, "train_iters": None, "save_interval": 50, "save_every": None,
-    "global_batch_size": 128,
+    "global_batch_size": 128, "train_tokens": None, "seq_length": 256,
 }  # fmt: skip
 
 
@@ -92,3 +92,10 @@ def test_llava_trains_at_least_an_iteration_an_epoch(workplace, caplog):
     assert schedule(workplace(100), RUN | {"recipe": "llava", "epochs": 3}) == 0
     assert Schedule.read("data/ckpts/r/schedule.json").train_iters == 3
     assert "train_iters = max(100 // 128, 1) * 3 = 3" in caplog.text
+
+
+def test_tokens_are_iterations_of_whole_batches(workplace):
+    run = RUN | {"epochs": None, "train_tokens": 1_000_000}
+
+    assert schedule(workplace(7), run) == 0
+    assert Schedule.read("data/ckpts/r/schedule.json").train_iters == -(-1_000_000 // (128 * 256))

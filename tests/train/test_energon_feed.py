@@ -171,7 +171,7 @@ def segment(made, folder, grid, run, start, stop):
     freeze(inner, ("vision_model",))
     model = wrap(inner)
     optimizer = optimizer_of(model, RUN)
-    state = TrainState(inner, optimizer, schedule_of(optimizer, RUN, train_iters=STEPS))
+    state = TrainState(inner, optimizer, schedule_of(optimizer, RUN, train_iters=STEPS, sequence=24))
     processor = image_processor(folder / "megatron") if parallel_state.is_pipeline_first_stage() else None
     data = feed(made, processor=processor, fixed=grid.pp > 1)
     if start:

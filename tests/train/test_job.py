@@ -18,6 +18,8 @@ SETTINGS = {
     "num_layers_in_last_pipeline_stage": None,
     "start_run": None,
     "start_iteration": None,
+    "context_parallel_size": 1,
+    "data_parallel_size": 1,
 }
 START = "data/models/sharded/m-megatron-tp2-pp1"
 SHARD = "data/megatron_format/f_d_pack64/shard_00000"

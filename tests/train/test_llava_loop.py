@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -43,14 +44,15 @@ def sample(number):
 class Samples:
     """Two sequences a micro-batch, two micro-batches an iteration."""
 
-    total, micro, dp_size, seq_length = 4, 2, 1, LENGTH
+    total, micro, seq_length = 4, 2, LENGTH
 
-    def __init__(self, folder, tokenizer, *, fixed):
+    def __init__(self, folder, tokenizer, *, fixed, dp_rank=0, dp_size=1):
         self.renderer = LlavaRenderer(tokenizer, FORM)
-        self.collate = PictureCollator(LENGTH, fixed, AutoImageProcessor.from_pretrained(folder))
+        self.collate = PictureCollator(LENGTH, fixed, AutoImageProcessor.from_pretrained(folder), multiple=4)
+        self.dp_rank, self.dp_size = dp_rank, dp_size
 
     def batches(self, iteration):
-        for first in range(iteration * 4, iteration * 4 + 4, 2):
+        for first in range(iteration * 4 + 2 * self.dp_rank, iteration * 4 + 4, 2 * self.dp_size):
             encoded = [self.renderer.encode(sample(number)) for number in (first, first + 1)]
             yield self.collate(encoded, self.renderer.pad_id)
 
@@ -110,7 +112,7 @@ def train_plainly(model, samples):
     return losses
 
 
-def train_rank(folder, tokenizer, grid, frozen, path):
+def train_rank(folder, tokenizer, grid, frozen, path, keys=MappingProxyType({})):
     """The same run through Megatron on one rank; the names of this rank's weights that changed."""
     from megatron.core import parallel_state
 
@@ -118,8 +120,8 @@ def train_rank(folder, tokenizer, grid, frozen, path):
     from plait.train.loop import Trainer
     from plait.train.state import TrainState
 
-    spec = Spec.of(folder)
-    inner = build_model(spec, grid, dtype=torch.float32)
+    run, spec = {**RUN, **keys}, Spec.of(folder)
+    inner = build_model(spec, grid, dtype=torch.float32, run=run)
     place = (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),
@@ -128,10 +130,15 @@ def train_rank(folder, tokenizer, grid, frozen, path):
     load_weights(inner, dict(engine.cut(weights, spec, grid, *place)))
     before = {name: parameter.detach().clone() for name, parameter in inner.named_parameters()}
     freeze(inner, frozen)
-    model = wrap(inner)
-    optimizer = optimizer_of(model, RUN)
-    state = TrainState(inner, optimizer, schedule_of(optimizer, RUN, train_iters=STEPS))
-    Trainer(model, state, Samples(folder, tokenizer, fixed=grid.pp > 1), RUN).train(STEPS, folder=path)
+    model = wrap(inner, run)
+    optimizer = optimizer_of(model, run)
+    state = TrainState(inner, optimizer, schedule_of(optimizer, run, train_iters=STEPS, sequence=24))
+    copy, copies = (
+        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_world_size(),
+    )
+    samples = Samples(folder, tokenizer, fixed=grid.pp > 1, dp_rank=copy, dp_size=copies)
+    Trainer(model, state, samples, run).train(STEPS, folder=path)
     return {name: not torch.equal(before[name], p) for name, p in inner.named_parameters()}
 
 
@@ -151,6 +158,30 @@ def test_losses_are_those_of_a_plain_loop_and_frozen_parts_stay_bit_equal(
     }
     for name, moved in changed.items():
         assert moved == (name.partition(".")[0] not in frozen), name
+
+
+WAYS = {
+    "sequence parallel": (Grid(2, 1), {}, {"sequence_parallel": True}),
+    "sequence parallel on four": (Grid(2, 2), {}, {"sequence_parallel": True}),
+    "context parallel": (Grid(), {"cp": 2}, {"context_parallel_size": 2}),
+    "distributed optimizer": (Grid(), {"copies": 2}, {"use_distributed_optimizer": True}),
+    "layers again": (
+        Grid(1, 2), {},
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("frozen", [STAGE_1, STAGE_2], ids=["stage-1", "stage-2"])
+@pytest.mark.parametrize("name", WAYS)
+def test_a_run_spread_in_any_way_is_the_plain_loop(name, frozen, maker, folder, plain, tmp_path):
+    grid, world, keys = WAYS[name]
+    ranks = run_ranks(train_rank, grid, folder, maker.image, grid, frozen, tmp_path, keys, **world)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.allclose([row["lm loss"] for row in rows], plain[frozen], atol=1e-5, rtol=0)
+    for changed in ranks:
+        for parameter, moved in changed.items():
+            assert moved == (parameter.partition(".")[0] not in frozen), parameter
 
 
 def test_stage_1_learns(plain):

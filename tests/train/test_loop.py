@@ -29,7 +29,11 @@ RUN = {
     "clip_grad": 1.0,
     "global_batch_size": 4,
     "micro_batch_size": 1,
+    "lr_warmup_tokens": None,
+    "lr_warmup_init": 0.0,
+    "lr_decay_iters": None,
     "skip_train_iteration_range": (),
+    "overlap_param_gather": False,
 }
 COLLATE = Collator(
     seq_length=24, pad_id=2, loss_roles=(2,), no_loss_ids=(), patch_size=4, max_resolution=8, vision=False
@@ -141,15 +145,15 @@ def train_rank(weights, config, grid, path, dtype=torch.float32, **keys):
 
     run = {**RUN, **keys}
     spec = Spec.from_config(config)
-    inner = build_model(spec, grid, dtype=dtype)
+    inner = build_model(spec, grid, dtype=dtype, run=run)
     tp, pp = (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),
     )
     load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, tp, pp)))
-    model = wrap(inner)
+    model = wrap(inner, run)
     optimizer = optimizer_of(model, run)
-    schedule = schedule_of(optimizer, run, train_iters=STEPS)
+    schedule = schedule_of(optimizer, run, train_iters=STEPS, sequence=24)
     dp = parallel_state.get_data_parallel_rank()
     ours = feed(dp, parallel_state.get_data_parallel_world_size())
     Trainer(model, TrainState(inner, optimizer, schedule), ours, run).train(STEPS, folder=path)

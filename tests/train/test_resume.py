@@ -31,7 +31,7 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({})):
     place = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
     model = wrap(inner)  # noqa: F811
     optimizer = optimizer_of(model, settings)
-    state = TrainState(inner, optimizer, schedule_of(optimizer, settings, train_iters=STEPS))
+    state = TrainState(inner, optimizer, schedule_of(optimizer, settings, train_iters=STEPS, sequence=24))
     if start:
         state.load(run / f"iter_{start:07d}")
     else:

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         raise LayoutError(f"{args.schedule!r} is not a schedule", hint=f"expected {target.schedule}")
     chosen = settings(args, target)
     instances = total_instances(analysis)
-    schedule = Schedule.of(chosen, instances)
+    schedule = Schedule.of(chosen, instances, sequence=chosen["seq_length"])
     assert schedule is not None
     files.write_json(
         target.schedule,

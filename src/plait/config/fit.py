@@ -7,7 +7,8 @@ from plait.config.schedule import LLAVA
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from plait.config.model import Config, Format, HfSource, LlavaModel, Mixture, Run, SoloModel
+    from plait.config.model import Config, Format, HfSource, LlavaModel, Mixture, SoloModel
+    from plait.config.run import Run
 
 ELSEWHERE = ("folder", "hub")
 """Models whose content config/ does not know; the trainer compares digests."""
@@ -93,6 +94,7 @@ def check_run(config: "Config", name: str) -> None:
     _check_recipe(config, name, run, model)
     _check_reader(name, run, mixture, form)
     _check_start(config, name, run)
+    _check_length(name, run, mixture)
     if source.kind in ELSEWHERE:
         return
     tokenizer = getattr(source, "tokenizer", None)
@@ -153,6 +155,19 @@ def _check_reader(name: str, run: "Run", mixture: "Mixture", form: "Format") -> 
         raise ValueError(
             f"runs.{name} has recipe {run.recipe!r}: formats.{mixture.format} needs `picture_tokens` and a "
             f"template that writes <image>: {' or '.join(PICTURE_TEMPLATES)}"
+        )
+
+
+def _check_length(name: str, run: "Run", mixture: "Mixture") -> None:
+    """Ranks that share sequences share them evenly."""
+    tensor = run.tensor_model_parallel_size if run.sequence_parallel else 1
+    context = 2 * run.context_parallel_size if run.context_parallel_size > 1 else 1
+    length = mixture.pack or mixture.decoder_seq_length or 0
+    if length % (tensor * context):
+        raise ValueError(
+            f"runs.{name}: sequences of {length} tokens do not divide into {tensor * context} pieces "
+            f"(sequence_parallel over {tensor} x twice context_parallel_size "
+            f"{run.context_parallel_size})"
         )
 
 

@@ -5,34 +5,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
 
 from plait.config.fit import check_mixture, check_run, check_tokenizer
 from plait.config.paths import shard_name
-from plait.config.schedule import Schedule, skipped
+from plait.config.run import Run
+from plait.config.types import FormatName, Name, Share, Strict
 from plait.errors import ConfigError
-from plait.layout import WILDCARDS
-
-Name = Annotated[str, StringConstraints(pattern=f"^{WILDCARDS['run']}$")]
-FormatName = Annotated[str, StringConstraints(pattern=f"^{WILDCARDS['format']}$")]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Strict(BaseModel):
-    """Frozen, and no key that nothing reads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
 
 # Data
 
@@ -392,131 +378,6 @@ class Model(Strict):
     num_layers_in_last_pipeline_stage: PositiveInt | None = Field(
         None, description="layers of the last stage, where stages are uneven"
     )
-
-
-# Training
-
-
-class Prompt(Strict):
-    """What an export is asked for a sample of its answers."""
-
-    prompt: str
-    image: str | None = Field(None, description="a picture file, anywhere")
-    max_new_tokens: PositiveInt = 32
-
-
-STAGES: dict[int, dict[str, Any]] = {
-    1: {"freeze": ["language_model", "vision_model"], "lr": 1e-3, "global_batch_size": 256,
-        "micro_batch_size": 16},
-    2: {"freeze": ["vision_model"], "lr": 2e-5, "global_batch_size": 128, "micro_batch_size": 1},
-}  # fmt: skip
-"""What a LLaVA stage trains, and how, where a run's own keys do not say otherwise (LLaVA-JP)."""
-STAGE_ALWAYS = {
-    "min_lr": 1e-8, "weight_decay": 0.1, "adam_beta2": 0.999, "lr_warmup_fraction": 0.03, "clip_grad": 1.0,
-}  # fmt: skip
-
-
-class Run(Strict):
-    """One training run; keys without a meaning here are Megatron's arguments of that name."""
-
-    recipe: Literal["chat", "solo", "llava", "llava_jp"] = Field(
-        description="what kind of model is trained on what"
-    )
-    model: Name = Field(description="a model of `models`, or of `raw_hf`")
-    mixture: Name = Field(description="a mixture of this config")
-    tensor_model_parallel_size: PositiveInt = 1
-    pipeline_model_parallel_size: PositiveInt = 1
-    micro_batch_size: PositiveInt = Field(1, description="sequences a rank sees in one forward pass")
-    global_batch_size: PositiveInt = Field(8, description="sequences of one optimizer step, all ranks")
-    epochs: PositiveInt | None = Field(None, description="passes over the mixture; gives train_iters")
-    train_iters: PositiveInt | None = Field(None, description="optimizer steps, if not by epochs")
-    save_interval: PositiveInt | None = Field(None, description="iterations between two checkpoints")
-    save_every: Literal["epoch"] | None = Field(None, description="a checkpoint at the end of each epoch")
-    lr: PositiveFloat = 1e-5
-    min_lr: NonNegativeFloat = 1e-6
-    lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
-    lr_warmup_iters: NonNegativeInt = 0
-    lr_warmup_fraction: Share | None = Field(None, description="warmup as a share of train_iters, instead")
-    weight_decay: NonNegativeFloat = 0.1
-    adam_beta1: Share = 0.9
-    adam_beta2: Share = 0.95
-    adam_eps: PositiveFloat = 1e-8
-    clip_grad: NonNegativeFloat = 1.0
-    skip_train_iteration_range: tuple[str, ...] = Field(
-        (), description="iterations first-last whose samples are left out; the schedule goes on over them"
-    )
-    seed: NonNegativeInt = 1234
-    params_dtype: Literal["fp32", "bf16"] = "bf16"
-    loss_roles: tuple[Literal["system", "user", "assistant"], ...] = Field(
-        ("assistant",), description="whose tokens are trained"
-    )
-    stage: Literal[1, 2] | None = Field(
-        None, description="LLaVA's stage: 1 trains the projector, 2 also the language model; sets defaults"
-    )
-    freeze: tuple[Literal["language_model", "vision_model", "vision_projection"], ...] = Field(
-        (), description="parts that are not trained (LLaVA)"
-    )
-    start_run: Name | None = Field(None, description="a run whose weights this one starts from")
-    start_iteration: PositiveInt | None = Field(None, description="the iteration of `start_run`")
-    init: Literal["checkpoint", "random"] = Field(
-        "checkpoint", description="random: the model's shape with weights drawn anew"
-    )
-    init_method_std: PositiveFloat = Field(0.02, description="standard deviation of `init: random`")
-    num_workers: NonNegativeInt = Field(
-        0, description="energon's loader processes a rank; it decides the order"
-    )
-    shuffle_buffer_size: PositiveInt | None = Field(100, description="samples energon shuffles among")
-    max_samples_per_sequence: PositiveInt | None = Field(100, description="samples energon reads in a row")
-    generate: tuple[Prompt, ...] = Field((), description="what each of `exports` is asked")
-    exports: tuple[PositiveInt, ...] = Field((), description="iterations that the default target exports")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _stage_sets_defaults(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("stage") not in STAGES:
-            return values
-        defaults = STAGES[values["stage"]] | STAGE_ALWAYS
-        if "lr_warmup_iters" in values:
-            defaults = {key: value for key, value in defaults.items() if key != "lr_warmup_fraction"}
-        return {**defaults, **values}
-
-    @model_validator(mode="after")
-    def _a_start_is_whole(self) -> Self:
-        if (self.start_run is None) != (self.start_iteration is None):
-            raise ValueError("`start_run` and `start_iteration` go together")
-        if self.start_run and self.init == "random":
-            raise ValueError("a run starts from `start_run` or with `init: random`, not both")
-        if self.lr_warmup_fraction is not None and self.lr_warmup_iters:
-            raise ValueError("a run has either `lr_warmup_iters` or `lr_warmup_fraction`")
-        return self
-
-    @model_validator(mode="after")
-    def _lengths_are_given_once(self) -> Self:
-        if (self.epochs is None) == (self.train_iters is None):
-            raise ValueError("a run has either `epochs` or `train_iters`")
-        if (self.save_interval is None) == (self.save_every is None):
-            raise ValueError("a run has either `save_interval` or `save_every: epoch`")
-        if self.save_every and self.epochs is None:
-            raise ValueError("`save_every: epoch` needs `epochs`")
-        if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of "
-                f"micro_batch_size {self.micro_batch_size}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _ranges_are_ranges(self) -> Self:
-        skipped(self.skip_train_iteration_range)
-        return self
-
-    @model_validator(mode="after")
-    def _exports_are_saved(self) -> Self:
-        schedule = Schedule.of(self.model_dump(), None)
-        for step in self.exports:
-            if schedule and not schedule.saves(step):
-                raise ValueError(f"exports names iteration {step}, but {schedule.describe(step)}")
-        return self
 
 
 Reference = tuple[str, str, str, str, Mapping[str, Any]]

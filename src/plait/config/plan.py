@@ -24,12 +24,12 @@ from plait.config.model import (
     LlavaModel,
     Model,
     ModelTokenizer,
-    Run,
     Tars,
     TowerModel,
     YouSupply,
 )
 from plait.config.paths import NAMES, check_there, local
+from plait.config.run import Run
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
 from plait.files import canonical, read_json, sizes
@@ -358,7 +358,12 @@ class Plan:
             name: the run.
             instances: packed sequences in its mixture, where they are known.
         """
-        return Schedule.of(self.run(name).model_dump(), instances)
+        return Schedule.of(self.run(name).model_dump(), instances, sequence=self.sequence(name))
+
+    def sequence(self, name: str) -> int:
+        """Tokens of a sequence that a run trains on."""
+        mixture = self.config.mixtures[self.run(name).mixture]
+        return int(mixture.pack or mixture.decoder_seq_length or 0)
 
     def schedule_as_known(self, name: str) -> Schedule | None:
         """The run's schedule as config/ gives it, or as schedule.json holds it for this config."""
@@ -414,9 +419,11 @@ INPUTS: dict[type[layout.Artifact], Callable[[Plan, Any], dict[str, Any]]] = {
 # The part of the config that decides what a stage writes.
 ENERGON_KEYS = {"energon", "source"}
 CHAT_KEYS = {"source", "shards", "pictures", "reject_limit"}
-SCHEDULE_KEYS = {"recipe", "epochs", "train_iters", "save_interval", "save_every", "global_batch_size"}
+SCHEDULE_KEYS = {
+    "recipe", "epochs", "train_iters", "train_tokens", "save_interval", "save_every", "global_batch_size",
+}  # fmt: skip
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-NOT_TRAIN_KEYS = {"exports", "generate", "epochs", "train_iters", "save_interval", "save_every"}
+NOT_TRAIN_KEYS = {"exports", "generate", *SCHEDULE_KEYS - {"recipe", "global_batch_size"}}
 SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     "raw": lambda plan, it: {"source": _dump(plan.dataset(it.dataset).source)},
     "chat": lambda plan, it: dict(plan.dataset(it.dataset).model_dump(mode="json", include=CHAT_KEYS)),
@@ -428,7 +435,10 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     "analyse": lambda plan, it: plan.mixture_settings(it),
     "build": lambda plan, it: {"source": _dump(_known("raw_hf", it.model, plan.config.raw_hf))},
     "shard": lambda plan, it: plan.split(it.model),
-    "schedule": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include=SCHEDULE_KEYS)),
+    "schedule": lambda plan, it: {
+        **plan.run(it.run).model_dump(mode="json", include=SCHEDULE_KEYS),
+        "seq_length": plan.sequence(it.run),
+    },
     "train": lambda plan, it: {
         **plan.run(it.run).model_dump(mode="json", exclude=NOT_TRAIN_KEYS),
         **plan.split(plan.run(it.run).model),

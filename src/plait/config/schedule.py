@@ -82,15 +82,20 @@ class Schedule:
             raise DataError(f"{path} is not a schedule: {error!r}", hint="remove it; it is remade") from error
 
     @classmethod
-    def of(cls, run: Mapping[str, Any], instances: int | None) -> Self | None:
+    def of(cls, run: Mapping[str, Any], instances: int | None, *, sequence: int = 0) -> Self | None:
         """The schedule of a run over ``instances`` packed sequences; None where it waits for them.
 
         Args:
-            run: ``recipe``, ``epochs`` or ``train_iters``, ``save_interval`` and ``global_batch_size``.
+            run: ``recipe``, ``epochs``, ``train_iters`` or ``train_tokens``, ``save_interval`` and
+                ``global_batch_size``.
             instances: packed sequences in its mixture, where they are known.
+            sequence: tokens of one, where they are known.
         """
-        if run["epochs"] is None:
+        if run["train_iters"] is not None:
             return cls(train_iters=run["train_iters"], save_interval=run["save_interval"])
+        if run["train_tokens"] is not None:
+            tokens = run["global_batch_size"] * sequence
+            return cls(-(-run["train_tokens"] // tokens), run["save_interval"]) if tokens else None
         if instances is None:
             return None
         epoch = train_iters(

@@ -11,9 +11,9 @@ from plait.config.model import (
     InitModel,
     LlavaModel,
     SoloModel,
-    Strict,
     TowerModel,
 )
+from plait.config.types import Strict
 from plait.errors import ConfigError
 from plait.models.extend import extend
 from plait.models.hub import hub

@@ -126,3 +126,21 @@ class Grid:
     def folder(self, *, tp: int, pp: int) -> str:
         """The folder of a rank in Megatron's classic checkpoint layout."""
         return f"mp_rank_{tp:02d}" + (f"_{pp:03d}" if self.pp > 1 else "")
+
+
+def context_rows(length: int, rank: int, ranks: int) -> list[int]:
+    """The places of a sequence that a context parallel rank has: a piece of each half, as Megatron deals.
+
+    Under a causal mask every rank then has as much to compute.
+
+    >>> context_rows(8, 0, 2), context_rows(8, 1, 2)
+    ([0, 1, 6, 7], [2, 3, 4, 5])
+
+    Raises:
+        ConfigError: the sequence does not divide into two pieces a rank.
+    """
+    piece, rest = divmod(length, 2 * ranks)
+    if rest:
+        raise ConfigError(f"a sequence of {length} tokens does not divide into 2 x {ranks} context pieces")
+    starts = rank * piece, (2 * ranks - 1 - rank) * piece
+    return [place for start in starts for place in range(start, start + piece)]

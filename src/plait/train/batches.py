@@ -8,7 +8,7 @@ B = sequences of a micro-batch, S = tokens of a sequence, N = patches, P = value
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plait.data import images
+from plait.parallel.grid import context_rows
 from plait.tokens import roles
 from plait.tokens.indexed import Pack, PackedShard
 
+PER_TOKEN = ("input_ids", "labels", "loss_mask", "position_ids", "picture_rows")
 PADDING = -1  # stands where a sequence has no token: a role no token has
 
 
@@ -77,6 +79,15 @@ class Batch:
     picture_rows: Tensor | None = None
     clipped: int = 0
     """Samples that lost their end: they were longer than a sequence (energon)."""
+
+    def part(self, rank: int, ranks: int) -> "Batch":
+        """The tokens that a context parallel rank has; the mask keeps its columns, pictures stay whole."""
+        if ranks == 1:
+            return self
+        rows = context_rows(self.input_ids.shape[1], rank, ranks)
+        own = {key: value[:, rows] for key in PER_TOKEN if (value := getattr(self, key)) is not None}
+        clipped = self.clipped if rank == 0 else 0
+        return replace(self, **own, attention_mask=self.attention_mask[:, :, rows], clipped=clipped)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""

@@ -1,6 +1,7 @@
 """From an HF model's shape and a run's settings to Megatron Core's model, optimizer and schedule."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -8,7 +9,6 @@ import torch.nn.functional as F  # noqa: N812 - its customary name
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
@@ -20,8 +20,21 @@ from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import padded_vocab_size
 from plait.train.llava import LlavaModel, VisionTower, projector_of, projector_sizes, tower_sizes
 from plait.train.model import PackedGPTModel
+from plait.train.modules import language_blocks
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TRANSFORMER = (
+    "context_parallel_size", "sequence_parallel", "recompute_granularity", "recompute_method",
+    "recompute_num_layers", "hidden_dropout", "attention_dropout", "deterministic_mode", "fp8",
+    "fp8_amax_compute_algo", "fp8_amax_history_len",
+)  # fmt: skip
+"""Keys of a run that Megatron's ``TransformerConfig`` has too; a tower heeds no parallel ones of them."""
+DDP = ("use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather")
+OPTIMIZER = (
+    "optimizer", "lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "sgd_momentum",
+    "clip_grad", "use_distributed_optimizer", "overlap_param_gather", "loss_scale", "initial_loss_scale",
+    "loss_scale_window", "hysteresis", "optimizer_cpu_offload", "optimizer_offload_fraction",
+)  # fmt: skip
 
 
 def loaded_later(weight: torch.Tensor) -> torch.Tensor:
@@ -33,23 +46,30 @@ def loaded_later(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def transformer_config(spec: Spec, grid: Grid, *, dtype: torch.dtype, **sizes: Any) -> TransformerConfig:
+def transformer_config(
+    spec: Spec, grid: Grid, *, dtype: torch.dtype, run: Mapping[str, Any] = MappingProxyType({}), **sizes: Any
+) -> TransformerConfig:
     """Megatron's config of a model of this shape on a grid, without fused kernels.
 
     Args:
         spec: the language model's shape.
         grid: the current grid.
         dtype: type of weights and activations.
+        run: the run's settings; without them nothing is dropped, computed again or shared.
         sizes: keys of a part that is not the language model, in place of its.
     """
+    chosen = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    if not sizes:
+        chosen |= {key: run[key] for key in TRANSFORMER if key in run}
+        chosen |= _offloading(run)
     return TransformerConfig(
         **(sizes or _language_sizes(spec, grid)),
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
+        **chosen,
         attention_softmax_in_fp32=True,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
         tensor_model_parallel_size=grid.tp,
         calculate_per_token_loss=True,
         use_cpu_initialization=True,
@@ -86,9 +106,16 @@ def _language_sizes(spec: Spec, grid: Grid) -> dict[str, Any]:
     }
 
 
-def build_model(spec: Spec, grid: Grid, *, dtype: torch.dtype) -> PackedGPTModel | LlavaModel:
+def _offloading(run: Mapping[str, Any]) -> dict[str, Any]:
+    layers = run.get("cpu_offloading_num_layers", 0)
+    return {"cpu_offloading": True, "cpu_offloading_num_layers": layers} if layers else {}
+
+
+def build_model(
+    spec: Spec, grid: Grid, *, dtype: torch.dtype, run: Mapping[str, Any] = MappingProxyType({})
+) -> PackedGPTModel | LlavaModel:
     """This rank's stage of the model; its weights are not initialised, they are loaded."""
-    language = _language_model(spec, grid, dtype=dtype)
+    language = _language_model(spec, transformer_config(spec, grid, dtype=dtype, run=run))
     if spec.vision is None or spec.projector is None:
         return language
     if not language.pre_process:
@@ -99,16 +126,17 @@ def build_model(spec: Spec, grid: Grid, *, dtype: torch.dtype) -> PackedGPTModel
     return LlavaModel(language, (VisionTower(tower, spec.vision), projector_of(projector, spec.projector)))
 
 
-def _language_model(spec: Spec, grid: Grid, *, dtype: torch.dtype) -> PackedGPTModel:
+def _language_model(spec: Spec, config: TransformerConfig) -> PackedGPTModel:
     return PackedGPTModel(
-        transformer_config(spec, grid, dtype=dtype),
-        get_gpt_layer_local_spec(normalization="RMSNorm"),
-        vocab_size=padded_vocab_size(spec.vocab_size, grid.tp),
+        config,
+        language_blocks(config),
+        vocab_size=padded_vocab_size(spec.vocab_size, config.tensor_model_parallel_size),
         true_vocab_size=spec.vocab_size,
         max_sequence_length=spec.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         parallel_output=True,
+        scatter_embedding_sequence_parallel=False,
         share_embeddings_and_output_weights=False,
         rotary_base=spec.rope_theta,
         patch_dim=spec.patch_dim,
@@ -140,11 +168,14 @@ def freeze(model: PackedGPTModel | LlavaModel, parts: Sequence[str]) -> None:
             module.requires_grad_(requires_grad=False)
 
 
-def wrap(model: PackedGPTModel | LlavaModel) -> DistributedDataParallel:
+def wrap(
+    model: PackedGPTModel | LlavaModel, run: Mapping[str, Any] = MappingProxyType({})
+) -> DistributedDataParallel:
     """The model behind Megatron's data parallel gradients."""
     config = model.config
-    ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=False)
-    inner = Float16Module(config, model) if config.bf16 else model
+    chosen = {key: run[key] for key in DDP if key in run}
+    ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, **chosen)
+    inner = Float16Module(config, model) if config.bf16 or config.fp16 else model
     return DistributedDataParallel(config, ddp, inner)
 
 
@@ -153,15 +184,9 @@ def optimizer_of(model: DistributedDataParallel, run: Mapping[str, Any]) -> Any:
     config = model.config
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
-            optimizer="adam",
-            lr=run["lr"],
-            min_lr=run["min_lr"],
-            weight_decay=run["weight_decay"],
-            adam_beta1=run["adam_beta1"],
-            adam_beta2=run["adam_beta2"],
-            adam_eps=run["adam_eps"],
-            clip_grad=run["clip_grad"],
+            **{key: run[key] for key in OPTIMIZER if key in run},
             bf16=config.bf16,
+            fp16=config.fp16,
             params_dtype=config.params_dtype,
         ),
         [model],
@@ -171,19 +196,21 @@ def optimizer_of(model: DistributedDataParallel, run: Mapping[str, Any]) -> Any:
     return optimizer
 
 
-def schedule_of(optimizer: Any, run: Mapping[str, Any], *, train_iters: int) -> OptimizerParamScheduler:
-    """The learning rate over the whole run, whatever segment of it this job trains; in samples."""
+def schedule_of(
+    optimizer: Any, run: Mapping[str, Any], *, train_iters: int, sequence: int
+) -> OptimizerParamScheduler:
+    """The learning rate over the whole run, whatever segment of it this job trains; in samples.
+
+    ``sequence`` is the tokens of a sequence, for a warmup that is given in tokens.
+    """
     samples = run["global_batch_size"]
-    warmup = run["lr_warmup_iters"]
-    if run["lr_warmup_fraction"] is not None:
-        warmup = run["lr_warmup_fraction"] * train_iters
     return OptimizerParamScheduler(
         optimizer,
-        init_lr=0.0,
+        init_lr=run["lr_warmup_init"],
         max_lr=run["lr"],
         min_lr=run["min_lr"],
-        lr_warmup_steps=warmup * samples,
-        lr_decay_steps=train_iters * samples,
+        lr_warmup_steps=_warmup(run, train_iters, sequence) * samples,
+        lr_decay_steps=(run["lr_decay_iters"] or train_iters) * samples,
         lr_decay_style=run["lr_decay_style"],
         start_wd=run["weight_decay"],
         end_wd=run["weight_decay"],
@@ -192,3 +219,12 @@ def schedule_of(optimizer: Any, run: Mapping[str, Any], *, train_iters: int) -> 
         use_checkpoint_opt_param_scheduler=True,
         override_opt_param_scheduler=False,
     )
+
+
+def _warmup(run: Mapping[str, Any], train_iters: int, sequence: int) -> float:
+    """Iterations of the warmup."""
+    if run["lr_warmup_fraction"] is not None:
+        return float(run["lr_warmup_fraction"] * train_iters)
+    if run["lr_warmup_tokens"] is not None:
+        return float(run["lr_warmup_tokens"] / (run["global_batch_size"] * sequence))
+    return float(run["lr_warmup_iters"])

@@ -8,7 +8,7 @@ if a new Megatron Core moves one, ``install`` fails and names it.
 import contextlib
 import importlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -33,6 +33,10 @@ LITERALS: dict[str, tuple[str, ...]] = {
         "MixedPrecisionOptimizer.__init__",
         "Float16OptimizerWithFloat16Params.__init__",
         "FP32Optimizer.__init__",
+    ),
+    "megatron.core.optimizer.distrib_optimizer": (
+        "DistributedOptimizer.__init__",
+        "DistributedOptimizer._build_model_and_main_param_groups",
     ),
     "megatron.core.transformer.utils": ("get_default_causal_mask",),
     "megatron.core.utils": ("local_multi_tensor_l2_norm",),
@@ -60,6 +64,7 @@ def install() -> None:
     current_device_is_the_cpu()
     random_state_is_the_cpu_generator()
     literal_devices_are_the_cpu()
+    adam_counts_by_group()
 
 
 def current_device_is_the_cpu() -> None:
@@ -100,6 +105,76 @@ def _fork_cpu_state(tracker: Any, name: str = "model-parallel-rng") -> Iterator[
         torch.set_rng_state(outer)
 
 
+class GroupAdam(torch.optim.Optimizer):
+    """Torch's AdamW whose parameter groups count their steps, as Apex's FusedAdam does.
+
+    Megatron's distributed optimizer loads torch's own with one shared step tensor for all parameters, which
+    each of them then advances.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        adam_w_mode: bool,
+    ) -> None:
+        """Take what Megatron gives Apex's."""
+        assert adam_w_mode
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of every group."""
+        assert closure is None
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            self._adamw(group, [(p, p.grad) for p in group["params"] if p.grad is not None])
+
+    def _adamw(self, group: dict[str, Any], found: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        from torch.optim.adamw import adamw
+
+        for parameter, _ in found:
+            if not self.state[parameter]:
+                moments = ("exp_avg", "exp_avg_sq")
+                self.state[parameter] = {name: torch.zeros_like(parameter) for name in moments}
+        parameters, gradients = [one for one, _ in found], [one for _, one in found]
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters,
+            gradients,
+            [self.state[parameter]["exp_avg"] for parameter in parameters],
+            [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+            [],
+            [torch.tensor(float(group["step"] - 1)) for _ in parameters],
+            foreach=False,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def adam_counts_by_group() -> None:
+    """Without Apex or Transformer Engine, Megatron takes torch's AdamW: see :class:`GroupAdam`."""
+    optimizer = importlib.import_module("megatron.core.optimizer")
+    distributed = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
+    for owner, name, value in (
+        (optimizer, "Adam", GroupAdam),
+        (optimizer, "USING_PYTORCH_OPTIMIZER", False),
+        (distributed, "Adam", GroupAdam),
+        (distributed, "HAVE_APEX_OR_TE", True),
+        (distributed, "USING_APEX_OPTIMIZER", True),
+    ):
+        _replace(owner, name, value)
+
+
 def literal_devices_are_the_cpu() -> None:
     """Some functions spell ``device='cuda'`` or a CUDA tensor type: change those constants in them."""
     for module_name, names in LITERALS.items():
@@ -118,7 +193,7 @@ def _function(module: types.ModuleType, name: str) -> Any:
         found = getattr(found, part)
     while hasattr(found, "__wrapped__"):
         found = found.__wrapped__
-    return found
+    return getattr(found, "__func__", found)
 
 
 def _respelled(code: types.CodeType) -> types.CodeType:
@@ -134,7 +209,7 @@ def _respell(constant: Any) -> Any:
     return _respelled(constant) if isinstance(constant, types.CodeType) else constant
 
 
-def _replace(owner: Any, name: str, value: Callable[..., Any]) -> None:
+def _replace(owner: Any, name: str, value: Any) -> None:
     if not hasattr(owner, name):
         raise RuntimeError(f"{owner.__name__}.{name} is gone: review compat.py")
     setattr(owner, name, value)

@@ -52,17 +52,24 @@ class PictureCollator:
         fixed: whether every sequence is padded to it, as pipeline stages need.
         processor: transformers' image processor; None on stages that see no pixels.
         window: the model's sliding window, in tokens.
+        multiple: what the length of sequences is a multiple of.
     """
 
     seq_length: int
     fixed: bool
     processor: Any = None
     window: int | None = None
+    multiple: int = 1
+
+    def _length(self, samples: Sequence[Encoded]) -> int:
+        """Of the longest, as ranks that share sequences need it."""
+        longest = max(len(sample.input_ids) for sample in samples)
+        return -(-longest // self.multiple) * self.multiple
 
     def __call__(self, samples: Sequence[Encoded], pad_id: int) -> Batch:
         """Pad and stack; the answer's tokens and EOS are trained, padding and pictures never are."""
         kept = [sample.clip(self.seq_length) for sample in samples]
-        length = self.seq_length if self.fixed else max(len(sample.input_ids) for sample in kept)
+        length = self.seq_length if self.fixed else self._length(kept)
         ids_BS = padded([sample.input_ids for sample in kept], pad_id, length)
         trained_BS = padded([sample.trained for sample in kept], 0, length)
         document_BS = padded([np.zeros(len(sample.input_ids)) for sample in kept], -1, length)

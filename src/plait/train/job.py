@@ -17,6 +17,7 @@ from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import IMAGE
+from plait.train.hardware import check_hardware
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ class Job:
             first=self.settings["num_layers_in_first_pipeline_stage"],
             last=self.settings["num_layers_in_last_pipeline_stage"],
         )
+
+    @property
+    def pieces(self) -> int:
+        """What a sequence's length is a multiple of: ranks share it."""
+        tensor = self.settings["tensor_model_parallel_size"] if self.settings["sequence_parallel"] else 1
+        context = self.settings["context_parallel_size"]
+        return tensor * (2 * context if context > 1 else 1)
 
     @property
     def mixture(self) -> dict[str, Any]:
@@ -203,26 +211,30 @@ def run_rank(job: Job) -> None:
     with ExitStack() as stack:
         if os.environ["RANK"] == "0":
             stack.enter_context(lock(Path(job.target).parent))
-        stack.enter_context(world(tp=job.grid.tp, pp=job.grid.pp, seed=job.settings["seed"]))
+        cp, seed = job.settings["context_parallel_size"], job.settings["seed"]
+        stack.enter_context(world(tp=job.grid.tp, pp=job.grid.pp, cp=cp, seed=seed))
         _train(job)
 
 
 def _train(job: Job) -> None:
+    import torch
+
     from plait.train.build import DTYPES, build_model, freeze, optimizer_of, schedule_of, wrap
     from plait.train.loop import Trainer
     from plait.train.state import Origin, TrainState, save
 
+    check_hardware(job.settings, gpu=torch.cuda.is_available())
     spec = Spec.of(job.start, layout.HF_CONFIG)
-    inner = build_model(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]])
+    inner = build_model(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]], run=job.settings)
     done, stop = job.steps
     if not done:
         _load_start(inner, job, spec)
     freeze(inner, job.settings["freeze"])
-    model = wrap(inner)
+    model = wrap(inner, job.settings)
     optimizer = optimizer_of(model, job.settings)
-    schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters)
-    state = TrainState(inner, optimizer, schedule)
     feed = _feed(job, spec)
+    schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters, sequence=feed.seq_length)
+    state = TrainState(inner, optimizer, schedule)
     if done:
         state.load(Path(job.start))
         feed.resume(Path(job.start))
@@ -316,6 +328,7 @@ def _energon(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
     collate = PictureCollator(
         seq_length=mixture["decoder_seq_length"],
         fixed=job.grid.pp > 1,
+        multiple=job.pieces,
         processor=image_processor(Path(job.start)) if first else None,
         window=spec.sliding_window,
     )

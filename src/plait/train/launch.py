@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 
+from plait.config.run import world_size
 from plait.errors import CheckpointError
 from plait.train.job import Job
 
 
 def command(job: Job) -> list[str]:
     """One process a rank of the grid on this machine, with a rendezvous of its own."""
-    processes = job.settings["tensor_model_parallel_size"] * job.settings["pipeline_model_parallel_size"]
+    processes = world_size(job.settings)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return [*torchrun, f"--nproc-per-node={processes}", "-m", "plait.train.worker", job.to_json()]
 
@@ -31,7 +32,7 @@ def launch(job: Job) -> None:
     Raises:
         CheckpointError: one of them failed; what it said is above.
     """
-    processes = job.settings["tensor_model_parallel_size"] * job.settings["pipeline_model_parallel_size"]
+    processes = world_size(job.settings)
     ended = subprocess.run(command(job), env=environment(processes), check=False)
     if ended.returncode:
         raise CheckpointError(

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
     """One micro-batch through this rank's stage, and what makes its loss."""
     device = torch.device(torch.cuda.current_device())
-    batch = next(batches).to(device)
+    batch = next(batches).part(
+        parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+    )
+    batch = batch.to(device)
     output = model(
         batch.input_ids,
         batch.position_ids,
@@ -79,12 +82,14 @@ class Trainer:
                 row = self._leave_out() if leave_out else self._iteration()
                 if metrics is not None:
                     metrics.write(row)
+        if self.run["overlap_param_gather"]:
+            self.model.start_param_sync(force_sync=True)
 
     def _reports(self) -> bool:
         """The loss is known on the last stage; one rank of it writes."""
         first_of_stage = (
             parallel_state.get_tensor_model_parallel_rank() == 0
-            and parallel_state.get_data_parallel_rank() == 0
+            and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
         )
         return first_of_stage and bool(parallel_state.is_pipeline_last_stage())
 
@@ -137,6 +142,6 @@ def _sums(reduced: list[dict[str, Tensor]]) -> list[float]:
     if not reduced:
         return [0.0] * 4
     total = torch.stack([found["lm loss"] for found in reduced]).sum(dim=0)
-    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     sums: list[float] = total.tolist()
     return sums

@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from torch import Tensor
 
 
@@ -23,7 +24,7 @@ class PackedRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]
         """Angles [S, B, 1, H] of the micro-batch whose ``position_ids`` [B, S] were set before."""
         positions_BS = self.position_ids
         assert positions_BS is not None
-        assert positions_BS.shape[1] == max_seq_len
+        assert max_seq_len == positions_BS.shape[1] * parallel_state.get_context_parallel_world_size()
         angles_SBF = positions_BS.t()[..., None].float() * self.inv_freq.to(positions_BS.device)
         return torch.cat((angles_SBF, angles_SBF), dim=-1)[:, :, None, :]
 
@@ -76,10 +77,13 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
             labels: [B, S], the next token.
         """
         self.rotary_pos_emb.position_ids = position_ids
-        if self.pre_process and pictures is not None and len(pictures):
-            assert picture_rows is not None
+        if self.pre_process and decoder_input is None:
             decoder_input = self.embedding(input_ids, position_ids)
-            decoder_input = decoder_input + self._patch_embedding(pictures, picture_rows)
+            if pictures is not None and len(pictures):
+                assert picture_rows is not None
+                decoder_input = decoder_input + self._patch_embedding(pictures, picture_rows)
+        if decoder_input is not None and self.config.sequence_parallel:
+            decoder_input = scatter_to_sequence_parallel_region(decoder_input)
         output: Tensor = super().forward(
             input_ids, position_ids, attention_mask, decoder_input=decoder_input, labels=labels
         )

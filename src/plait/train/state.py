@@ -26,6 +26,9 @@ from plait.parallel.grid import Grid
 from plait.train.loader_state import loader_file
 from plait.train.writer import SaveNow
 
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+"""How a distributed optimizer's state is stored: whole, so that any grid can read it."""
+
 
 @dataclass
 class TrainState:
@@ -41,7 +44,7 @@ class TrainState:
         model = self.model.sharded_state_dict()
         return {
             **model,
-            "optimizer": self.optimizer.sharded_state_dict(model, is_loading=is_loading),
+            "optimizer": self.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=SHARDING),
             "opt_param_scheduler": self.schedule.state_dict(),
             "rng_state": _generators(),
             "iteration": self.iteration,
@@ -147,11 +150,12 @@ def save(state: TrainState, target: Path, origin: Origin, loader: dict[str, Any]
 
 def _first_of_its_copy() -> bool:
     """Whether this rank speaks for its copy of the model: all its ranks read the same samples."""
-    tensor, pipeline = (
+    places = (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_context_parallel_rank(),
     )
-    return (tensor, pipeline) == (0, 0)
+    return places == (0, 0, 0)
 
 
 def publish(part: Path, target: Path, origin: Origin) -> None:

@@ -14,12 +14,13 @@ from plait.train import compat
 
 
 @contextmanager
-def world(*, tp: int, pp: int, seed: int, rendezvous: str | None = None) -> Iterator[None]:
-    """Join the processes that torchrun, or a test, has started, as a tp x pp x dp grid.
+def world(*, tp: int, pp: int, seed: int, cp: int = 1, rendezvous: str | None = None) -> Iterator[None]:
+    """Join the processes that torchrun, or a test, has started, as a tp x cp x dp x pp grid.
 
     Args:
         tp: tensor model parallel size.
         pp: pipeline model parallel size; what is left of the world is data parallel.
+        cp: context parallel size.
         seed: seed of every generator; tensor parallel ranks get their own beside it.
         rendezvous: where the processes meet, if not where torchrun says; ``file://...`` needs no port.
     """
@@ -39,7 +40,7 @@ def world(*, tp: int, pp: int, seed: int, rendezvous: str | None = None) -> Iter
         world_size=int(os.environ["WORLD_SIZE"]),
     )
     try:
-        parallel_state.initialize_model_parallel(tp, pp)
+        parallel_state.initialize_model_parallel(tp, pp, context_parallel_size=cp)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - Megatron Core reads the global generator
         torch.manual_seed(seed)

@@ -1,0 +1,270 @@
+"""The keys of a training run: Megatron's arguments by their names, and what Megatron has no word for.
+
+Each class is one concern of a run; :class:`Run` has the keys of all of them, side by side.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from plait.config.schedule import Schedule, skipped
+from plait.config.types import Name, Share, Strict
+
+STAGES: dict[int, dict[str, Any]] = {
+    1: {"freeze": ["language_model", "vision_model"], "lr": 1e-3, "global_batch_size": 256,
+        "micro_batch_size": 16},
+    2: {"freeze": ["vision_model"], "lr": 2e-5, "global_batch_size": 128, "micro_batch_size": 1},
+}  # fmt: skip
+"""What a LLaVA stage trains, and how, where a run's own keys do not say otherwise (LLaVA-JP)."""
+STAGE_ALWAYS = {
+    "min_lr": 1e-8, "weight_decay": 0.1, "adam_beta2": 0.999, "lr_warmup_fraction": 0.03, "clip_grad": 1.0,
+}  # fmt: skip
+LENGTHS = ("epochs", "train_iters", "train_tokens")
+WARMUPS = ("lr_warmup_iters", "lr_warmup_fraction", "lr_warmup_tokens")
+
+
+class Prompt(Strict):
+    """What an export is asked for a sample of its answers."""
+
+    prompt: str
+    image: str | None = Field(None, description="a picture file, anywhere")
+    max_new_tokens: PositiveInt = 32
+
+
+class Parallel(Strict):
+    """Over how many processes a run spreads, and how."""
+
+    tensor_model_parallel_size: PositiveInt = 1
+    pipeline_model_parallel_size: PositiveInt = 1
+    context_parallel_size: PositiveInt = Field(1, description="processes that share each sequence")
+    data_parallel_size: PositiveInt = Field(
+        1, description="copies of the model, each with samples of its own"
+    )
+    sequence_parallel: bool = Field(
+        False, description="tensor parallel processes share norms and dropouts by sequence"
+    )
+    use_distributed_optimizer: bool = Field(False, description="copies share the optimizer's state")
+    overlap_grad_reduce: bool = Field(False, description="gradients are reduced while others are computed")
+    overlap_param_gather: bool = Field(
+        False, description="weights are gathered while others compute (distributed optimizer)"
+    )
+
+    @model_validator(mode="after")
+    def _parallel_keys_fit(self) -> Self:
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise ValueError("`sequence_parallel` needs tensor_model_parallel_size 2 or more")
+        if self.overlap_param_gather and not (self.use_distributed_optimizer and self.overlap_grad_reduce):
+            raise ValueError(
+                "`overlap_param_gather` needs `use_distributed_optimizer` and `overlap_grad_reduce`"
+            )
+        return self
+
+
+class Memory(Strict):
+    """What is kept, computed again or moved away."""
+
+    recompute_granularity: Literal["selective", "full"] | None = Field(
+        None, description="what the backward pass computes again: attention, or whole layers; null: nothing"
+    )
+    recompute_method: Literal["uniform", "block"] | None = Field(
+        None, description="how layers are chosen (granularity full)"
+    )
+    recompute_num_layers: PositiveInt | None = Field(
+        None, description="layers of a chunk (uniform), or of a stage (block)"
+    )
+    cpu_offloading_num_layers: NonNegativeInt = Field(
+        0, description="layers whose activations wait in the host's memory (GPU)"
+    )
+    optimizer_cpu_offload: bool = Field(False, description="the optimizer works in the host's memory (GPU)")
+    optimizer_offload_fraction: Share = Field(1.0, description="share of its state that does so")
+
+    @model_validator(mode="after")
+    def _memory_keys_fit(self) -> Self:
+        full, chosen = (
+            self.recompute_granularity == "full",
+            (self.recompute_method, self.recompute_num_layers),
+        )
+        if full and None in chosen:
+            raise ValueError(
+                "`recompute_granularity: full` needs `recompute_method` and `recompute_num_layers`"
+            )
+        if not full and chosen != (None, None):
+            raise ValueError(
+                "`recompute_method` and `recompute_num_layers` need `recompute_granularity: full`"
+            )
+        return self
+
+
+class Precision(Strict):
+    """Number types and the kernels that compute with them."""
+
+    params_dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "bf16", description="type of weights; masters are fp32"
+    )
+    fp8: Literal["hybrid", "e4m3"] | None = Field(None, description="format of matrix products (GPU)")
+    fp8_amax_compute_algo: Literal["most_recent", "max"] = "most_recent"
+    fp8_amax_history_len: PositiveInt = 1
+    loss_scale: PositiveFloat | None = Field(
+        None, description="a constant scale of the loss (fp16); null: it adapts"
+    )
+    initial_loss_scale: PositiveFloat = Field(2.0**32, description="the scale that adapts begins here (fp16)")
+    loss_scale_window: PositiveInt = Field(1000, description="good steps before it grows (fp16)")
+    hysteresis: PositiveInt = Field(2, description="bad steps before it shrinks (fp16)")
+    attention_backend: Literal["auto", "flash", "fused", "unfused"] = Field(
+        "auto", description="Transformer Engine's attention (GPU)"
+    )
+    deterministic_mode: bool = Field(True, description="equal runs give equal bits")
+    hidden_dropout: Share = 0.0
+    attention_dropout: Share = 0.0
+
+
+class Optimization(Strict):
+    """The optimizer and its learning rate."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: PositiveFloat = 1e-5
+    min_lr: NonNegativeFloat = 1e-6
+    lr_decay_style: Literal["cosine", "linear", "constant", "inverse-square-root"] = "cosine"
+    lr_decay_iters: PositiveInt | None = Field(None, description="null: the run's length")
+    lr_warmup_iters: NonNegativeInt = 0
+    lr_warmup_fraction: Share | None = Field(None, description="warmup as a share of the run, instead")
+    lr_warmup_tokens: PositiveInt | None = Field(None, description="warmup in tokens, instead")
+    lr_warmup_init: NonNegativeFloat = Field(0.0, description="learning rate at the start of the warmup")
+    weight_decay: NonNegativeFloat = 0.1
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.95
+    adam_eps: PositiveFloat = 1e-8
+    sgd_momentum: Share = 0.9
+    clip_grad: NonNegativeFloat = 1.0
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        given = [key for key in WARMUPS if getattr(self, key)]
+        if len(given) > 1:
+            raise ValueError(f"a run has one warmup, not {' and '.join(given)}")
+        return self
+
+
+class Length(Strict):
+    """How long a run is, what it leaves out and what it keeps."""
+
+    micro_batch_size: PositiveInt = Field(1, description="sequences a rank sees in one forward pass")
+    global_batch_size: PositiveInt = Field(8, description="sequences of one optimizer step, all ranks")
+    epochs: PositiveInt | None = Field(None, description="passes over the mixture; gives train_iters")
+    train_iters: PositiveInt | None = Field(None, description="optimizer steps, if not by epochs")
+    train_tokens: PositiveInt | None = Field(
+        None, description="tokens of all sequences, padding too, instead"
+    )
+    save_interval: PositiveInt | None = Field(None, description="iterations between two checkpoints")
+    save_every: Literal["epoch"] | None = Field(None, description="a checkpoint at the end of each epoch")
+    skip_train_iteration_range: tuple[str, ...] = Field(
+        (), description="iterations first-last whose samples are left out; the schedule goes on over them"
+    )
+    seed: NonNegativeInt = 1234
+
+    @model_validator(mode="after")
+    def _lengths_are_given_once(self) -> Self:
+        if sum(getattr(self, key) is not None for key in LENGTHS) != 1:
+            raise ValueError("a run has either `epochs` or `train_iters`, or `train_tokens`")
+        if (self.save_interval is None) == (self.save_every is None):
+            raise ValueError("a run has either `save_interval` or `save_every: epoch`")
+        if self.save_every and self.epochs is None:
+            raise ValueError("`save_every: epoch` needs `epochs`")
+        skipped(self.skip_train_iteration_range)
+        return self
+
+
+class Reading(Strict):
+    """How a run reads its mixture."""
+
+    loss_roles: tuple[Literal["system", "user", "assistant"], ...] = Field(
+        ("assistant",), description="whose tokens are trained"
+    )
+    num_workers: NonNegativeInt = Field(
+        0, description="energon's loader processes a rank; it decides the order"
+    )
+    shuffle_buffer_size: PositiveInt | None = Field(100, description="samples energon shuffles among")
+    max_samples_per_sequence: PositiveInt | None = Field(100, description="samples energon reads in a row")
+
+
+class Run(Parallel, Memory, Precision, Optimization, Length, Reading):
+    """One training run; keys without a meaning here are Megatron's arguments of that name."""
+
+    recipe: Literal["chat", "solo", "llava", "llava_jp"] = Field(
+        description="what kind of model is trained on what"
+    )
+    model: Name = Field(description="a model of `models`, or of `raw_hf`")
+    mixture: Name = Field(description="a mixture of this config")
+    stage: Literal[1, 2] | None = Field(
+        None, description="LLaVA's stage: 1 trains the projector, 2 also the language model; sets defaults"
+    )
+    freeze: tuple[Literal["language_model", "vision_model", "vision_projection"], ...] = Field(
+        (), description="parts that are not trained (LLaVA)"
+    )
+    start_run: Name | None = Field(None, description="a run whose weights this one starts from")
+    start_iteration: PositiveInt | None = Field(None, description="the iteration of `start_run`")
+    init: Literal["checkpoint", "random"] = Field(
+        "checkpoint", description="random: the model's shape with weights drawn anew"
+    )
+    init_method_std: PositiveFloat = Field(0.02, description="standard deviation of `init: random`")
+    generate: tuple[Prompt, ...] = Field((), description="what each of `exports` is asked")
+    exports: tuple[PositiveInt, ...] = Field((), description="iterations that the default target exports")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stage_sets_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("stage") not in STAGES:
+            return values
+        defaults = STAGES[values["stage"]] | STAGE_ALWAYS
+        if set(WARMUPS) & values.keys():
+            defaults = {key: value for key, value in defaults.items() if key not in WARMUPS}
+        return {**defaults, **values}
+
+    @model_validator(mode="after")
+    def _a_start_is_whole(self) -> Self:
+        if (self.start_run is None) != (self.start_iteration is None):
+            raise ValueError("`start_run` and `start_iteration` go together")
+        if self.start_run and self.init == "random":
+            raise ValueError("a run starts from `start_run` or with `init: random`, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_are_whole(self) -> Self:
+        stride = self.micro_batch_size * self.data_parallel_size
+        if self.global_batch_size % stride:
+            copies = f" x data_parallel_size {self.data_parallel_size}" if self.data_parallel_size > 1 else ""
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of "
+                f"micro_batch_size {self.micro_batch_size}{copies}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exports_are_saved(self) -> Self:
+        schedule = Schedule.of(self.model_dump(), None)
+        for step in self.exports:
+            if schedule and not schedule.saves(step):
+                raise ValueError(f"exports names iteration {step}, but {schedule.describe(step)}")
+        return self
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return world_size(self.model_dump())
+
+
+def world_size(run: Mapping[str, Any]) -> int:
+    """Processes of a run: tensor x pipeline x context x data."""
+    sizes = ("tensor_model", "pipeline_model", "context", "data")
+    product = 1
+    for size in sizes:
+        product *= int(run[f"{size}_parallel_size"])
+    return product

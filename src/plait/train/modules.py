@@ -1,0 +1,89 @@
+"""Megatron Core's layers where its own, without Transformer Engine, refuse sequence and context parallelism.
+
+S = tokens of a sequence, C = context parallel ranks, B = sequences of a micro-batch, H = head size.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from plait.parallel.grid import context_rows
+
+NORMS = {"RMSNorm": torch.nn.RMSNorm, "LayerNorm": torch.nn.LayerNorm}
+
+
+class Norm:
+    """Torch's norm; under sequence parallelism its gradients are summed over the tensor parallel ranks.
+
+    Megatron's ``WrappedTorchNorm`` is the same without that mark, and refuses sequence parallelism.
+    """
+
+    def __new__(  # type: ignore[misc]
+        cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
+    ) -> torch.nn.Module:
+        """The norm that the config names, marked."""
+        norm: torch.nn.Module = NORMS[config.normalization](hidden_size, eps=eps)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
+
+
+class ContextAttention(DotProductAttention):  # type: ignore[misc]
+    """Megatron's attention in which each rank has its own queries [S/C, ...] and every rank's keys."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        """Take DotProductAttention's arguments, but for its refusal of context parallelism."""
+        self.ranks = config.context_parallel_size
+        super().__init__(replace(config, context_parallel_size=1), *args, **kwargs)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Attention [S/C, B, ...]; the mask [B, 1, S/C, S] has this rank's rows."""
+        if self.ranks > 1:
+            key, value = _gathered(key), _gathered(value)
+        output: Tensor = super().forward(query, key, value, *args, **kwargs)
+        return output
+
+
+class _Gathered(torch.autograd.Function):
+    """Every rank's part [S/C, ...] in the order of the sequence [S, ...]; back: the sum of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        group = parallel_state.get_context_parallel_group()
+        ranks = dist.get_world_size(group)
+        ctx.mark = dist.get_rank(group), ranks
+        parts = [torch.empty_like(part) for _ in range(ranks)]
+        dist.all_gather(parts, part.contiguous(), group=group)
+        whole = torch.empty(ranks * len(part), *part.shape[1:], dtype=part.dtype, device=part.device)
+        for rank, found in enumerate(parts):
+            whole[context_rows(len(whole), rank, ranks)] = found
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        rank, ranks = ctx.mark
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient, group=parallel_state.get_context_parallel_group())
+        return gradient[context_rows(len(gradient), rank, ranks)]
+
+
+def _gathered(part: Tensor) -> Tensor:
+    whole: Tensor = _Gathered.apply(part)  # type: ignore[no-untyped-call]
+    return whole
+
+
+def language_blocks(config: TransformerConfig) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage of a language model, and the norm after them."""
+    layer = get_gpt_layer_local_spec(normalization=config.normalization)
+    layer.submodules.input_layernorm = Norm
+    layer.submodules.pre_mlp_layernorm = Norm
+    layer.submodules.self_attention.submodules.core_attention = ContextAttention
+    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config), layer_norm=Norm)

@@ -1,0 +1,40 @@
+"""The keys of a run are checked against one another."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from plait.config.model import load
+from plait.config.run import world_size
+from plait.errors import ConfigError
+
+BASE = yaml.safe_load((Path(__file__).parents[2] / "config/config.yaml").read_text())
+WRONG = {
+    "sequence parallel alone": ({"sequence_parallel": True}, "needs tensor_model_parallel_size 2 or more"),
+    "gathered early": ({"overlap_param_gather": True}, "`overlap_param_gather` needs"),
+    "how many layers": ({"recompute_granularity": "full"}, "needs `recompute_method` and"),
+    "layers of what": ({"recompute_num_layers": 2}, "need `recompute_granularity: full`"),
+    "two warmups": ({"lr_warmup_tokens": 100}, "has one warmup, not lr_warmup_iters and lr_warmup_tokens"),
+    "two lengths": ({"train_tokens": 100}, "either `epochs` or `train_iters`, or `train_tokens`"),
+    "a batch of three copies": ({"data_parallel_size": 3}, "micro_batch_size 2 x data_parallel_size 3"),
+    "a range": ({"skip_train_iteration_range": ["9-3"]}, "'9-3' is no range of iterations"),
+    "pieces": ({"context_parallel_size": 3}, "sequences of 256 tokens do not divide into 6 pieces"),
+}  # fmt: skip
+
+
+def with_run(**keys):
+    runs = BASE["runs"] | {"chat-tiny": BASE["runs"]["chat-tiny"] | keys}
+    return load(BASE | {"runs": runs})
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_keys_that_do_not_fit_are_refused(name):
+    keys, sentence = WRONG[name]
+    with pytest.raises(ConfigError, match=sentence):
+        with_run(**keys)
+
+
+def test_a_world_is_the_product_of_its_axes():
+    run = with_run(context_parallel_size=2, data_parallel_size=2).runs["chat-tiny"]
+    assert run.world_size == world_size(run.model_dump()) == 1 * 2 * 2 * 2

@@ -1,0 +1,35 @@
+"""Keys that only a GPU can heed are refused here by name."""
+
+import pytest
+
+from plait.config.run import Run
+from plait.errors import ConfigError
+from plait.train.hardware import NEEDS_GPU, check_hardware
+
+WITH_GPU = {
+    "fp8": "hybrid",
+    "cpu_offloading_num_layers": 2,
+    "optimizer_cpu_offload": True,
+    "attention_backend": "flash",
+    "params_dtype": "fp16",
+}
+
+
+def settings(**keys):
+    run = Run(recipe="chat", model="m", mixture="x", train_iters=10, save_interval=10, **keys)
+    return run.model_dump(mode="json")
+
+
+def test_defaults_need_none():
+    check_hardware(settings(), gpu=False)
+    assert {key: settings()[key] for key in NEEDS_GPU} == {
+        key: value for key, (value, _) in NEEDS_GPU.items()
+    }
+
+
+@pytest.mark.parametrize("key", WITH_GPU)
+def test_seed_15_a_key_for_a_gpu_is_refused_without_one(key):
+    run = settings(**{key: WITH_GPU[key]})
+    with pytest.raises(ConfigError, match=f"{key} .* needs a GPU"):
+        check_hardware(run, gpu=False)
+    check_hardware(run, gpu=True)
