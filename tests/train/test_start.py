@@ -34,12 +34,14 @@ def drawn_rank(grid, seed):
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),
     )
-    return place, {name: value.detach().clone() for name, value in model.named_parameters()}
+    return place, {name: value.detach().numpy() for name, value in model.named_parameters()}
 
 
 def drawn(grid, seed=3):
     spec = Spec.from_config(CONFIG)
-    return engine.to_hf(engine.join(dict(run_ranks(drawn_rank, grid, grid, seed)), spec, grid), spec)
+    ranks = run_ranks(drawn_rank, grid, grid, seed)
+    states = {place: {n: torch.from_numpy(v) for n, v in state.items()} for place, state in ranks}
+    return engine.to_hf(engine.join(states, spec, grid), spec)
 
 
 def test_init_random_is_of_the_given_std_and_equal_on_every_grid():
