@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from plait import layout
+from plait.config import Plan
 from plait.config.model import load
 from plait.config.run import world_size
 from plait.errors import ConfigError
@@ -38,3 +40,21 @@ def test_keys_that_do_not_fit_are_refused(name):
 def test_a_world_is_the_product_of_its_axes():
     run = with_run(context_parallel_size=2, data_parallel_size=2).runs["chat-tiny"]
     assert run.world_size == world_size(run.model_dump()) == 1 * 2 * 2 * 2
+
+
+def test_a_run_goes_on_where_another_stopped():
+    again = {**BASE["runs"]["chat-tiny"], "start_run": "chat-tiny", "start_iteration": 50, "finetune": False}
+    again |= {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 1, "exports": []}
+    plan = Plan(load(BASE | {"runs": BASE["runs"] | {"again": again}}))
+
+    assert plan.start(layout.Iteration(run="again", iteration=100), None) == layout.Iteration(
+        run="chat-tiny", iteration=50
+    )
+    assert plan.start(layout.Iteration(run="again", iteration=150), None) == layout.Iteration(
+        run="again", iteration=100
+    )
+    with pytest.raises(ConfigError, match="goes on after iteration 50 .*; it has no iteration 50"):
+        plan.start(layout.Iteration(run="again", iteration=50), None)
+    for key, value in {"seed": 1, "global_batch_size": 8}.items():
+        with pytest.raises(ConfigError, match=f"goes on where runs.chat-tiny stopped, and has {key}"):
+            load(BASE | {"runs": BASE["runs"] | {"again": again | {key: value}}})

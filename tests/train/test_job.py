@@ -18,6 +18,7 @@ SETTINGS = {
     "num_layers_in_last_pipeline_stage": None,
     "start_run": None,
     "start_iteration": None,
+    "finetune": True,
     "context_parallel_size": 1,
     "data_parallel_size": 1,
 }
@@ -56,6 +57,7 @@ def job(tmp_path, monkeypatch):
         Path("data/analysis/x").mkdir(parents=True)
         mixed = mixture or {"sources": [{"prefix": SHARD, "weight": 1.0}]}
         Path("data/analysis/x/mixture.yaml").write_text(yaml.safe_dump(mixed))
+        files.write_manifest(Path("data/analysis/x"), kind="analysis", settings={}, facts={})
         files.write_json("data/ckpts/r/schedule.json", {"train_iters": train_iters, "save_interval": 50})
         settings = {**SETTINGS, "model": name, **keys}
         return Job(START, "data/analysis/x", "data/ckpts/r/schedule.json", target, settings)
@@ -149,6 +151,34 @@ def test_the_checkpoint_of_another_run_is_read_on_any_grid(job):
     moved = Job(str(start), made.analysis, made.schedule, made.target, made.settings)
     moved.check()
     assert moved.steps == (0, 50)
+
+
+def checkpoint(folder, inputs, grid=None):
+    """A checkpoint that a job can go on from."""
+    Path(folder).mkdir(parents=True)
+    Path(folder, "hf_config.json").write_bytes(Path(START, "hf_config.json").read_bytes())
+    facts = {"grid": grid or {"tp": 2, "pp": 1}, "tokenizer": "a" * 64}
+    files.write_manifest(Path(folder), kind="iteration", settings={}, inputs=inputs, facts=facts)
+    return folder
+
+
+def test_a_run_goes_on_with_its_data_and_no_others(job):
+    made = job(target="data/ckpts/r/iter_0000100")
+    start = checkpoint("data/ckpts/r/iter_0000050", [Path(made.analysis)])
+    later = Job(start, made.analysis, made.schedule, made.target, made.settings)
+    later.check()
+    files.write_manifest(Path(made.analysis), kind="analysis", settings={}, facts={"other": 1})
+    with pytest.raises(DataError, match=r"was trained on data/analysis/x of digest \w{12}, it is"):
+        later.check()
+
+
+def test_a_run_may_go_on_where_another_stopped_on_another_grid(job):
+    keys = {"start_run": "first", "start_iteration": 50, "finetune": False}
+    made = job(target="data/ckpts/r/iter_0000100", **keys)
+    start = checkpoint("data/ckpts/first/iter_0000050", [Path(made.analysis)], {"tp": 1, "pp": 2})
+    later = Job(start, made.analysis, made.schedule, made.target, made.settings)
+    later.check()
+    assert later.steps == (50, 100)
 
 
 def test_two_jobs_never_write_one_run(tmp_path):

@@ -6,7 +6,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
-from test_loop import RUN, STEPS, feed, model  # noqa: F401 - model is a fixture
+from test_loop import RUN, STEPS, feed, lr_at, model, plain  # noqa: F401 - two are fixtures
 
 from plait import files
 from plait.convert import engine
@@ -27,17 +27,20 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({})):
 
     settings = {**RUN, **keys}
     spec = Spec.from_config(config)
-    inner = build_model(spec, grid, dtype=torch.float32)
+    inner = build_model(spec, grid, dtype=torch.float32, run=settings)
     place = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
-    model = wrap(inner)  # noqa: F811
+    model = wrap(inner, settings)  # noqa: F811
     optimizer = optimizer_of(model, settings)
     state = TrainState(inner, optimizer, schedule_of(optimizer, settings, train_iters=STEPS, sequence=24))
+    dp = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     if start:
-        state.load(run / f"iter_{start:07d}")
+        before = run / f"iter_{start:07d}"
+        same = files.read_manifest(before)["facts"]["grid"] == grid.facts
+        state.load(before, generators=same)
     else:
         load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, *place)))
         optimizer.reload_model_params()
-    Trainer(model, state, feed(), settings).train(stop, folder=run)
+    Trainer(model, state, feed(*dp), settings).train(stop, folder=run)
     target = run / f"iter_{stop:07d}"
     source = run / "source"
     if torch.distributed.get_rank() == 0:
@@ -65,6 +68,36 @@ def test_segments_end_where_one_piece_ends(model, grid, tmp_path):  # noqa: F811
     for name in ("iteration", "lm loss", "grad norm", "learning-rate"):
         assert [row[name] for row in rows["whole"]] == [row[name] for row in rows["parts"]]
     assert (tmp_path / "parts" / "latest_checkpointed_iteration.txt").read_text() == str(STEPS)
+
+
+DISTRIBUTED = {"use_distributed_optimizer": True}
+
+
+def test_with_a_distributed_optimizer_too(model, tmp_path):  # noqa: F811
+    config = {**model.config.to_dict(), "architectures": ["MistralForCausalLM"]}
+    for run, stops in (("whole", [STEPS]), ("parts", [2, 3, STEPS])):
+        (tmp_path / run).mkdir()
+        for start, stop in zip([0, *stops], stops, strict=False):
+            arguments = model.state_dict(), config, Grid(), tmp_path / run, start, stop, DISTRIBUTED
+            run_ranks(segment, Grid(), *arguments, copies=2)
+    whole, parts = (files.check_manifest(tmp_path / run / f"iter_{STEPS:07d}") for run in ("whole", "parts"))
+    assert whole["files"] == parts["files"]
+
+
+@pytest.mark.parametrize("keys", [{}, DISTRIBUTED], ids=["plain optimizer", "distributed optimizer"])
+@pytest.mark.parametrize(
+    ("grid", "copies"), [(Grid(1, 1), 1), (Grid(1, 2), 1), (Grid(2, 2), 1), (Grid(1, 1), 2)], ids=str
+)
+def test_a_run_goes_on_on_another_grid(model, plain, grid, copies, keys, tmp_path):  # noqa: F811
+    config = {**model.config.to_dict(), "architectures": ["MistralForCausalLM"]}
+    first, world = (Grid(2, 1), 1) if not keys else (Grid(1, 1), 2)
+    run_ranks(segment, first, model.state_dict(), config, first, tmp_path, 0, 3, keys, copies=world)
+    run_ranks(segment, grid, model.state_dict(), config, grid, tmp_path, 3, STEPS, keys, copies=copies)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses, norms, _ = plain
+    assert np.allclose([row["lm loss"] for row in rows], losses, atol=1e-4, rtol=0)
+    assert np.allclose([row["grad norm"] for row in rows], norms, atol=1e-4, rtol=0)
+    assert np.allclose([row["learning-rate"] for row in rows], [lr_at(step) for step in range(STEPS)])
 
 
 def test_a_run_goes_on_within_a_skipped_range_as_in_one_piece(model, tmp_path):  # noqa: F811

@@ -29,6 +29,8 @@ ONLY = {
 """Keys of a format that only one reader heeds."""
 LLAVA_ONLY = ("freeze", "stage", "num_workers", "shuffle_buffer_size", "max_samples_per_sequence")
 """Keys of a run that only recipes of energon's data heed."""
+SAME_ORDER = ("mixture", "seed", "global_batch_size")
+"""Keys that decide which samples an iteration sees."""
 WITH_TOKENIZER = ("hub", "folder")
 
 
@@ -94,6 +96,7 @@ def check_run(config: "Config", name: str) -> None:
     _check_recipe(config, name, run, model)
     _check_reader(name, run, mixture, form)
     _check_start(config, name, run)
+    _check_goes_on(config, name, run)
     _check_length(name, run, mixture)
     if source.kind in ELSEWHERE:
         return
@@ -184,6 +187,20 @@ def _check_start(config: "Config", name: str, run: "Run") -> None:
             f"runs.{name} trains {run.model} and starts from runs.{run.start_run}, which trains "
             f"{config.runs[run.start_run].model}; they must be one model"
         )
+
+
+def _check_goes_on(config: "Config", name: str, run: "Run") -> None:
+    """A run that goes on where another stopped sees the samples that come next, and no others."""
+    if run.finetune or not run.start_run:
+        return
+    before = config.runs[run.start_run]
+    for key in SAME_ORDER:
+        ours, theirs = getattr(run, key), getattr(before, key)
+        if ours != theirs:
+            raise ValueError(
+                f"runs.{name} goes on where runs.{run.start_run} stopped, and has {key} {ours!r}, not "
+                f"{theirs!r}; with another the samples would be others"
+            )
 
 
 def _check_pictures(name: str, model: str, source: "SoloModel", format_: str, form: "Format") -> None:

@@ -282,11 +282,23 @@ class Plan:
         run = self.run(iteration.run)
         interval = run.save_interval or (schedule and schedule.save_interval)
         previous = (iteration.iteration - 1) // interval * interval if interval else 0
-        if previous:
+        first = self.first(iteration.run)
+        if iteration.iteration <= first:
+            raise ConfigError(
+                f"run {iteration.run} goes on after iteration {first} of run {run.start_run}; it has no "
+                f"iteration {iteration.iteration}",
+                hint=f"ask run {run.start_run} for it",
+            )
+        if previous > first:
             return layout.Iteration(run=iteration.run, iteration=previous)
         if run.start_run and run.start_iteration:
             return layout.Iteration(run=run.start_run, iteration=run.start_iteration)
         return self.sharded(iteration.run)
+
+    def first(self, name: str) -> int:
+        """The iteration after which a run begins: 0, or where the one stopped that it goes on from."""
+        run = self.run(name)
+        return 0 if run.finetune else int(run.start_iteration or 0)
 
     # Checks that need no data
 

@@ -211,6 +211,10 @@ class Run(Parallel, Memory, Precision, Optimization, Length, Reading):
     )
     start_run: Name | None = Field(None, description="a run whose weights this one starts from")
     start_iteration: PositiveInt | None = Field(None, description="the iteration of `start_run`")
+    finetune: bool = Field(
+        True,
+        description="false: go on where `start_run` stopped, with its optimizer and data, on any grid",
+    )
     init: Literal["checkpoint", "random"] = Field(
         "checkpoint", description="random: the model's shape with weights drawn anew"
     )
@@ -232,6 +236,8 @@ class Run(Parallel, Memory, Precision, Optimization, Length, Reading):
     def _a_start_is_whole(self) -> Self:
         if (self.start_run is None) != (self.start_iteration is None):
             raise ValueError("`start_run` and `start_iteration` go together")
+        if not self.finetune and not self.start_run:
+            raise ValueError("`finetune: false` needs `start_run`: there is nothing else to go on from")
         if self.start_run and self.init == "random":
             raise ValueError("a run starts from `start_run` or with `init: random`, not both")
         return self

@@ -61,7 +61,9 @@ class Job:
     def steps(self) -> tuple[int, int]:
         """The iterations that the job starts after and ends with."""
         start, target = layout.parse(self.start), layout.Iteration.parse(self.target)
-        goes_on = isinstance(start, layout.Iteration) and start.run == target.run
+        goes_on = isinstance(start, layout.Iteration) and (
+            start.run == target.run or not self.settings["finetune"]
+        )
         return start.iteration if goes_on else 0, target.iteration
 
     @property
@@ -97,6 +99,7 @@ class Job:
         self._check_steps()
         start = files.read_manifest(self.start)
         self._check_grid(start)
+        self._check_goes_on(start)
         model = Spec.of(self.start, layout.HF_CONFIG)
         if model.vision is not None:
             _check_energon(self.mixture, self.start, model, start["facts"]["tokenizer"])
@@ -113,7 +116,8 @@ class Job:
         schedule.check(target.iteration, run=target.run)
         before = schedule.previous(target.iteration)
         run, iteration = self.settings["start_run"], self.settings["start_iteration"]
-        if before:
+        first = 0 if self.settings["finetune"] else iteration
+        if before > first:
             wanted = f"data/ckpts/{target.run}/iter_{before:07d}"
             fits = start == layout.Iteration(run=target.run, iteration=before)
         elif run:
@@ -125,12 +129,24 @@ class Job:
         if not fits:
             raise ConfigError(f"{target} is trained from {wanted}, not from {start}")
 
+    def _check_goes_on(self, manifest: dict[str, Any]) -> None:
+        """Who goes on, goes on with the same data: the digest holds tokenizer and template too."""
+        if not self.steps[0]:
+            return
+        trained, now = manifest["inputs"].get(self.analysis), files.digest_of_input(self.analysis)
+        if trained != now:
+            raise DataError(
+                f"{self.start} was trained on {self.analysis} of digest {str(trained)[:12]}, "
+                f"it is {now[:12]} now",
+                hint="bring back the data it was trained on, or start a run of its own from it by start_run",
+            )
+
     def _check_grid(self, manifest: dict[str, Any]) -> None:
         """A sharded model is cut for one grid; another run's checkpoint is read on any."""
         kind, found = manifest["kind"], manifest["facts"]["grid"]
         if kind not in {"sharded", "iteration"}:
             raise CheckpointError(f"{self.start} is of kind {kind!r}; training starts from a sharded model")
-        another_run = kind == "iteration" and not self.steps[0]
+        another_run = kind == "iteration" and layout.parse(self.start).run != layout.parse(self.target).run
         if Grid(**found) != self.grid and not another_run:
             raise CheckpointError(
                 f"{self.start} is cut for {Grid(**found)}, the run wants {self.grid}",
@@ -236,7 +252,8 @@ def _train(job: Job) -> None:
     schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters, sequence=feed.seq_length)
     state = TrainState(inner, optimizer, schedule)
     if done:
-        state.load(Path(job.start))
+        found = files.read_manifest(job.start)["facts"]["grid"]
+        state.load(Path(job.start), generators=Grid(**found) == job.grid)
         feed.resume(Path(job.start))
     Trainer(model, state, feed, job.settings).train(stop, folder=Path(job.target).parent)
     origin = Origin(

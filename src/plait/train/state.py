@@ -39,26 +39,28 @@ class TrainState:
     schedule: Any
     iteration: int = 0
 
-    def sharded(self, *, is_loading: bool) -> dict[str, Any]:
-        """The state by global tensors, as dist_checkpointing wants it."""
+    def sharded(self, *, is_loading: bool, generators: bool = True) -> dict[str, Any]:
+        """The state by global tensors, as dist_checkpointing wants it; generators are each rank's own."""
         model = self.model.sharded_state_dict()
         return {
             **model,
             "optimizer": self.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=SHARDING),
             "opt_param_scheduler": self.schedule.state_dict(),
-            "rng_state": _generators(),
+            **({"rng_state": _generators()} if generators else {}),
             "iteration": self.iteration,
         }
 
-    def load(self, folder: Path) -> None:
-        """Take everything from a checkpoint of the same grid."""
-        found = dist_checkpointing.load(self.sharded(is_loading=True), str(folder))
+    def load(self, folder: Path, *, generators: bool = True) -> None:
+        """Take everything from a checkpoint; ``generators`` only from one of the same grid."""
+        wanted = self.sharded(is_loading=True, generators=generators)
+        found = dist_checkpointing.load(wanted, str(folder))
         load_weights(self.model, found)
         with torch.no_grad():
             self.optimizer.load_state_dict(found["optimizer"])
         self.schedule.load_state_dict(found["opt_param_scheduler"])
-        torch.set_rng_state(found["rng_state"]["torch"])
-        get_cuda_rng_tracker().set_states(found["rng_state"]["tracker"])
+        if generators:
+            torch.set_rng_state(found["rng_state"]["torch"])
+            get_cuda_rng_tracker().set_states(found["rng_state"]["tracker"])
         self.iteration = found["iteration"]
 
 
