@@ -129,6 +129,11 @@ def processes(wildcards):
     return int(grid.tp) * int(grid.pp)
 
 
+# What a run tells while it trains; a resource, since no change of it remakes anything.
+logged = in_snakemakes_frame(
+    lambda wildcards: files.canonical(plan.logged(wildcards.run))
+)
+
 # The user's own files by size: an appended line makes a raw source again, touching it does not.
 user_files = in_snakemakes_frame(
     lambda wildcards: files.canonical(plan.sizes(made(layout.Raw, wildcards)))

@@ -53,7 +53,7 @@ def test_a_run_goes_on_where_another_stopped():
     assert plan.start(layout.Iteration(run="again", iteration=150), None) == layout.Iteration(
         run="again", iteration=100
     )
-    with pytest.raises(ConfigError, match="goes on after iteration 50 .*; it has no iteration 50"):
+    with pytest.raises(ConfigError, match=r"goes on after iteration 50 .*; it has no iteration 50"):
         plan.start(layout.Iteration(run="again", iteration=50), None)
     for key, value in {"seed": 1, "global_batch_size": 8}.items():
         with pytest.raises(ConfigError, match=f"goes on where runs.chat-tiny stopped, and has {key}"):

@@ -31,7 +31,9 @@ rule train:
     benchmark:
         "data/benchmarks/train/{run}/iter_{iteration}.tsv"
     threads: processes
+    resources:
+        logged=logged,
     params:
         settings=settings(layout.Iteration),
     shell:
-        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} > {log} 2>&1"
+        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --logging {resources.logged:q} > {log} 2>&1"

@@ -2,9 +2,11 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from plait import layout
 from plait.cli.common import Subparsers, add_settings, add_stage, settings
+from plait.errors import ConfigError
 
 
 def add(stages: Subparsers) -> None:
@@ -21,6 +23,9 @@ def add(stages: Subparsers) -> None:
     stage.add_argument("schedule", help="the run's schedule.json")
     stage.add_argument("target", help="the checkpoint, data/ckpts/RUN/iter_NNNNNNN")
     add_settings(stage)
+    stage.add_argument(
+        "--logging", metavar="JSON", help="what the run tells while it trains, as the workflow gives it"
+    )
     stage.set_defaults(run=run)
 
 
@@ -36,8 +41,31 @@ def run(args: argparse.Namespace) -> None:
         schedule=layout.inside(args.schedule),
         target=str(target),
         settings=settings(args, target),
+        logged=logged(args, target.run),
     )
     job.check()
     with lock(Path(str(layout.Run(run=target.run)))):
         pass  # free now; rank 0 takes it
     launch(job)
+
+
+def logged(args: argparse.Namespace, run: str) -> dict[str, Any]:
+    """What the run tells while it trains: as the workflow gives it, or as the config says.
+
+    Raises:
+        ConfigError: it is no JSON of such keys, or the config file is wrong.
+    """
+    from pydantic import ValidationError
+
+    from plait.config import Plan
+    from plait.config.model import load_file
+    from plait.config.run import Logging
+
+    if args.logging is None and args.settings is None:
+        return Plan(load_file(args.config)).logged(run)
+    try:
+        return Logging.model_validate_json(args.logging or "{}").model_dump(mode="json")
+    except ValidationError as error:
+        raise ConfigError(
+            f"--logging {args.logging!r} is not what a run can tell: {error.errors()[0]['msg']}"
+        ) from error

@@ -14,10 +14,10 @@ from pydantic import (
     model_validator,
 )
 
+from plait.config.base import FormatName, Name, Share, Strict
 from plait.config.fit import check_mixture, check_run, check_tokenizer
 from plait.config.paths import shard_name
 from plait.config.run import Run
-from plait.config.types import FormatName, Name, Share, Strict
 from plait.errors import ConfigError
 
 # Data

@@ -29,7 +29,7 @@ from plait.config.model import (
     YouSupply,
 )
 from plait.config.paths import NAMES, check_there, local
-from plait.config.run import Run
+from plait.config.run import Logging, Run
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
 from plait.files import canonical, read_json, sizes
@@ -295,6 +295,10 @@ class Plan:
             return layout.Iteration(run=run.start_run, iteration=run.start_iteration)
         return self.sharded(iteration.run)
 
+    def logged(self, name: str) -> dict[str, Any]:
+        """What a run tells while it trains: keys that change nothing of what is trained."""
+        return self.run(name).model_dump(mode="json", include=set(Logging.model_fields))
+
     def first(self, name: str) -> int:
         """The iteration after which a run begins: 0, or where the one stopped that it goes on from."""
         run = self.run(name)
@@ -435,7 +439,12 @@ SCHEDULE_KEYS = {
     "recipe", "epochs", "train_iters", "train_tokens", "save_interval", "save_every", "global_batch_size",
 }  # fmt: skip
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-NOT_TRAIN_KEYS = {"exports", "generate", *SCHEDULE_KEYS - {"recipe", "global_batch_size"}}
+NOT_TRAIN_KEYS = {
+    "exports",
+    "generate",
+    *Logging.model_fields,
+    *SCHEDULE_KEYS - {"recipe", "global_batch_size"},
+}
 SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     "raw": lambda plan, it: {"source": _dump(plan.dataset(it.dataset).source)},
     "chat": lambda plan, it: dict(plan.dataset(it.dataset).model_dump(mode="json", include=CHAT_KEYS)),

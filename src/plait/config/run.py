@@ -15,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from plait.config.base import Name, Share, Strict
 from plait.config.schedule import Schedule, skipped
-from plait.config.types import Name, Share, Strict
 
 STAGES: dict[int, dict[str, Any]] = {
     1: {"freeze": ["language_model", "vision_model"], "lr": 1e-3, "global_batch_size": 256,
@@ -195,7 +195,18 @@ class Reading(Strict):
     max_samples_per_sequence: PositiveInt | None = Field(100, description="samples energon reads in a row")
 
 
-class Run(Parallel, Memory, Precision, Optimization, Length, Reading):
+class Logging(Strict):
+    """What a run tells while it trains; none of it changes what is trained."""
+
+    log_interval: PositiveInt = Field(
+        10, description="iterations between two lines, where there is no terminal"
+    )
+    peak_tflops: PositiveFloat | None = Field(
+        None, description="what a device can do at most, for MFU; null: a matrix product is measured"
+    )
+
+
+class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Logging):
     """One training run; keys without a meaning here are Megatron's arguments of that name."""
 
     recipe: Literal["chat", "solo", "llava", "llava_jp"] = Field(

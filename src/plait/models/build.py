@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from plait.config.base import Strict
 from plait.config.model import (
     ExtendedModel,
     FolderModel,
@@ -13,7 +14,6 @@ from plait.config.model import (
     SoloModel,
     TowerModel,
 )
-from plait.config.types import Strict
 from plait.errors import ConfigError
 from plait.models.extend import extend
 from plait.models.hub import hub

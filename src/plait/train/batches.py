@@ -8,7 +8,7 @@ B = sequences of a micro-batch, S = tokens of a sequence, N = patches, P = value
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ class Batch:
     attention_mask: Tensor
     pictures: Tensor | None = None
     picture_rows: Tensor | None = None
+    sees_pictures: Tensor = field(default_factory=lambda: torch.zeros(1))
+    """[B] or [1]: 1 where a sequence has a picture."""
     clipped: int = 0
     """Samples that lost their end: they were longer than a sequence (energon)."""
 
@@ -137,6 +139,7 @@ class Collator:
             attention_mask=masked_out(torch.from_numpy(document_BS), self.window),
             pictures=patches,
             picture_rows=indices,
+            sees_pictures=torch.zeros(1) if indices is None else (indices >= 0).any(dim=1).float(),
         )
 
     def _patches(self, packs: Sequence[Pack]) -> tuple[Tensor, Tensor]:

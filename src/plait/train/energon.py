@@ -73,6 +73,7 @@ class PictureCollator:
         ids_BS = padded([sample.input_ids for sample in kept], pad_id, length)
         trained_BS = padded([sample.trained for sample in kept], 0, length)
         document_BS = padded([np.zeros(len(sample.input_ids)) for sample in kept], -1, length)
+        rows_BS = padded(_rows(kept, samples), -1, length)
         return Batch(
             input_ids=torch.from_numpy(ids_BS),
             labels=torch.from_numpy(shifted(ids_BS, pad_id)),
@@ -80,7 +81,8 @@ class PictureCollator:
             position_ids=torch.from_numpy(positions(document_BS)),
             attention_mask=masked_out(torch.from_numpy(document_BS), self.window),
             pictures=self._pixels(samples),
-            picture_rows=torch.from_numpy(padded(_rows(kept, samples), -1, length)),
+            picture_rows=torch.from_numpy(rows_BS),
+            sees_pictures=torch.from_numpy((rows_BS >= 0).any(axis=1)).float(),
             clipped=sum(sample.clipped > 0 for sample in kept),
         )
 

@@ -5,13 +5,14 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from plait import files, layout
+from plait.config.run import Logging
 from plait.config.schedule import Schedule
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
@@ -30,6 +31,7 @@ class Job:
         schedule: the run's schedule file.
         target: the checkpoint that it ends with.
         settings: the run's settings.
+        logged: what it tells while it trains; nothing of it enters the checkpoint.
     """
 
     start: str
@@ -37,6 +39,7 @@ class Job:
     schedule: str
     target: str
     settings: dict[str, Any]
+    logged: dict[str, Any] = field(default_factory=lambda: Logging().model_dump(mode="json"))
 
     def to_json(self) -> str:
         """The job as one argument for the ranks."""
@@ -236,6 +239,7 @@ def _train(job: Job) -> None:
     import torch
 
     from plait.train.build import DTYPES, build_model, freeze, optimizer_of, schedule_of, wrap
+    from plait.train.figures import flops_per_token
     from plait.train.loop import Trainer
     from plait.train.state import Origin, TrainState, save
 
@@ -255,7 +259,8 @@ def _train(job: Job) -> None:
         found = files.read_manifest(job.start)["facts"]["grid"]
         state.load(Path(job.start), generators=Grid(**found) == job.grid)
         feed.resume(Path(job.start))
-    Trainer(model, state, feed, job.settings).train(stop, folder=Path(job.target).parent)
+    flops = flops_per_token(spec, feed.seq_length)
+    Trainer(model, state, feed, job.settings, job.logged, flops).train(stop, folder=Path(job.target).parent)
     origin = Origin(
         start=Path(job.start),
         spec=spec,

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plait.config.schedule import skipped
 from plait.train.batches import Batch, Feed
+from plait.train.figures import TERA, Timed, measured_peak, memory
 from plait.train.metrics import Metrics
 from plait.train.state import TrainState
 
@@ -40,12 +41,15 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable
     )
 
     def loss(losses_BS: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        total = (losses_BS.float() * batch.loss_mask).sum()
-        tokens = batch.loss_mask.sum()
+        losses_B = (losses_BS.float() * batch.loss_mask).sum(dim=1)
+        tokens_B = batch.loss_mask.sum(dim=1)
+        total, tokens, sees = losses_B.sum(), tokens_B.sum(), batch.sees_pictures.to(device)
         sums = torch.stack(
             (
                 total.detach(),
                 tokens,
+                (losses_B.detach() * sees).sum(),
+                (tokens_B * sees).sum(),
                 tokens.new_tensor(batch.input_ids.numel()),
                 tokens.new_tensor(batch.clipped),
             )
@@ -64,19 +68,25 @@ class Trainer:
         state: what a checkpoint holds.
         feed: this rank's micro-batches.
         run: the run's settings.
+        logged: what the run tells while it trains.
+        flops: operations of one token, forward and backward.
     """
 
     model: Any
     state: TrainState
     feed: "Feed | EnergonFeed"
     run: Mapping[str, Any]
+    logged: Mapping[str, Any]
+    flops: float = 0.0
 
     def train(self, stop: int, *, folder: Path) -> None:
         """Train up to iteration ``stop``; metrics go into the run's folder."""
         with ExitStack() as stack:
             metrics = None
             if self._reports():
-                metrics = stack.enter_context(Metrics(folder, start=self.state.iteration, stop=stop))
+                metrics = stack.enter_context(
+                    Metrics(folder, start=self.state.iteration, stop=stop, logged=self.logged)
+                )
             while self.state.iteration < stop:
                 leave_out = any(self.state.iteration + 1 in one for one in self.skipped)
                 row = self._leave_out() if leave_out else self._iteration()
@@ -108,40 +118,75 @@ class Trainer:
     def _iteration(self) -> dict[str, Any]:
         """One optimizer step."""
         began = time.perf_counter()
+        batches = Timed(self.feed.batches(self.state.iteration))
         self.model.zero_grad_buffer()
         self.state.optimizer.zero_grad()
         reduced = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=self.feed.batches(self.state.iteration),
+            data_iterator=batches,
             model=[self.model],
             num_microbatches=self.feed.total // (self.feed.micro * self.feed.dp_size),
             seq_length=self.feed.seq_length,
             micro_batch_size=self.feed.micro,
             forward_only=False,
         )
-        _, grad_norm, _ = self.state.optimizer.step()
+        stepped, grad_norm, _ = self.state.optimizer.step()
         lr = self.state.optimizer.param_groups[0]["lr"]
         self.state.schedule.step(self.feed.total)
         self.state.iteration += 1
-        loss, trained, tokens, clipped = _sums(reduced)
+        sums = _sums(reduced)
         seconds = time.perf_counter() - began
         return {
             "iteration": self.state.iteration,
-            "lm loss": loss / max(trained, 1.0),
-            "loss tokens": trained,
-            "clipped samples": clipped,
+            **sums.losses(),
+            "clipped samples": sums.clipped,
+            "skipped steps": int(not stepped),
             "grad norm": float(grad_norm or 0.0),
             "learning-rate": lr,
             "iteration-time": seconds,
-            "tokens/s": tokens / seconds,
+            "data-time": batches.seconds,
+            **self._speed(sums.all_tokens / seconds),
+            "memory GB": memory(),
         }
 
+    def _speed(self, tokens: float) -> dict[str, float]:
+        """Tokens a second of the run, and what each of its devices computes for them."""
+        flops = tokens * self.flops / dist.get_world_size()
+        return {"tokens/s": tokens, "TFLOP/s": flops / TERA, "MFU": flops / self.peak}
 
-def _sums(reduced: list[dict[str, Tensor]]) -> list[float]:
-    """Over all ranks' micro-batches: loss, trained tokens, tokens, clipped samples."""
+    @cached_property
+    def peak(self) -> float:
+        """Operations a second that a device can do at most."""
+        if self.logged["peak_tflops"]:
+            return float(self.logged["peak_tflops"]) * TERA
+        return measured_peak(self.model.config.params_dtype, torch.device(torch.cuda.current_device()))
+
+
+class Sums(NamedTuple):
+    """Of all ranks' micro-batches."""
+
+    loss: float
+    tokens: float
+    picture_loss: float
+    picture_tokens: float
+    all_tokens: float
+    clipped: float
+
+    def losses(self) -> dict[str, float]:
+        """The mean loss of the trained tokens: of all, of sequences with pictures, of those without."""
+        text_loss, text_tokens = self.loss - self.picture_loss, self.tokens - self.picture_tokens
+        found = {"lm loss": self.loss / max(self.tokens, 1.0), "loss tokens": self.tokens}
+        if self.picture_tokens:
+            found["img lm loss"] = self.picture_loss / self.picture_tokens
+            if text_tokens:
+                found["txt lm loss"] = text_loss / text_tokens
+        return found
+
+
+def _sums(reduced: list[dict[str, Tensor]]) -> Sums:
+    """The sums of all ranks; only the last stage has any."""
     if not reduced:
-        return [0.0] * 4
+        return Sums(*[0.0] * len(Sums._fields))
     total = torch.stack([found["lm loss"] for found in reduced]).sum(dim=0)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    sums: list[float] = total.tolist()
-    return sums
+    return Sums(*total.tolist())

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,14 +14,12 @@ from plait.files import appears_whole
 
 log = logging.getLogger(__name__)
 
-LINES_EVERY = 10  # iterations between two lines where there is no terminal
-
 
 class Metrics:
     """The record of a run; rows of the iterations that a job trains are dropped first, others stay."""
 
-    def __init__(self, run: Path, *, start: int, stop: int) -> None:
-        """Open the run's files to go on after iteration ``start``."""
+    def __init__(self, run: Path, *, start: int, stop: int, logged: Mapping[str, Any]) -> None:
+        """Open the run's files to go on after iteration ``start``; ``logged`` are keys of the run."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / "metrics.jsonl"
@@ -33,6 +32,7 @@ class Metrics:
         self.bar = tqdm(total=stop, initial=start, unit="it", disable=not terminal)
         self.lines = not terminal
         self.stop = stop
+        self.every = logged["log_interval"]
 
     def _write(self, lines: list[str]) -> None:
         with appears_whole(self.path) as part:
@@ -67,7 +67,7 @@ class Metrics:
                 self.writer.add_scalar(name, value, iteration)
         self.bar.update(iteration - self.bar.n)
         self.bar.set_postfix_str(f"lm loss {row['lm loss']:.3f}" if "lm loss" in row else "skipped")
-        if self.lines and (iteration % LINES_EVERY == 0 or iteration == self.stop):
+        if self.lines and (iteration % self.every == 0 or iteration == self.stop):
             figures = " | ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
             log.info("iteration %d/%d | %s", iteration, self.stop, figures)
 

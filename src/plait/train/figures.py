@@ -1,0 +1,86 @@
+"""What an iteration cost, in figures: operations, share of the peak, memory, time waited for data."""
+
+import resource
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from plait.models.specs import Spec
+
+if TYPE_CHECKING:
+    from plait.train.batches import Batch
+
+GIGA, TERA = 1e9, 1e12
+PROBE = 1024
+"""Side of the matrices whose product measures a device's peak."""
+
+
+def flops_per_token(spec: Spec, sequence: int) -> float:
+    """Operations of one token forward and backward: 6 a weight, and 12 L H S of attention.
+
+    The rule is that of PaLM's appendix B (Chowdhery et al. 2022): the embedding's lookup is none, and
+    nothing that is computed again counts. A vision tower's share, which pictures and not tokens cost, is
+    left out.
+
+    Args:
+        spec: the model.
+        sequence: S, tokens of a sequence.
+    """
+    text = spec.lm
+    weights = sum(_size(shape) for name, shape in text.shapes.items() if "embed_tokens" not in name)
+    attention = 12 * text.num_layers * text.query_size * sequence
+    return 6.0 * weights + attention
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    product = 1
+    for side in shape:
+        product *= side
+    return product
+
+
+def measured_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of a matrix product of this type here; MFU is a share of it."""
+    one = torch.ones(PROBE, PROBE, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(4):
+        _wait(device)
+        began = time.perf_counter()
+        one @ one
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * PROBE**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def memory() -> float:
+    """The most memory that this process has held, in GB: of its GPU, or of the host."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIGA
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGA
+
+
+class Timed:
+    """An iterator that adds up the seconds it is waited for."""
+
+    def __init__(self, batches: "Iterator[Batch]") -> None:
+        """Wrap micro-batches."""
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> "Iterator[Any]":
+        """Itself."""
+        return self
+
+    def __next__(self) -> "Batch":
+        """The next micro-batch."""
+        began = time.perf_counter()
+        try:
+            return next(self.batches)
+        finally:
+            self.seconds += time.perf_counter() - began
