@@ -44,7 +44,7 @@ VERSIONS = {
     "build": 2,
     "convert": 3,
     "shard": 3,
-    "verify": 2,
+    "verify": 3,
     "schedule": 1,
     "train": 2,
     "export": 1,
