@@ -22,7 +22,7 @@ from plait.verify.ranks import run_ranks
 
 TOLERANCE = 1e-5
 ROUNDED = 3e-5
-"""Tolerance in fp32 arithmetic, where transformers' own rounding has its share, relative to the largest logit."""
+"""Tolerance in fp32 arithmetic, relative to the largest logit: transformers' own rounding has its share."""
 PRECISIONS = (torch.float32, torch.float64)
 """Weights are the artifact's, in fp32; sums are taken in fp32 and in fp64, on both sides. Both differences
 are recorded; fp64's must be within 1e-5. In fp32 the rounding of transformers alone has reached 2e-5 on a
