@@ -21,6 +21,13 @@ WRONG = {
     "two lengths": ({"train_tokens": 100}, "either `epochs` or `train_iters`, or `train_tokens`"),
     "a batch of three copies": ({"data_parallel_size": 3}, "micro_batch_size 2 x data_parallel_size 3"),
     "a range": ({"skip_train_iteration_range": ["9-3"]}, "'9-3' is no range of iterations"),
+    "momentum of none": ({"sgd_momentum": 0.5}, "`sgd_momentum` is read only with `optimizer: sgd`"),
+    "a scale of bf16": ({"loss_scale": 8.0}, "`loss_scale` is read only with `params_dtype: fp16`"),
+    "an amax of none": ({"fp8_amax_history_len": 4}, "is read only with `fp8: hybrid or e4m3`"),
+    "a share of nothing": ({"optimizer_offload_fraction": 0.5}, "with `optimizer_cpu_offload: True`"),
+    "nothing trained": (
+        {"freeze": ["vision_model", "language_model", "vision_projection"]}, "nothing is left to train",
+    ),
     "pieces": ({"context_parallel_size": 3}, "sequences of 256 tokens do not divide into 6 pieces"),
 }  # fmt: skip
 
