@@ -204,6 +204,7 @@ ASKED_IN_THREE = {"txt": b"a ball", "json": b'{"question": "what?"}'}
         ({"jpg": b"\xff", "JPG": b"\xff", **ASKED_IN_THREE}, "unknown_part"),
         (ASKED_IN_THREE, "missing_picture"),
         ({"txt": b"a ball"}, "missing_picture"),
+        ({"jpg": b"\xff", "txt": b"a ball", "json": b"3"}, "not_a_record"),
         ({"json": b'[{"from": "human", "value": "<image>what?"}]'}, "wrong_pictures"),
     ],
 )

@@ -255,7 +255,7 @@ def to_sample(parts: Mapping[str, Any], key: str) -> Sample:
     pictures, found = [values[name] for name in named], values.get("json")
     if isinstance(found, list):
         return conversation(found, pictures, key)
-    if "txt" not in values:
+    if "txt" not in values or not isinstance(found or {}, dict):
         raise RecordError(f"{key} has neither a list of turns nor an answer", reason="not_a_record")
     if not pictures:
         raise RecordError(f"{key} has a question and an answer, but no picture", reason="missing_picture")
