@@ -1,13 +1,16 @@
 """Whether what a run names fits together: its recipe, its model and the format of its data."""
 
+import math
+import re
 from typing import TYPE_CHECKING, Any
 
+from plait.config.paths import SPLIT, local
 from plait.config.schedule import LLAVA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from plait.config.model import Config, Format, HfSource, LlavaModel, Mixture, SoloModel
+    from plait.config.model import Config, Energon, Format, HfSource, LlavaModel, Mixture, SoloModel
     from plait.config.run import Run
 
 ELSEWHERE = ("folder", "hub")
@@ -23,7 +26,7 @@ PICTURE_TEMPLATES = ("llava", "jp_alpaca")
 READERS = {"pack": "packed sequences", "decoder_seq_length": "energon"}
 """The key of a mixture that says who reads it."""
 ONLY = {
-    "pack": ("packing", "overlong", "pictures", "patch_size", "max_resolution"),
+    "pack": ("packing", "overlong", "pictures", "patch_size", "max_resolution", "reject_limit"),
     "decoder_seq_length": ("instruction", "language", "picture_tokens"),
 }
 """Keys of a format that only one reader heeds."""
@@ -32,6 +35,10 @@ LLAVA_ONLY = ("freeze", "stage", "num_workers", "shuffle_buffer_size", "max_samp
 SAME_ORDER = ("mixture", "seed", "global_batch_size")
 """Keys that decide which samples an iteration sees."""
 WITH_TOKENIZER = ("hub", "folder")
+OF_RECORDS = ("pictures", "reject_limit")
+"""Keys of a dataset that only its own chat records heed."""
+OF_WRITING = ("layout", "shard_name", "samples_per_shard")
+"""Keys of energon that only tars heed which are written here."""
 
 
 def check_tokenizer(config: "Config", name: str) -> None:
@@ -47,6 +54,60 @@ def check_tokenizer(config: "Config", name: str) -> None:
             f"tokenizers.{name} is that of raw_hf.{source.model}, whose kind is {kind!r}; "
             f"only models of kind {' or '.join(WITH_TOKENIZER)} bring one"
         )
+
+
+def check_energon(given: "Energon") -> None:
+    """Refuse what no dataset could be prepared by.
+
+    Raises:
+        ValueError: a sentence that names the key.
+    """
+    for pattern in (*given.split_parts.values(), given.exclude):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    if not given.split[0] > 0 or not all(map(math.isfinite, given.split)):
+        raise ValueError(f"split {list(given.split)} gives training no share; e.g. [9, 1, 0]")
+    if given.split_parts:
+        _refuse_ignored("energon", given, ("split",), "`split_parts` stands in its place")
+        if "train" not in given.split_parts:
+            raise ValueError(f"split_parts names {', '.join(given.split_parts)} and leaves train no shard")
+    if given.sample_type == "CrudeWebdataset":
+        _refuse_ignored("energon", given, ("field_map",), "a CrudeWebdataset is read whole")
+
+
+def check_dataset(config: "Config", name: str) -> None:
+    """Refuse a dataset with keys that nothing reads.
+
+    Raises:
+        ValueError: a sentence that names the key.
+    """
+    dataset, where = config.datasets[name], f"datasets.{name}"
+    if dataset.source is None:
+        _refuse_ignored(where, dataset, OF_RECORDS, "it packs records of others, by their keys")
+    if dataset.source and dataset.source.kind == "energon":
+        prepared = "its source is prepared already"
+        _refuse_ignored(where, dataset, ("shards", *OF_RECORDS), prepared)
+        _refuse_ignored(f"{where}.energon", dataset.energon, OF_WRITING, prepared)
+        if (local(dataset.source.path) / SPLIT).is_file():
+            why = f"{dataset.source.path} has a {SPLIT}; split_parts goes before it"
+            _refuse_ignored(f"{where}.energon", dataset.energon, ("split",), why)
+    packed, read = _readers(config)
+    if name in packed - read:
+        keys, why = type(dataset.energon).model_fields, "mixtures only pack its records"
+        _refuse_ignored(f"{where}.energon", dataset.energon, keys, why)
+
+
+def _readers(config: "Config") -> tuple[set[str], set[str]]:
+    """The datasets that mixtures pack, those within others too, and those that energon reads."""
+    packed: set[str] = set()
+    read: set[str] = set()
+    for mixture in config.mixtures.values():
+        (packed if mixture.pack else read).update(mixture.names, mixture.validation)
+    for name in packed | read:
+        packed.update(config.datasets[name].pack_together)
+    return packed, read
 
 
 def check_mixture(config: "Config", name: str) -> None:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from plait.config.base import FormatName, Name, Share, Strict
-from plait.config.fit import check_mixture, check_run, check_tokenizer
+from plait.config.fit import check_dataset, check_energon, check_mixture, check_run, check_tokenizer
 from plait.config.paths import shard_name
 from plait.config.run import Run
 from plait.errors import ConfigError
@@ -121,12 +121,15 @@ class Energon(Strict):
         None,
         description="energon's class; null: VQASample where every sample is one picture and one exchange",
     )
-    field_map: dict[str, str] = Field(
-        {}, description="field of the sample: part of the tar, e.g. context: json[0][value]; empty: by layout"
+    field_map: dict[Literal["image", "context", "answers"], str] = Field(
+        {},
+        description="fields of a VQASample: part of the tar, e.g. context: json[0][value]; those not named "
+        "are the layout's, or those of a prepared folder; image: jpg,png names alternatives",
     )
 
     @model_validator(mode="after")
-    def _shards_have_names(self) -> Self:
+    def _can_be(self) -> Self:
+        check_energon(self)
         try:
             shard_name(self.shard_name, 0)
         except ConfigError as error:
@@ -197,10 +200,12 @@ class Format(Strict):
     )
     instruction: Literal["keep", "none", "drawn"] = Field(
         "keep",
-        description="keep: users' turns as they are; none: reduced to their pictures; drawn: with a drawn "
-        "instruction of the sample's category before them",
+        description="keep: users' turns as they are; none: those with pictures are reduced to them; drawn: "
+        "the first, if it has one, with a drawn instruction of the sample's category",
     )
-    language: Literal["ja", "en"] = Field("ja", description="language of drawn instructions")
+    language: Literal["ja", "en"] | None = Field(
+        None, description="language of drawn instructions; null: en (template llava), ja (jp_alpaca)"
+    )
     picture_tokens: PositiveInt | None = Field(
         None, description="tokens of a picture before a tower's features replace them (LLaVA)"
     )
@@ -230,7 +235,9 @@ class Mixture(Strict):
     datasets: tuple[Name, ...] = Field((), description="datasets at their natural weights")
     weights: dict[Name, PositiveFloat] = Field({}, description="explicit weights by dataset; they sum to 1")
     validation: tuple[Name, ...] = Field(
-        (), description="datasets of the validation blend (energon); empty: the val split of `datasets`"
+        (),
+        description="datasets of the validation blend (energon), by their val split; as a whole, where they "
+        "have none and do not train; empty: the val splits of `datasets`",
     )
 
     @model_validator(mode="after")
@@ -331,8 +338,12 @@ class LlavaModel(Strict):
     projector: str | None = Field(
         None, description="safetensors file with linear_1 and linear_2; null: it is drawn"
     )
-    image_token_id: NonNegativeInt | None = Field(None, description="id of a picture; null: that of <image>")
-    pad_token_id: NonNegativeInt | None = Field(None, description="id of padding; null: that of <pad>")
+    image_token_id: NonNegativeInt | None = Field(
+        None, description="id of a picture; null: that of <image>, and a run trains no other"
+    )
+    pad_token_id: NonNegativeInt | None = Field(
+        None, description="id of padding; null: that of <pad>, and a run pads by no other"
+    )
     new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
     seed: NonNegativeInt = 0
 
@@ -409,6 +420,8 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        for name in self.datasets:
+            check_dataset(self, name)
         for name in self.tokenizers:
             check_tokenizer(self, name)
         for name in self.mixtures:

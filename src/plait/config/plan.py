@@ -35,18 +35,18 @@ from plait.errors import ConfigError
 from plait.files import canonical, read_json, sizes
 
 VERSIONS = {
-    "raw": 1,
-    "chat": 2,
+    "raw": 2,
+    "chat": 3,
     "tokenizer": 1,
     "index": 1,
-    "energon": 2,
-    "analyse": 3,
+    "energon": 3,
+    "analyse": 4,
     "build": 2,
     "convert": 4,
     "shard": 4,
     "verify": 3,
     "schedule": 1,
-    "train": 2,
+    "train": 3,
     "export": 1,
     "report": 1,
     "generate": 2,

@@ -14,7 +14,7 @@ import orjson
 
 from plait import files
 from plait.config.paths import JSONL, NAMES, local
-from plait.data import builtin, chat, energon, llava, webdataset
+from plait.data import builtin, chat, llava, meta, tars, webdataset
 from plait.data.lines import read_lines
 from plait.errors import DataError, RecordError
 
@@ -86,7 +86,7 @@ def link_tars(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     unique, samples = llava.Unique(), 0
     with (folder / builtin.RECORDS).open("wb") as records:
         for path in wanted:
-            for key, parts in webdataset.places(folder / path):
+            for key, parts in tars.places(folder / path):
                 row = {"tar": path, "key": key, "id": unique(key), "parts": parts}
                 records.write(orjson.dumps(row) + b"\n")
                 samples += 1
@@ -121,9 +121,9 @@ def link_energon(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         DataError: it is not there, or is not prepared.
     """
     wanted, others = _link(source["path"], folder, source["kind"])
-    if energon.DATASET not in wanted:
+    if meta.DATASET not in wanted:
         hint = "`energon prepare` makes it; tars without it are a source of kind tars"
-        raise DataError(f"{source['path']} has no {energon.DATASET}", hint=hint)
+        raise DataError(f"{source['path']} has no {meta.DATASET}", hint=hint)
     return {"linked": len(wanted), "other_files": others}
 
 
@@ -230,7 +230,7 @@ def read_places(line: bytes, folder: Path) -> chat.Sample:
         RecordError: it is of neither layout.
     """
     row = orjson.loads(line)
-    parts = webdataset.parts_at(folder / row["tar"], row["parts"])
+    parts = tars.parts_at(folder / row["tar"], row["parts"])
     return replace(llava.checked(webdataset.to_sample(parts, row["key"])), id=row["id"])
 
 
