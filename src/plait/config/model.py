@@ -284,7 +284,7 @@ class FolderModel(Strict):
     """A model folder that is already on this machine; it is linked, not copied."""
 
     kind: Literal["folder"]
-    path: str = Field(description="a folder with config.json and safetensors")
+    path: str = Field(description="a folder with config.json and its weights")
 
 
 class HubModel(Strict):
@@ -334,6 +334,9 @@ class LlavaModel(Strict):
     image_token_id: NonNegativeInt | None = Field(None, description="id of a picture; null: that of <image>")
     pad_token_id: NonNegativeInt | None = Field(None, description="id of padding; null: that of <pad>")
     new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="type of all weights; null: as each source has it"
+    )
     seed: NonNegativeInt = 0
 
 

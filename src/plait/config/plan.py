@@ -41,15 +41,15 @@ VERSIONS = {
     "index": 1,
     "energon": 2,
     "analyse": 3,
-    "build": 2,
+    "build": 3,
     "convert": 3,
     "shard": 3,
     "verify": 2,
     "schedule": 1,
     "train": 2,
-    "export": 1,
+    "export": 2,
     "report": 1,
-    "generate": 2,
+    "generate": 3,
 }
 PATHS = (ChatJsonl, LlavaJson, Tars, EnergonFolder)
 """Sources that name a path of the user's."""
