@@ -60,6 +60,21 @@ def read_json(path: Path | str) -> Any:
         raise DataError(f"{path} is not JSON: {error}") from error
 
 
+def read_object(path: Path | str) -> dict[str, Any]:
+    """Read a JSON object, as every config of a model is one.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or holds another kind of value.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(
+            f"{path} holds a JSON {type(found).__name__}, expected an object with keys",
+            hint="download or write the file anew",
+        )
+    return found
+
+
 def made_by_plait(target: Path, marks: Iterable[str] = (MANIFEST,)) -> bool:
     """Whether replacing what stands at this path loses nothing that plait did not make.
 

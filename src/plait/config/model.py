@@ -291,7 +291,7 @@ class FolderModel(Strict):
     """A model folder that is already on this machine; it is linked, not copied."""
 
     kind: Literal["folder"]
-    path: str = Field(description="a folder with config.json and safetensors")
+    path: str = Field(description="a folder with config.json and its weights")
 
 
 class HubModel(Strict):
@@ -345,6 +345,9 @@ class LlavaModel(Strict):
         None, description="id of padding; null: that of <pad>, and a run pads by no other"
     )
     new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="type of all weights; null: as each source has it"
+    )
     seed: NonNegativeInt = 0
 
 

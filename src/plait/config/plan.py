@@ -41,15 +41,15 @@ VERSIONS = {
     "index": 1,
     "energon": 3,
     "analyse": 4,
-    "build": 2,
+    "build": 3,
     "convert": 4,
     "shard": 4,
     "verify": 3,
     "schedule": 1,
     "train": 3,
-    "export": 1,
+    "export": 2,
     "report": 1,
-    "generate": 2,
+    "generate": 3,
 }
 PATHS = (ChatJsonl, LlavaJson, Tars, EnergonFolder)
 """Sources that name a path of the user's."""

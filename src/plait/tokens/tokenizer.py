@@ -105,7 +105,7 @@ def read(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     if (folder / FAST).is_file():
-        _check_fast(folder / FAST)
+        check_fast(folder / FAST)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except UNREADABLE as error:
@@ -115,8 +115,12 @@ def read(folder: Path) -> Any:
         ) from error
 
 
-def _check_fast(path: Path) -> None:
-    """Find what the library under transformers would raise a bare ``Exception`` for."""
+def check_fast(path: Path) -> None:
+    """Find what the library under transformers would raise a bare ``Exception`` for.
+
+    Raises:
+        DataError: it holds no vocabulary.
+    """
     found = files.read_json(path)
     model = found.get("model") if isinstance(found, dict) else None
     if not isinstance(model, dict) or not model.get("vocab"):
