@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from plait.data.chat import Message, Picture, Sample, Text
+from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
 from plait.train.energon import PictureCollator, image_processor
 from plait.verify.logits import Case, of_megatron
@@ -27,28 +28,35 @@ def asked(picture, words=""):
     )
 
 
-def trained_tokens(folder, load, grid, renderer, sample, served):
+def trained_tokens(folder, load, grid, renderer, conversations):
     """What the Megatron model writes after each prefix of what was served, by the format of its training.
 
-    One pass over prompt and answer: where it equals ``served``, step by step it would be the same.
+    One pass over prompt and answer: where it equals what was served, step by step it would be the same.
 
     Args:
         folder: a Megatron model or checkpoint, with the config and preprocessor that go along with it.
         load: loads a rank's weights from it.
         grid: its grid.
         renderer: of the format.
-        sample: what is asked; the format's instruction has been put in.
-        served: the ids that transformers has written.
+        conversations: pairs of a sample, the format's instruction in it, and the ids that transformers wrote.
     """
+    spec, processor = Spec.of(folder, HF_CONFIG), image_processor(folder)
+    read = [_case(renderer, processor, *pair) for pair in conversations]
+    logits = of_megatron(spec, grid, load, [case for case, _ in read])[torch.float32]
+    found = []
+    for (_, prompt), one in zip(read, logits, strict=True):
+        following = torch.as_tensor(one)[0, prompt - 1 :]
+        following[:, spec.image_token_id] = float("-inf")  # generation never writes a picture
+        found.append(following.argmax(-1).tolist())
+    return found
+
+
+def _case(renderer, processor, sample, served):
+    """Prompt and all but the last token of the answer, and the prompt's length."""
     encoded = renderer.encode(sample)
     prompt = int(np.flatnonzero(encoded.trained)[0])
-    collate = PictureCollator(prompt, fixed=True, processor=image_processor(folder))
-    batch = collate([encoded], renderer.pad_id)
-    spec, more = Spec.of(folder, "hf_config.json"), torch.tensor([served[:-1]], dtype=torch.long)
+    batch = PictureCollator(prompt, fixed=True, processor=processor)([encoded], renderer.pad_id)
+    more = torch.tensor([served[:-1]], dtype=torch.long)
     ids = torch.cat((batch.input_ids, more), dim=1)
     rows = torch.cat((batch.picture_rows, torch.full_like(more, -1)), dim=1)
-    case = Case("greedy", ids, torch.zeros_like(ids), batch.pictures, rows)
-    logits = of_megatron(spec, grid, load, [case])[torch.float32][0]
-    following = torch.as_tensor(logits)[0, prompt - 1 :]
-    following[:, spec.image_token_id] = float("-inf")  # generation never writes a picture
-    return following.argmax(-1).tolist()
+    return Case("greedy", ids, torch.zeros_like(ids), batch.pictures, rows), prompt

@@ -205,16 +205,17 @@ def test_a_llava_loads_strictly_and_captions_a_picture_as_its_trainer_would(run,
     renderer = LlavaRenderer(Path("data/tokenizers", form["tokenizer"]), form)
     iteration = Path(str(layout.Iteration(run=run, iteration=100)))
     grid = Grid(**files.check_manifest(iteration)["facts"]["grid"])
-    model, captions = Model(folder), []
+    model, served, pairs = Model(folder), [], []
     pictures = sorted(Path("data/raw", raw, "pictures").glob("*.png"))
     for picture in pictures[:: len(pictures) // SHOWN][:SHOWN]:
         sample = renderer.instructed(asked(picture.read_bytes()), picture.stem)
         words = "".join(part.text for part in sample.messages[0].parts if isinstance(part, Text))
-        served = model.ask(words.strip("\n"), str(picture), max_new_tokens=8)
-        ids = [token.id for token in served.tokens]
-        assert ids == trained_tokens(iteration, _Trained(iteration), grid, renderer, sample, ids)
-        assert all(0 < token.probability <= 1 for token in served.tokens)
-        captions.append(served.answer)
+        served.append(model.ask(words.strip("\n"), str(picture), max_new_tokens=8))
+        pairs.append((sample, [token.id for token in served[-1].tokens]))
+    written = trained_tokens(iteration, _Trained(iteration), grid, renderer, pairs)
+    assert written == [ids for _, ids in pairs]
+    assert all(0 < token.probability <= 1 for one in served for token in one.tokens)
+    captions = [one.answer for one in served]
     assert all(captions), captions
     assert len(set(captions)) > 1, captions
 
