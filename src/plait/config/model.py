@@ -15,7 +15,14 @@ from pydantic import (
 )
 
 from plait.config.base import FormatName, Name, Share, Strict
-from plait.config.fit import check_dataset, check_energon, check_mixture, check_run, check_tokenizer
+from plait.config.fit import (
+    check_dataset,
+    check_energon,
+    check_mixture,
+    check_model,
+    check_run,
+    check_tokenizer,
+)
 from plait.config.paths import shard_name
 from plait.config.run import Run
 from plait.errors import ConfigError
@@ -429,6 +436,8 @@ class Config(Strict):
             check_tokenizer(self, name)
         for name in self.mixtures:
             check_mixture(self, name)
+        for name in self.raw_hf:
+            check_model(self, name)
         for name in self.runs:
             check_run(self, name)
         return self

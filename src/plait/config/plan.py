@@ -243,13 +243,16 @@ class Plan:
         """The export that answers a run's prompts.
 
         Raises:
-            ConfigError: the run asks nothing.
+            ConfigError: the run asks nothing, or about a picture that is not there.
         """
         if not self.run(generated.run).generate:
             raise ConfigError(
                 f"run {generated.run} asks its exports nothing",
                 hint=f"name prompts in runs.{generated.run}.generate",
             )
+        for number, one in enumerate(self.run(generated.run).generate):
+            if one.image:
+                check_there(f"runs.{generated.run}.generate[{number}].image", one.image)
         return layout.Export(run=generated.run, step=generated.step)
 
     def inputs(self, artifact: Any) -> dict[str, list[layout.Artifact]]:
