@@ -36,14 +36,15 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({}), 
     dp = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     if start:
         before = run / f"iter_{start:07d}"
-        same = files.read_manifest(before)["facts"]["grid"] == grid.facts
+        manifest = files.read_manifest(before)
+        same = manifest["facts"]["grid"] == grid.facts and manifest["settings"]["copies"] == dp[1]
         state.load(before, generators=same)
     else:
         load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, *place)))
         optimizer.reload_model_params()
     target = run / f"iter_{stop:07d}"
     source = run / "source"
-    origin = Origin(source, spec, grid, settings, [], "")
+    origin = Origin(source, spec, grid, settings | {"copies": dp[1]}, [], "")
     if torch.distributed.get_rank() == 0:
         source.mkdir(exist_ok=True)
         (source / HF_CONFIG).write_text(json.dumps(config))
