@@ -32,8 +32,8 @@ rule train:
         "data/benchmarks/train/{run}/iter_{iteration}.tsv"
     threads: processes
     resources:
-        logged=logged,
+        around=around,
     params:
         settings=settings(layout.Iteration),
     shell:
-        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --logging {resources.logged:q} > {log} 2>&1"
+        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --around {resources.around:q} > {log} 2>&1"

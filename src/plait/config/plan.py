@@ -29,7 +29,7 @@ from plait.config.model import (
     YouSupply,
 )
 from plait.config.paths import NAMES, check_there, local
-from plait.config.run import Logging, Run
+from plait.config.run import Around, Run
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
 from plait.files import canonical, read_json, sizes
@@ -298,9 +298,9 @@ class Plan:
             return layout.Iteration(run=run.start_run, iteration=run.start_iteration)
         return self.sharded(iteration.run)
 
-    def logged(self, name: str) -> dict[str, Any]:
-        """What a run tells while it trains: keys that change nothing of what is trained."""
-        return self.run(name).model_dump(mode="json", include=set(Logging.model_fields))
+    def around(self, name: str) -> dict[str, Any]:
+        """How a run is started and what it tells: keys that change nothing of what is trained."""
+        return self.run(name).model_dump(mode="json", include=set(Around.model_fields))
 
     def first(self, name: str) -> int:
         """The iteration after which a run begins: 0, or where the one stopped that it goes on from."""
@@ -445,7 +445,7 @@ WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 NOT_TRAIN_KEYS = {
     "exports",
     "generate",
-    *Logging.model_fields,
+    *Around.model_fields,
     *SCHEDULE_KEYS - {"recipe", "global_batch_size"},
 }
 SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {

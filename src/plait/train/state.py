@@ -1,14 +1,14 @@
 """Saving and loading a run: Megatron's dist_checkpointing in a folder that appears whole.
 
 Model, optimizer and schedule are stored by global tensors, so another grid can read them. The
-generators' states belong to a grid; a job on another grid starts its own.
+generators' states belong to ranks; a job of other ranks starts its own.
 """
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -51,7 +51,7 @@ class TrainState:
         }
 
     def load(self, folder: Path, *, generators: bool = True) -> None:
-        """Take everything from a checkpoint; ``generators`` only from one of the same grid."""
+        """Take everything from a checkpoint; ``generators`` only from one of as many ranks."""
         wanted = self.sharded(is_loading=True, generators=generators)
         found = dist_checkpointing.load(wanted, str(folder))
         load_weights(self.model, found)
@@ -85,18 +85,19 @@ def _interned(value: Any) -> Any:
 
 
 def _generators() -> ShardedObject:
-    """The states of this rank's generators, stored by its place in the grid."""
+    """The states of this rank's generators, stored by its place: copies draw alike only for equal lengths."""
     state = {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
-    pp, tp = (
+    sizes = (
         parallel_state.get_pipeline_model_parallel_world_size(),
         parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_data_parallel_world_size(with_context_parallel=True),
     )
     place = (
         parallel_state.get_pipeline_model_parallel_rank(),
         parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_data_parallel_rank(with_context_parallel=True),
     )
-    replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-    return ShardedObject("rng_state", state, (pp, tp), place, replica_id=replica)
+    return ShardedObject("rng_state", state, sizes, place)
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Origin:
         settings: the run's settings; they go into the manifest.
         inputs: what the manifest names as inputs.
         tokenizer: sha256 of the model's tokenizer.json, carried to what is trained from here.
+        kind: a persistent checkpoint, or a state against a crash, which is neither proven nor tracked.
+        facts: what the manifest says besides.
     """
 
     start: Path
@@ -118,16 +121,26 @@ class Origin:
     settings: Mapping[str, Any]
     inputs: list[Path]
     tokenizer: str
+    kind: Literal["iteration", "state"] = "iteration"
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def save(state: TrainState, target: Path, origin: Origin, loader: dict[str, Any] | None = None) -> None:
-    """Write a persistent checkpoint with its manifest; all ranks take part, rank 0 publishes.
+def save(
+    state: TrainState,
+    target: Path,
+    origin: Origin,
+    loader: dict[str, Any] | None = None,
+    *,
+    allowed: Callable[[], None] = lambda: None,
+) -> None:
+    """Write a checkpoint with its manifest; all ranks take part, rank 0 publishes.
 
     Args:
         state: what to save.
         target: the iteration's folder.
         origin: where it comes from.
         loader: this data parallel rank's place in its data, where seed and step do not say it.
+        allowed: asked by rank 0 before it publishes; it raises where the run is another job's by now.
 
     Raises:
         LayoutError: a folder that plait did not make stands at the target.
@@ -146,6 +159,7 @@ def save(state: TrainState, target: Path, origin: Origin, loader: dict[str, Any]
     if dist.get_rank() == 0:
         carry(origin.start, part)
         files.write_json(part / TRAINED_WITH, origin.settings)
+        allowed()
         publish(part, target, origin)
     dist.barrier()
 
@@ -162,10 +176,19 @@ def _first_of_its_copy() -> bool:
 
 def publish(part: Path, target: Path, origin: Origin) -> None:
     """Check what was written, write the manifest and rename the folder into place."""
-    facts = {**facts_of_iteration(part, origin.spec, origin.grid), "tokenizer": origin.tokenizer}
-    files.write_manifest(part, kind="iteration", settings=origin.settings, inputs=origin.inputs, facts=facts)
+    proven = origin.kind == "iteration"
+    facts = facts_of_iteration(part, origin.spec, origin.grid) if proven else {"grid": origin.grid.facts}
+    files.write_manifest(
+        part,
+        kind=origin.kind,
+        settings=origin.settings,
+        inputs=origin.inputs,
+        facts={**facts, **origin.facts, "tokenizer": origin.tokenizer},
+    )
     files.sync(part)
     files.remove(target)
     part.rename(target)
-    with files.appears_whole(target.parent / TRACKER) as tracker:
-        tracker.write_text(str(int(target.name.removeprefix("iter_"))))
+    files.sync(target.parent, deep=False)
+    if proven:
+        with files.appears_whole(target.parent / TRACKER) as tracker:
+            tracker.write_text(str(int(target.name.removeprefix("iter_"))))
