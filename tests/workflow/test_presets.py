@@ -17,7 +17,10 @@ TARGETS = {
     "solo-mistral-7b": "MultimodalMistral-7B-T2P1-stage3-lr5e-5-warmup200-bs128-seq32768/hf/model_iter_300",
     "codeact-llama2-7b": "Llama-2-7b-t4-p1-codeact-lr1e-5-warmup50-bs32-seq4096-ep5/hf/model_iter_3030",
     "codeact-mistral-7b": "Mistral-7b-t4-p1-codeact-lr1e-5-warmup50-bs32-seq16384-ep5/hf/model_iter_760",
-    "llava-mistral-7b": "mcore-llava-7B-lr-1.5e-4-minlr-1e-5-bs-1-gbs-256-seqlen-1024/hf/model_iter_20000",
+    "llava-mistral-7b": (
+        "finetune-mcore-llava-7B-lr-0.00015-minlr-1e-5-bs-1-gbs-256-seqlen-576-pr-bf16-tp-4-pp-1-cp-1-ac-true-"
+        "do-true-sp--ti-20000-wi-200/hf/model_iter_20000"
+    ),
     "llava-jp-13b": "llavajp13b-tp4-pp1-dp2-stage2/hf/model_iter_2000",
 }
 
