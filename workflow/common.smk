@@ -39,6 +39,28 @@ def made(kind, wildcards):
     return kind.read(kind.PATTERN.format(**dict(wildcards.items())))
 
 
+def ask_the_hub(found):
+    """Where a revision is not locked yet, a job asks the hub first; then the plan is made again."""
+    for tree in [one for several in found.values() for one in several]:
+        if isinstance(tree, layout.HubTree):
+            if tree not in waiting:
+                waiting.add(tree)
+                logger.info(f"{tree.key} is not locked yet: a job asks the hub first.")
+            checkpoints.lock.get(repo=tree.repo, revision=tree.revision)
+
+
+@in_snakemakes_frame
+def from_afar(wildcards):
+    """Every file that config/ takes from the hub or from URLs."""
+    found = {where: plan.fetched(where) for where in plan.fetchables()}
+    ask_the_hub(found)
+    for where, several in found.items():
+        if where not in waiting:
+            waiting.add(where)
+            logger.info(plan.to_fetch(where))
+    return [ancient(str(one)) for several in found.values() for one in several]
+
+
 def inputs(kind):
     """The artifacts that one of this kind is made from, by name, and their manifests.
 
@@ -57,6 +79,7 @@ def inputs(kind):
             waiting.add(plan.to_supply(artifact))
             logger.info(f"You must supply {plan.to_supply(artifact)}.")
         files.refuse_foreign(artifact)
+        ask_the_hub(found)
         manifests = [one.manifest for several in found.values() for one in several]
         folders = {
             name: [folder(one) for one in several] for name, several in found.items()

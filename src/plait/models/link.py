@@ -10,6 +10,7 @@ from plait import files
 from plait.config.model import FolderModel
 from plait.config.paths import local
 from plait.errors import CheckpointError
+from plait.fetch.lfs import refuse_pointers
 from plait.layout import MANIFEST
 from plait.models.common import open_language_model
 from plait.models.specs import ARCHITECTURES, LLAVA, Spec
@@ -36,7 +37,7 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such folder, it does not hold what its config promises, or it
             has no tokenizer.
-        DataError: its tokenizer cannot be read.
+        DataError: its tokenizer cannot be read, or its large files are still pointers of git LFS.
     """
     source = local(settings.path).resolve()
     if not source.is_dir():
@@ -51,6 +52,7 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
         and path.name != MANIFEST
         and path.suffix not in OTHER_FORMATS
     ]
+    refuse_pointers(found)
     for path in found:
         (folder / path.name).symlink_to(path)
     tensors = FolderTensors(folder)
