@@ -5,13 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_server import Hub
+from hub_server import BIG, COMMIT, SMALL, Hub
 
 from plait import layout
-
-BIG = bytes(range(256)) * (4 << 10)
-"""1 MiB, listed as LFS has it."""
-SMALL = b'{"a": 1}\n'
 
 
 @pytest.fixture
@@ -65,8 +61,6 @@ class Place:
         return said
 
     def file(self, name, repo="models--us--tiny"):
-        from hub_server import COMMIT
-
         return str(layout.HubFile(repo=repo, commit=COMMIT, file=name))
 
     def read(self, path):
@@ -98,8 +92,6 @@ def caches(tmp_path):
     """A function that puts a file into a cache as huggingface_hub has it; the cache."""
 
     def put(name, content, repo="models--us--tiny"):
-        from hub_server import COMMIT
-
         home = Path(tmp_path / "hf")
         blob = home / "hub" / repo / "blobs" / name.replace("/", "_")
         link = home / "hub" / repo / "snapshots" / COMMIT / name

@@ -5,8 +5,7 @@ import json
 import time
 
 import pytest
-from conftest import BIG, SMALL
-from hub_server import COMMIT, TOKEN, Hub, git_sha1
+from hub_server import BIG, COMMIT, SMALL, TOKEN, Hub, git_sha1
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

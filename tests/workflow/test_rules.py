@@ -33,10 +33,10 @@ def test_rules_are_at_most_sixteen_lines_and_their_docstring():
         assert len(lines) + 1 <= 16, name
 
 
-def test_rules_share_at_most_ten_functions():
+def test_rules_share_at_most_eleven_functions():
     helpers = (ROOT / "workflow/common.smk").read_text()
 
-    assert len(re.findall(r"^def ", helpers, re.MULTILINE)) <= 10
+    assert len(re.findall(r"^def ", helpers, re.MULTILINE)) <= 11
     for source in SOURCES:
         if source.name != "common.smk":
             assert "def " not in source.read_text()

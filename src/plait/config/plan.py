@@ -471,7 +471,7 @@ class Plan:
 INPUTS: dict[type[layout.Artifact], Callable[[Plan, Any], dict[str, Any]]] = {
     layout.HubTree: lambda _plan, _it: {},
     layout.HubFile: lambda _plan, _it: {},
-    layout.Raw: lambda plan, it: {"artifacts": plan.sources(it)},
+    layout.Raw: lambda plan, it: {"files": plan.sources(it)},
     layout.Chat: lambda plan, it: {"raw": [plan.raw(it)]},
     layout.Tokenizer: lambda plan, it: {"base": plan.base_tokenizer(it)},
     layout.Indexed: lambda plan, it: {"tokenizer": [plan.tokenizer_of(it)], "chats": plan.chats(it)},

@@ -33,16 +33,16 @@ def brought(source: Mapping[str, Any]) -> list[HubFile]:
     """
     settings = (HubData if source["kind"] == "hub" else UrlData).model_validate(source)
     found = Lock().files(settings, "datasets")
-    if found is None:
-        raise DataError(f"{source['repo']} is not locked", hint="plait lock")
-    for file in found:
+    if found is None and isinstance(settings, HubData):
+        raise DataError(f"{settings.tree.key} is not locked", hint="plait lock")
+    for file in found or ():
         checked = files.read_json(file.manifest)
         if not Path(str(file)).is_file() or Path(str(file)).stat().st_size != checked["bytes"]:
             raise DataError(
                 f"{file} is not the file that was fetched", hint=f"remove it, then plait fetch {file}"
             )
-    refuse_pointers(Path(str(file)) for file in found)
-    return found
+    refuse_pointers(Path(str(file)) for file in found or ())
+    return found or []
 
 
 def place(source: Mapping[str, Any], folder: Path) -> list[str]:

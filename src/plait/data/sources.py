@@ -165,10 +165,11 @@ def inputs(source: Mapping[str, Any]) -> list[str]:
 
 
 def unlisted(source: Mapping[str, Any]) -> frozenset[str]:
-    """Files whose content stands in the records picture by picture: a zip of pictures is read 56 times."""
-    return (
-        frozenset({llava.PICTURES}) if source.get("as_kind", source["kind"]) == "llava-json" else frozenset()
-    )
+    """Zips of pictures: the records have a digest of each, and every shard would read the whole zip again."""
+    if source.get("as_kind", source["kind"]) != "llava-json":
+        return frozenset()
+    zips = [Path(file.file).name for file in fetched.brought(source)] if source["kind"] == "hub" else []
+    return frozenset({llava.PICTURES, *(name for name in zips if name.endswith(".zip"))})
 
 
 def reader(source: Mapping[str, Any]) -> Callable[[bytes, Path], chat.Sample]:

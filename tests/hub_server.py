@@ -18,6 +18,11 @@ LARGE = 4096
 """From this size on a file is listed as LFS has it."""
 
 
+BIG = bytes(range(256)) * (4 << 10)
+"""1 MiB, listed as LFS has it."""
+SMALL = b'{"a": 1}\n'
+
+
 def git_sha1(content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
