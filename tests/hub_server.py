@@ -56,6 +56,8 @@ class Hub:
     """Plain files by path, for sources by URL."""
     gated: set = field(default_factory=set)
     private: set = field(default_factory=set)
+    closed: set = field(default_factory=set)
+    """Gated, and the token's account has not accepted the terms."""
     faults: Faults = field(default_factory=Faults)
     requests: list = field(default_factory=list)
     page: int = 1000
@@ -159,6 +161,8 @@ class Handler(BaseHTTPRequestHandler):
         key, (commit, _, name) = kind + before[1:], after.partition("/")
         if self.barred(key):
             return None
+        if key in self.hub.closed:
+            return self.refuse(403, "GatedRepo")
         if key in self.hub.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.refuse(401, "GatedRepo")
         if commit != COMMIT or name not in self.hub.repos[key]:

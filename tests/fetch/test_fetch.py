@@ -166,6 +166,7 @@ def test_a_redirect_in_circles_ends(hub, locked):
 
 REFUSALS = {
     "gated": ({}, "us/tiny: config.json is gated, and no token was found"),
+    "closed": ({"HF_TOKEN": TOKEN}, "is gated, and the token you have is of an account without access"),
     "gated with another's token": ({"HF_TOKEN": "hf_other"}, "the hub does not accept your token"),
     "private": ({}, "the hub has no us/tiny: config.json"),
     "gone": ({}, "the hub has no us/tiny: config.json"),
@@ -177,6 +178,8 @@ def test_refusals_are_sentences(hub, locked, case):
     environment, sentence = REFUSALS[case]
     if case.startswith("gated"):
         hub.gated.add("models/us/tiny")
+    if case == "closed":
+        hub.closed.add("models/us/tiny")
     if case == "private":
         hub.private.add("models/us/tiny")
     if case == "gone":
@@ -184,7 +187,7 @@ def test_refusals_are_sentences(hub, locked, case):
     said = locked.plait("fetch", locked.file(CONFIG), code=2, **environment)
     assert sentence in said
     assert "HF_TOKEN" in said
-    assert "hf_other" not in said
+    assert "hf_" not in said
     assert len(hub.files_asked()) == 1, "a refusal is not tried again"
 
 
@@ -232,6 +235,22 @@ def test_offline_says_what_to_do(locked, hub):
     assert "us/tiny: config.json is not here, and HF_HUB_OFFLINE keeps us from fetching it" in said
     assert "snakemake prefetch" in said
     assert len(hub.requests) == asked
+
+
+def test_offline_nothing_is_locked(place, hub):
+    said = place.plait("lock", code=2, HF_HUB_OFFLINE="1")
+    assert "the list of the files of us/tiny@main is not here, and HF_HUB_OFFLINE keeps us from" in said
+    assert hub.requests == []
+
+
+def test_many_locks_at_one_time_lose_no_entry(place, hub):
+    names = [f"us/m{number}" for number in range(6)]
+    hub.repos |= {f"models/{name}": {"config.json": SMALL} for name in names}
+    targets = [f"data/hub/models--{name.replace('/', '--')}/main.json" for name in names]
+    jobs = [place.start("lock", target) for target in targets]
+    said = [job.communicate(timeout=60)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 6, said
+    assert set(place.lock) == {f"models/{name}@main" for name in names}
 
 
 def test_the_file_of_a_cache_is_linked(locked, hub, caches):

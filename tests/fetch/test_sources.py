@@ -240,3 +240,28 @@ def test_parquet_of_something_else_is_a_sentence(hub, place):
     place.plait("lock")
     place.plait("fetch", place.file("a.parquet", repo="datasets--us--talks"))
     assert "cannot be read as parquet" in place.plait("raw", "data/raw/x", code=2)
+
+
+def test_pictures_of_ones_own_may_lie_in_a_zip_too(place):
+    (place.folder / "mine").mkdir()
+    (place.folder / "mine/list.json").write_bytes(LLAVA)
+    (place.folder / "mine/all.zip").write_bytes(zipped(PICTURES))
+    source = {"kind": "llava-json", "path": "mine/list.json", "images": "mine/all.zip"}
+    found = brought(place, source)
+    assert [one.messages[0].parts[0] for one in found] == [picture(n) for n in range(3)]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 5\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("chat-jsonl", "a.jsonl"), ("tars", "0.tar"), ("llava-json", "list.json")]
+)
+def test_a_clone_without_its_large_files_is_refused(place, kind, name):
+    (place.folder / "clone").mkdir()
+    (place.folder / "clone" / name).write_bytes(POINTER)
+    path = f"clone/{name}" if kind == "llava-json" else "clone"
+    place.config({"datasets": {"x": {"source": {"kind": kind, "path": path}}}})
+    said = place.plait("raw", "data/raw/x", code=2)
+    assert f"{name} is a pointer of git LFS: the large files were never fetched" in said
+    assert f"git -C {place.folder}/clone lfs pull" in said

@@ -105,6 +105,7 @@ def link_llava(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         DataError: the json or the folder is not there, or the json is no list.
     """
     path = _origin(source["path"])
+    refuse_pointers([path])
     pictures = _origin(source["images"]) if source["images"] else path.parent
     if not pictures.is_dir() and pictures.suffix != ".zip":
         raise DataError(
