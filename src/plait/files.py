@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import DataError, LayoutError
-from plait.layout import MANIFEST, Artifact, Chat, Export, Run
+from plait.layout import MANIFEST, Artifact, Chat, Export, HubFile, Run
 
 SCHEMA = 1
 SNAKEMAKE_LEFTOVERS = {".snakemake_timestamp"}
@@ -96,7 +96,7 @@ def foreign(artifact: Artifact) -> Path | None:
         # The rejects are there before the shard is, so a killed stage leaves a shard that is still known.
         marks = (Path(artifact.manifest), Path(artifact.rejects))
         return target if os.path.lexists(target) and not any(mark.is_file() for mark in marks) else None
-    if isinstance(artifact, Run):
+    if isinstance(artifact, Run) or (isinstance(artifact, HubFile) and not target.is_dir()):
         return None
     return None if made_by_plait(target, artifact.MARKS) else target
 
@@ -175,6 +175,14 @@ def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]
         sync(target.parent, deep=False)
     finally:
         remove(part)
+
+
+def link(source: Path | str, place: Path) -> None:
+    """Link to a file of this project by the way from here to there: the project may be moved."""
+    source = Path(source)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    there = os.path.relpath(source.parent.resolve(), place.parent.resolve())
+    place.symlink_to(Path(there) / source.name)
 
 
 def final_name(part: Path) -> str:

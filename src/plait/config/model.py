@@ -23,6 +23,7 @@ from plait.config.fit import (
     check_run,
     check_tokenizer,
 )
+from plait.config.hub import AsKind, HubData, HubModel, UrlData
 from plait.config.paths import shard_name
 from plait.config.run import Run
 from plait.errors import ConfigError
@@ -61,7 +62,9 @@ class LlavaJson(Strict):
 
     kind: Literal["llava-json"]
     path: str = Field(description="the json file, e.g. blip_laion_cc_sbu_558k.json")
-    images: str = Field("", description="the folder of its pictures; empty is the folder of the json")
+    images: str = Field(
+        "", description="the folder of its pictures, or a zip of them; empty is the folder of the json"
+    )
 
 
 class Tars(Strict):
@@ -83,13 +86,19 @@ class YouSupply(Strict):
 
     kind: Literal["you-supply"]
     what: str = Field(description="what they are, in a sentence")
-    as_kind: Literal["chat-jsonl", "llava-json", "tars"] = Field(
-        "chat-jsonl", description="the kind of source that takes its place"
-    )
+    as_kind: AsKind = Field("chat-jsonl", description="the kind of source that takes its place")
 
 
 Source = Annotated[
-    EmojiCaptions | ChatterbotDialogues | ChatJsonl | LlavaJson | Tars | EnergonFolder | YouSupply,
+    EmojiCaptions
+    | ChatterbotDialogues
+    | ChatJsonl
+    | LlavaJson
+    | Tars
+    | EnergonFolder
+    | HubData
+    | UrlData
+    | YouSupply,
     Field(discriminator="kind"),
 ]
 
@@ -299,14 +308,6 @@ class FolderModel(Strict):
 
     kind: Literal["folder"]
     path: str = Field(description="a folder with config.json and its weights")
-
-
-class HubModel(Strict):
-    """A model of the Hugging Face hub, downloaded at one commit and checked file by file."""
-
-    kind: Literal["hub"]
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
-    revision: str = Field("main", description="a commit, tag or branch; a commit never changes")
 
 
 class TowerModel(Strict):

@@ -10,6 +10,7 @@ from plait import files
 from plait.config.model import FolderModel
 from plait.config.paths import local
 from plait.errors import CheckpointError
+from plait.fetch.lfs import refuse_pointers
 from plait.layout import MANIFEST
 from plait.models.common import open_language_model
 from plait.models.specs import ARCHITECTURES, LLAVA, Spec
@@ -44,7 +45,7 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such folder, it does not hold what its config promises, or it
             has no tokenizer.
-        DataError: its tokenizer cannot be read.
+        DataError: its tokenizer cannot be read, or its large files are still pointers of git LFS.
     """
     source = local(settings.path).resolve()
     if not source.is_dir():
@@ -59,6 +60,8 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
         and path.name not in (MANIFEST, BIN_INDEX)
         and path.suffix not in OTHER_FORMATS
     ]
+    safe = any(path.suffix == ".safetensors" for path in found)
+    refuse_pointers(found if safe else [*found, *sorted(source.glob("pytorch_model*.bin"))])
     for path in found:
         (folder / path.name).symlink_to(path)
     written = as_safetensors(source, folder)

@@ -17,6 +17,7 @@ from typing import Any
 from plait import files
 from plait.config.paths import local
 from plait.errors import ConfigError, DataError
+from plait.fetch.lfs import refuse_pointers
 from plait.tokens.templates import chat_template
 from plait.tokens.vocabulary import GROUPS, PADDING
 
@@ -91,6 +92,7 @@ def _from_folder(folder: Path, path: Path) -> Any:
     """Read the tokenizer of a local folder."""
     if not any((path / name).is_file() for name in (FAST, SENTENCEPIECE)):
         raise ConfigError(f"{path} holds neither {FAST} nor {SENTENCEPIECE}")
+    refuse_pointers([path / FAST, path / SENTENCEPIECE])
     if (path / SENTENCEPIECE).is_file():
         shutil.copyfile(path / SENTENCEPIECE, folder / SENTENCEPIECE)
     return read(path)
