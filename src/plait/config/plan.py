@@ -37,7 +37,7 @@ from plait.files import canonical, read_json, sizes
 
 VERSIONS = {
     "raw": 2,
-    "chat": 3,
+    "chat": 4,
     "lock": 1,
     "fetch": 1,
     "tokenizer": 1,
