@@ -25,6 +25,8 @@ WRONG = {
     "a scale of bf16": ({"loss_scale": 8.0}, "`loss_scale` is read only with `params_dtype: fp16`"),
     "an amax of none": ({"fp8_amax_history_len": 4}, "is read only with `fp8: hybrid or e4m3`"),
     "a share of nothing": ({"optimizer_offload_fraction": 0.5}, "with `optimizer_cpu_offload: True`"),
+    "fp8 without its layers": ({"fp8": "hybrid"}, "fp8 'hybrid' would be read by Transformer Engine's"),
+    "attention of others": ({"attention_backend": "flash"}, "attention_backend 'flash' would be read by"),
     "nothing trained": (
         {"freeze": ["vision_model", "language_model", "vision_projection"]}, "nothing is left to train",
     ),

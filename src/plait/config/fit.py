@@ -5,6 +5,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from plait.config.paths import SPLIT, local
+from plait.config.run import needs_engine
 from plait.config.schedule import LLAVA
 
 if TYPE_CHECKING:
@@ -194,6 +195,9 @@ def check_run(config: "Config", name: str) -> None:
     model = _source_name(config, run.model)
     source, mixture = config.raw_hf[model], config.mixtures[run.mixture]
     form = config.formats[mixture.format]
+    unread = needs_engine(run.model_dump())
+    if unread:
+        raise ValueError(f"runs.{name}: {unread}; leave it out")
     _check_recipe(config, name, run, model)
     _check_reader(name, run, mixture, form)
     _check_start(config, name, run)

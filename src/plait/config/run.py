@@ -38,6 +38,8 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "optimizer_offload_fraction": ("optimizer_cpu_offload", (True,)),
 }
 """Keys that are read only where another has one of these values."""
+NEEDS_ENGINE: dict[str, Any] = {"fp8": None, "attention_backend": "auto"}
+"""Keys that only Transformer Engine's layers would read where they differ from this value."""
 Part = Literal["language_model", "vision_model", "vision_projection"]
 PARTS: tuple[Part, ...] = get_args(Part)
 LENGTHS = ("epochs", "train_iters", "train_tokens")
@@ -345,6 +347,17 @@ AXES = tuple(f"{axis}_parallel_size" for axis in ("tensor_model", "pipeline_mode
 def world_size(run: Mapping[str, Any]) -> int:
     """Processes of a run: tensor x pipeline x context x data."""
     return math.prod(int(run[axis]) for axis in AXES)
+
+
+def needs_engine(run: Mapping[str, Any]) -> str:
+    """Which key of a run no layer of plait's reads, in a sentence; "" if there is none."""
+    for key, without in NEEDS_ENGINE.items():
+        if run[key] != without:
+            return (
+                f"{key} {run[key]!r} would be read by Transformer Engine's layers, and plait builds Megatron "
+                "Core's own"
+            )
+    return ""
 
 
 def processes_per_node(run: Mapping[str, Any], nodes: int) -> int:

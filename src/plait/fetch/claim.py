@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from plait.errors import DataError
+from plait.processes import started
 
 BEAT, STALE, LOOK = 5.0, 60.0, 0.5
 
@@ -69,7 +70,7 @@ def claim(path: Path, what: str) -> Iterator[Claim]:
         path: the file that says it.
         what: what is claimed, for the line that says who is waited for.
     """
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
     text = json.dumps({**me, "nonce": uuid.uuid4().hex})
     mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def _ended(text: str) -> bool:
     found = _parsed(text)
     if found.get("host") != socket.gethostname():
         return False
-    return _started(int(found.get("pid", 0))) != found.get("started")
+    return started(int(found.get("pid", 0))) != found.get("started")
 
 
 def _parsed(text: str) -> dict[str, str | int]:
@@ -143,11 +144,3 @@ def _parsed(text: str) -> dict[str, str | int]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _started(pid: int) -> str:
-    """When a process of this machine began, in the kernel's ticks; empty where there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except OSError:
-        return ""

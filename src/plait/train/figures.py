@@ -1,5 +1,6 @@
 """What an iteration cost, in figures: operations, share of the peak, memory, time waited for data."""
 
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -29,16 +30,9 @@ def flops_per_token(spec: Spec, sequence: int) -> float:
         sequence: S, tokens of a sequence.
     """
     text = spec.lm
-    weights = sum(_size(shape) for name, shape in text.shapes.items() if "embed_tokens" not in name)
+    weights = sum(math.prod(shape) for name, shape in text.shapes.items() if "embed_tokens" not in name)
     attention = 12 * text.num_layers * text.query_size * sequence
     return 6.0 * weights + attention
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
 
 
 def measured_peak(dtype: torch.dtype, device: torch.device) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from plait.config.run import needs_engine
 from plait.errors import ConfigError
 
 NEEDS_GPU: dict[str, tuple[Any, str]] = {
@@ -10,8 +11,6 @@ NEEDS_GPU: dict[str, tuple[Any, str]] = {
     "optimizer_cpu_offload": (False, "a device that the optimizer's state can be moved from"),
 }
 """Keys that need a GPU where they differ from this value, and what they reach there."""
-NEEDS_ENGINE: dict[str, Any] = {"fp8": None, "attention_backend": "auto"}
-"""Keys that only Transformer Engine's layers would read where they differ from this value."""
 
 
 def check_hardware(run: Mapping[str, Any], *, gpu: bool) -> None:
@@ -24,13 +23,9 @@ def check_hardware(run: Mapping[str, Any], *, gpu: bool) -> None:
     Raises:
         ConfigError: it names the key.
     """
-    for key, without in NEEDS_ENGINE.items():
-        if run[key] != without:
-            raise ConfigError(
-                f"{key} {run[key]!r} would be read by Transformer Engine's layers, and plait builds Megatron "
-                "Core's own",
-                hint=f"leave {key} out",
-            )
+    unread = needs_engine(run)
+    if unread:
+        raise ConfigError(unread, hint="leave it out")
     if gpu:
         return
     for key, (without, what) in NEEDS_GPU.items():

@@ -21,23 +21,13 @@ from typing import Literal, Self
 
 from plait import files
 from plait.errors import CheckpointError
+from plait.processes import started
 from plait.train import slurm
 
 NAME = ".lease"
 BEAT = 20.0
 SILENCE = 600.0
 """Seconds without a beat after which a holder that nobody can ask for is taken for dead."""
-BOOT = Path("/proc/sys/kernel/random/boot_id")
-
-
-def started(pid: int) -> str:
-    """What tells a process from later ones of its number: boot and tick of its start; "" if it is gone."""
-    with contextlib.suppress(OSError, IndexError):
-        # The name, in parentheses, may hold spaces.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        if fields[0] != "Z":
-            return f"{BOOT.read_text(encoding='utf-8').split('-')[0]}-{fields[19]}"
-    return ""
 
 
 @dataclass(frozen=True)
