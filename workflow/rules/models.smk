@@ -12,6 +12,8 @@ rule model:
         "data/logs/model/{model}.log",
     benchmark:
         "data/benchmarks/model/{model}.tsv"
+    resources:
+        **asks("model"),
     params:
         settings=settings(layout.HfModel),
     shell:
@@ -29,6 +31,8 @@ rule convert:
         "data/logs/convert/{model}.log",
     benchmark:
         "data/benchmarks/convert/{model}.tsv"
+    resources:
+        **asks("convert"),
     params:
         settings=settings(layout.Megatron),
     shell:
@@ -47,6 +51,8 @@ rule shard:
         "data/logs/shard/{model}-tp{tp}-pp{pp}.log",
     benchmark:
         "data/benchmarks/shard/{model}-tp{tp}-pp{pp}.tsv"
+    resources:
+        **asks("shard"),
     params:
         settings=settings(layout.Sharded),
     shell:
