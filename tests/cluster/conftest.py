@@ -2,8 +2,11 @@
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from workflow.projects import BIN, Project
 SCRIPT = Path(__file__).parent / "one_host_slurm"
 QUICK = {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 5}
 """What the tests change of the shipped profile: they cannot wait as one waits for a cluster."""
+ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
 def pytest_collection_modifyitems(items):
@@ -70,10 +74,26 @@ class OnSlurm(Project):
         """Snakemake with the profile, from here."""
         return self.snakemake("--profile", "slurm", *targets, config=config, timeout=timeout)
 
+    @contextmanager
+    def driver(self, *targets):
+        """Snakemake with the profile, beside what the test does; what it says is in ``driver.log``."""
+        words = [sys.executable, "-m", "snakemake", "--profile", "slurm", *targets]
+        with (self.folder / "driver.log").open("a") as log:
+            process = subprocess.Popen(words, cwd=self.folder, env=ENVIRONMENT, stdout=log, stderr=log)
+            try:
+                yield process
+            finally:
+                process.kill()
+                process.wait()
+
+    @property
+    def said(self):
+        """What the drivers beside the test have said."""
+        return (self.folder / "driver.log").read_text()
+
     def sbatch(self, *words):
         """A batch job from here; its number."""
-        environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
-        return run("sbatch", "--parsable", *words, cwd=self.folder, env=environment).strip()
+        return run("sbatch", "--parsable", *words, cwd=self.folder, env=ENVIRONMENT).strip()
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +107,21 @@ def cluster():
         run(SCRIPT, "down")
 
 
+@pytest.fixture(scope="session")
+def project_on_slurm(cluster):
+    """Makes a folder with the workflow whose profile `slurm` does not make the tests wait."""
+
+    def make(folder, config=None):
+        made = OnSlurm.make(folder)
+        profile = made.folder / "profiles/slurm/config.yaml"
+        profile.write_text(yaml.safe_dump(yaml.safe_load(profile.read_text()) | QUICK))
+        if config is not None:
+            shutil.copy(config, made.folder / "config/config.yaml")
+        return made
+
+    return make
+
+
 @pytest.fixture
-def project(cluster, tmp_path):
-    made = OnSlurm.make(tmp_path / "project")
-    path = made.folder / "profiles/slurm/config.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | QUICK))
-    return made
+def project(project_on_slurm, tmp_path):
+    return project_on_slurm(tmp_path / "project")

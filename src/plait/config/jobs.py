@@ -113,7 +113,7 @@ class Ask(Strict):
     account: Word | None = Field(None, description="who pays")
     qos: Word | None = Field(None, description="quality of service")
     constraint: str | None = Field(
-        None, pattern=r"^[\w.,:@+&|*!()\[\]-]+$", description="features of nodes, e.g. a100&ib"
+        None, pattern=r"^[\w(\[!][\w.,:@+&|*!()\[\]-]*$", description="features of nodes, e.g. a100&ib"
     )
     exclusive: bool | None = Field(None, description="whole nodes, shared with no other job")
     reservation: Word | None = Field(None, description="a reservation")
