@@ -146,9 +146,9 @@ def asks(rule):
     return {key: value(key) for key in plan.asked_for(rule)}
 
 
-# What a run tells while it trains; a resource, since no change of it remakes anything.
-logged = in_snakemakes_frame(
-    lambda wildcards: files.canonical(plan.logged(wildcards.run))
+# How a run is started and what it tells; a resource, since no change of it remakes anything.
+around = in_snakemakes_frame(
+    lambda wildcards: files.canonical(plan.around(wildcards.run))
 )
 
 # The user's own files by size: an appended line makes a raw source again, touching it does not.

@@ -35,8 +35,8 @@ rule train:
     threads: processes
     resources:
         **asks("train"),
-        logged=logged,
+        around=around,
     params:
         settings=settings(layout.Iteration),
     shell:
-        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --logging {resources.logged:q} > {log} 2>&1"
+        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --around {resources.around:q} > {log} 2>&1"
