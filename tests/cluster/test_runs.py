@@ -1,8 +1,6 @@
 """Whole plans on a real Slurm: runs over two nodes, killed, requeued, and asked for twice."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ GROUPED = ("tokenizer", "model", "convert", "verify_megatron", "shard", "verify_
 
 @pytest.fixture(scope="module")
 def made(project_on_slurm, tmp_path_factory):
-    """X by the command that the README begins with, Y beside it with its small jobs in one; how they ended."""
+    """X by the README's command, Y beside it with its small jobs in one; and how both ended."""
     chat, solo = (project_on_slurm(tmp_path_factory.mktemp(run) / "project", CONFIG) for run in "XY")
     groups = [f"{rule}=models" for rule in GROUPED]
     with solo.driver("ckpts/Y/hf/model_iter_20", "--groups", *groups) as driver:

@@ -72,9 +72,12 @@ def _seconds(text: str) -> float | None:
 def nodes_of_job() -> list[str]:
     """The names of the nodes of this job; empty outside of Slurm.
 
-    Snakemake's job step leaves the list of nodes in the environment, and little else.
+    Snakemake's job step takes the list of nodes out of the environment and leaves the job's number.
     """
     names = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    if own_job() and not names:
+        known = ask("squeue", "-h", "-j", own_job(), "-o", "%N")
+        names = known.stdout.strip() if known and not known.returncode else ""
     answer = ask("scontrol", "show", "hostnames", names) if names else None
     return answer.stdout.split() if answer and not answer.returncode else []
 
