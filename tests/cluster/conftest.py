@@ -4,9 +4,7 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +54,10 @@ class Cluster:
     def requeue(self, job):
         run("scontrol", "requeue", job)
 
-    def wait(self, what, seconds=120):
+    def cancel(self, job):
+        run("scancel", job)
+
+    def wait(self, what, seconds=300):
         """The first true answer to a question that is asked twice a second."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -74,17 +75,13 @@ class OnSlurm(Project):
         """Snakemake with the profile, from here."""
         return self.snakemake("--profile", "slurm", *targets, config=config, timeout=timeout)
 
-    @contextmanager
-    def driver(self, *targets):
-        """Snakemake with the profile, beside what the test does; what it says is in ``driver.log``."""
-        words = [sys.executable, "-m", "snakemake", "--profile", "slurm", *targets]
+    def start(self, *targets):
+        """Snakemake with the profile, beside what the tests do; what it says is in ``driver.log``."""
         with (self.folder / "driver.log").open("a") as log:
-            process = subprocess.Popen(words, cwd=self.folder, env=ENVIRONMENT, stdout=log, stderr=log)
-            try:
-                yield process
-            finally:
-                process.kill()
-                process.wait()
+            return subprocess.Popen(
+                ["snakemake", "--profile", "slurm", *targets],
+                cwd=self.folder, env=ENVIRONMENT, stdout=log, stderr=log,
+            )  # fmt: skip
 
     @property
     def said(self):

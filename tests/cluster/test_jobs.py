@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 SMALL = {"runtime": 5, "mem_mb": 600}
 JOBS = {"classes": {"io": SMALL, "cpu": SMALL}}
 
@@ -16,6 +18,20 @@ def config(lines, *, project, shards=1, **jobs):
     project.write("mine/talk.jsonl", "".join(f"{line}\n" for line in lines))
     source = {"kind": "chat-jsonl", "path": "mine"}
     return {"datasets": {"mine": {"source": source, "shards": shards}}, "jobs": {**JOBS, **jobs}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shards(project_on_slurm, tmp_path_factory):
+    """64 shards, begun before the other tests; whatever else is in the queue goes before them."""
+    project = project_on_slurm(tmp_path_factory.mktemp("shards") / "project")
+    polite = {"chat": {"slurm_extra": ["--nice=1000"]}}
+    project.run(
+        "data/raw/mine", config=config(map(dialogue, range(64)), project=project, shards=64, rules=polite)
+    )
+    targets = [f"data/processed/mine/shard_{number:05d}.jsonl.gz" for number in range(64)]
+    driver = project.start(*targets, "--configfile", "overlay.yaml")
+    yield project, driver
+    driver.kill()
 
 
 def records(cluster, folder, state):
@@ -43,24 +59,6 @@ def test_a_failing_job_is_tried_again_with_more_memory_and_time_and_its_log_is_n
     assert "data/logs/chat/mine/shard_00000.log" in done.text
 
 
-def test_64_shards_are_two_arrays(cluster, project):
-    asked = config(map(dialogue, range(64)), project=project, shards=64)
-    project.run("data/raw/mine", config=asked)
-    shards = [f"data/processed/mine/shard_{number:05d}.jsonl.gz" for number in range(64)]
-
-    done = project.submit(*shards, config=asked)
-
-    assert done.code == 0, done.text
-    ended = records(cluster, project.folder, "COMPLETED")
-    tasks = [one for one in ended if "ArrayTaskId" in one]
-    assert len(tasks) == len(ended) == 64
-    assert len({one["ArrayJobId"] for one in tasks}) == 2
-    ledgers = [
-        json.loads(path.read_text()) for path in project.folder.glob("data/processed/mine/*.ledger.json")
-    ]
-    assert len(ledgers) == 64
-
-
 def test_the_driver_is_a_job_that_may_be_requeued(cluster, project):
     asked = config([dialogue(1)], project=project, rules={"chat": {"slurm_extra": ["--begin=now+15"]}})
     target = "data/processed/mine/shard_00000.jsonl.gz"
@@ -80,3 +78,16 @@ def test_the_driver_is_a_job_that_may_be_requeued(cluster, project):
     assert "Nothing to be done" in said
     assert (project.folder / target).is_file()
     assert len(records(cluster, project.folder, "COMPLETED")) == 3  # raw, chat, driver: nothing twice
+
+
+def test_64_shards_are_two_arrays(cluster, shards):
+    project, driver = shards
+
+    assert driver.wait(900) == 0, project.said
+    ended = records(cluster, project.folder, "COMPLETED")
+    tasks = [one for one in ended if "ArrayTaskId" in one]
+    assert len(tasks) == len(ended) == 64
+    assert len({one["ArrayJobId"] for one in tasks}) == 2
+    assert len(list(project.folder.glob("data/processed/mine/*.jsonl.gz"))) == 64
+    ledgers = [json.loads(path.read_text()) for path in project.folder.glob("data/processed/mine/*.json")]
+    assert [ledger["kept"] for ledger in ledgers] == [1] * 64
