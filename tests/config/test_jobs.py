@@ -121,8 +121,8 @@ def test_what_the_executor_refuses_is_refused_before():
 
 
 def test_a_rule_that_is_none_is_refused_with_those_that_are():
-    with pytest.raises(ConfigError, match=r"there is no rule 'trian'; rules are raw, .*train"):
-        load({"jobs": {"rules": {"trian": {}}}})
+    with pytest.raises(ConfigError, match=r"there is no rule 'drain'; rules are raw, .*train"):
+        load({"jobs": {"rules": {"drain": {}}}})
 
 
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "reservation", "gpu_type", "constraint"])
