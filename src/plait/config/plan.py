@@ -46,7 +46,7 @@ VERSIONS = {
     "shard": 3,
     "verify": 2,
     "schedule": 1,
-    "train": 2,
+    "train": 3,
     "export": 1,
     "report": 1,
     "generate": 2,
