@@ -1,5 +1,6 @@
 """From raw data to a Hugging Face checkpoint: ask for a file and its stages run.
 
+data/hub/{repo}/{commit}/{file}                          file of the hub or of a URL
 data/raw/{dataset}                                       raw source
 data/processed/{dataset}/shard_{shard}.jsonl.gz          chat records
 data/tokenizers/{tokenizer}                              tokenizer with its added tokens
@@ -35,6 +36,7 @@ wildcard_constraints:
 
 
 include: "workflow/common.smk"
+include: "workflow/rules/fetch.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/verify.smk"

@@ -5,6 +5,8 @@ from pathlib import Path, PurePosixPath
 
 from plait.errors import ConfigError
 
+SPLIT = ".nv-meta/split.yaml"
+"""Where energon keeps which shards are whose."""
 DEFAULT_PLAN, PLANS = "config/config.yaml", "config/plans"
 JSONL = re.compile(r".*\.jsonl(\.gz|\.lz4|\.zst)?")
 """Names of files of chat records."""
@@ -12,7 +14,7 @@ NAMES = {
     "chat-jsonl": JSONL,
     "llava-json": re.compile(r".*\.json"),
     "tars": re.compile(r".*\.tar"),
-    "energon": re.compile(r".*\.tar|dataset\.yaml|split\.yaml"),
+    "energon": re.compile(r".*\.tar|dataset\.yaml|split\.yaml|\.info\.(yaml|json)"),
 }
 """Names of the files that a source of a kind reads, where it names a path of the user's."""
 
