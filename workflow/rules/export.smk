@@ -14,6 +14,8 @@ rule export:
     benchmark:
         "data/benchmarks/export/{run}/model_iter_{step}.tsv"
     threads: processes
+    resources:
+        **asks("export"),
     params:
         settings=settings(layout.Export),
     shell:
@@ -34,6 +36,8 @@ rule short:
         "data/logs/short/{run}/model_iter_{step}.log",
     benchmark:
         "data/benchmarks/short/{run}/model_iter_{step}.tsv"
+    resources:
+        **asks("short"),
     shell:
         "ln -srfnT {input} {output} > {log} 2>&1"
 
@@ -48,6 +52,8 @@ rule generate:
         "data/logs/generate/{run}/model_iter_{step}.log",
     benchmark:
         "data/benchmarks/generate/{run}/model_iter_{step}.tsv"
+    resources:
+        **asks("generate"),
     params:
         settings=settings(layout.Generated),
     shell:

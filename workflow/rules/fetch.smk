@@ -15,6 +15,8 @@ checkpoint lock:
         "data/logs/lock/{repo}/{revision}.log",
     benchmark:
         "data/benchmarks/lock/{repo}/{revision}.tsv"
+    resources:
+        **asks("lock"),
     shell:
         "plait lock {output:q} > {log:q} 2>&1"
 
@@ -31,6 +33,8 @@ rule fetch:
         "data/logs/fetch/{repo}/{commit}/{file}.log",
     benchmark:
         "data/benchmarks/fetch/{repo}/{commit}/{file}.tsv"
+    resources:
+        **asks("fetch"),
     params:
         settings=settings(layout.HubFile),
     shell:

@@ -13,6 +13,8 @@ rule model:
         "data/logs/model/{model}.log",
     benchmark:
         "data/benchmarks/model/{model}.tsv"
+    resources:
+        **asks("model"),
     params:
         settings=settings(layout.HfModel),
     shell:
@@ -30,6 +32,8 @@ rule convert:
         "data/logs/convert/{model}.log",
     benchmark:
         "data/benchmarks/convert/{model}.tsv"
+    resources:
+        **asks("convert"),
     params:
         settings=settings(layout.Megatron),
     shell:
@@ -48,6 +52,8 @@ rule shard:
         "data/logs/shard/{model}-tp{tp}-pp{pp}.log",
     benchmark:
         "data/benchmarks/shard/{model}-tp{tp}-pp{pp}.tsv"
+    resources:
+        **asks("shard"),
     params:
         settings=settings(layout.Sharded),
     shell:

@@ -15,6 +15,8 @@ rule report:
         "data/logs/report/{run}.log",
     benchmark:
         "data/benchmarks/report/{run}.tsv"
+    resources:
+        **asks("report"),
     params:
         metrics=layout.pattern(layout.Run, layout.METRICS),
         settings=settings(layout.LossCurve),

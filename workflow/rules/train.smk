@@ -11,6 +11,8 @@ checkpoint schedule:
         "data/logs/schedule/{run}.log",
     benchmark:
         "data/benchmarks/schedule/{run}.tsv"
+    resources:
+        **asks("schedule"),
     params:
         settings=settings(layout.Run),
     shell:
@@ -32,6 +34,7 @@ rule train:
         "data/benchmarks/train/{run}/iter_{iteration}.tsv"
     threads: processes
     resources:
+        **asks("train"),
         around=around,
     params:
         settings=settings(layout.Iteration),

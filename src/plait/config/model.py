@@ -24,6 +24,7 @@ from plait.config.fit import (
     check_tokenizer,
 )
 from plait.config.hub import AsKind, HubData, HubModel, UrlData
+from plait.config.jobs import Jobs
 from plait.config.paths import shard_name
 from plait.config.run import Run
 from plait.errors import ConfigError
@@ -418,6 +419,9 @@ class Config(Strict):
         {}, description="names under `data/models/raw`, where they differ from `raw_hf`"
     )
     runs: dict[Name, Run] = Field({}, description="`data/ckpts`")
+    jobs: Jobs = Field(
+        Jobs(), description="what jobs ask a Slurm cluster for; changes nothing of what is made"
+    )
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

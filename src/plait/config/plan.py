@@ -356,6 +356,18 @@ class Plan:
         """How a run is started and what it tells: keys that change nothing of what is trained."""
         return self.run(name).model_dump(mode="json", include=set(Around.model_fields))
 
+    def asks(self, rule: str, *, run: str | None = None, attempt: int = 1) -> dict[str, Any]:
+        """What a job of a rule asks a cluster for; of train, the processes and nodes of its run."""
+        sizes = {"processes": self.run(run).world_size, "nodes": self.run(run).nodes} if run else {}
+        return self.config.jobs.by_rule[rule].resources(
+            **{"processes": 0, "nodes": 1, **sizes}, attempt=attempt, escalates=rule != "train"
+        )
+
+    def asked_for(self, rule: str) -> set[str]:
+        """The resources that any job of a rule may ask for."""
+        runs = self.config.runs if rule == "train" else (None,)
+        return {key for run in runs for key in self.asks(rule, run=run)}
+
     def first(self, name: str) -> int:
         """The iteration after which a run begins: 0, or where the one stopped that it goes on from."""
         run = self.run(name)
