@@ -27,10 +27,10 @@ def test_every_rule_has_a_log_a_benchmark_and_one_command():
         assert body.startswith('    """'), name
 
 
-def test_rules_are_at_most_sixteen_lines_and_their_docstring():
+def test_rules_are_at_most_twenty_lines_and_their_docstring():
     for name, body in rules():
         lines = [line for line in body.splitlines() if line.strip() and '"""' not in line]
-        assert len(lines) + 1 <= 16, name
+        assert len(lines) + 1 <= 20, name
 
 
 def test_rules_share_at_most_eight_functions():

@@ -12,6 +12,8 @@ rule raw:
         "data/logs/raw/{dataset}.log",
     benchmark:
         "data/benchmarks/raw/{dataset}.tsv"
+    container:
+        image("io")
     params:
         settings=settings(layout.Raw),
         files=user_files,

@@ -34,6 +34,8 @@ rule short:
         "data/logs/short/{run}/model_iter_{step}.log",
     benchmark:
         "data/benchmarks/short/{run}/model_iter_{step}.tsv"
+    container:
+        None
     shell:
         "ln -srfnT {input} {output} > {log} 2>&1"
 

@@ -12,6 +12,8 @@ rule model:
         "data/logs/model/{model}.log",
     benchmark:
         "data/benchmarks/model/{model}.tsv"
+    container:
+        image("io")
     params:
         settings=settings(layout.HfModel),
     shell:

@@ -11,6 +11,8 @@ checkpoint schedule:
         "data/logs/schedule/{run}.log",
     benchmark:
         "data/benchmarks/schedule/{run}.tsv"
+    container:
+        image("io")
     params:
         settings=settings(layout.Run),
     shell:
@@ -30,6 +32,8 @@ rule train:
         "data/logs/train/{run}/iter_{iteration}.log",
     benchmark:
         "data/benchmarks/train/{run}/iter_{iteration}.tsv"
+    container:
+        None
     threads: processes
     resources:
         logged=logged,

@@ -61,9 +61,11 @@ def documents() -> dict[Path, str]:
 def _sections(found: dict[str, Any]) -> Iterator[str]:
     definitions = found["$defs"]
     for section, entry in found["properties"].items():
-        yield f"\n## {section}\n\nBy name: {entry['description']}."
-        entries = entry.get("additionalProperties") or next(iter(entry["patternProperties"].values()))
-        for name in _models(entries):
+        by_name = entry.get("additionalProperties") or next(
+            iter(entry.get("patternProperties", {}).values()), None
+        )
+        yield f"\n## {section}\n\n{'By name: ' if by_name else ''}{entry['description']}."
+        for name in _models(by_name or entry):
             yield from _table(definitions[name], definitions)
 
 

@@ -16,6 +16,7 @@ from pydantic import (
 
 from plait.config.base import FormatName, Name, Share, Strict
 from plait.config.fit import check_mixture, check_run, check_tokenizer
+from plait.config.images import Images
 from plait.config.paths import shard_name
 from plait.config.run import Run
 from plait.errors import ConfigError
@@ -396,6 +397,7 @@ class Config(Strict):
         {}, description="names under `data/models/raw`, where they differ from `raw_hf`"
     )
     runs: dict[Name, Run] = Field({}, description="`data/ckpts`")
+    images: Images = Field(Images(), description="Containers, by class of rule")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
