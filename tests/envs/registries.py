@@ -87,7 +87,8 @@ def served(registry):
             if self.command != "HEAD":
                 self.wfile.write(content)
 
-        do_HEAD = do_GET
+        def do_HEAD(self):
+            self.do_GET()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))

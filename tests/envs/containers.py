@@ -1,0 +1,89 @@
+"""A real Apptainer for the tests, and images made of this machine's own files in a second."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "apptainer_up.sh"
+TOOLS = Path("/opt/plait-tests" if os.getuid() == 0 else Path.home() / ".cache/plait-tests")
+"""Outside of /tmp and of any working folder: images see nothing here unless somebody binds it."""
+PACKAGES = Path(sysconfig.get_path("purelib"))
+SYSTEM = Path("/usr/bin/python3.11")
+PYTHON = SYSTEM if SYSTEM.exists() else Path(sys.executable).resolve()
+"""The system's own, which other users may run too."""
+ROOT = Path(__file__).parents[2]
+FOLDERS = (
+    "dev",
+    "etc",
+    "home",
+    "image/bin",
+    "mnt",
+    "opt",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+    "usr",
+    "var/tmp",
+)
+FILES = ("hosts", "resolv.conf", "passwd", "group", "localtime")
+SEEN = "inside.txt"
+"""Where an image notes in the working folder what it ran."""
+
+
+def bring_up():
+    """The folder of the command; where it cannot be had the test skips with one line."""
+    place = shutil.which("apptainer")
+    if place:
+        return Path(place).parent
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [SCRIPT, TOOLS / "apptainer"], capture_output=True, text=True, timeout=300, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no Apptainer here: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+    return TOOLS / "apptainer/usr/bin"
+
+
+def passthrough(folder):
+    """An image without a file of its own but two commands: it runs what this machine has in /usr."""
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True)
+    for name in FILES:
+        (folder / "etc" / name).touch()
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (folder / name).symlink_to(f"usr/{name}")
+    script(folder / "image/bin/python", f'PYTHONPATH=$PYTHONPATH:{PACKAGES} exec {PYTHON} "$@"')
+    script(folder / "image/bin/plait", f'echo "$1" >> {SEEN}\nexec /image/bin/python -m plait.cli.main "$@"')
+    return folder
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def environment(commands):
+    """What such images need besides what plait gives any image."""
+    binds = ["/usr", str(PACKAGES)]
+    if PYTHON != SYSTEM:
+        binds.append(str(Path(sys.base_prefix).resolve()))
+    return {
+        "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "APPTAINER_BIND": ",".join(binds),
+        "APPTAINERENV_PREPEND_PATH": "/image/bin",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def proofs(folder):
+    """Every manifest and every proof below data/, by path: digests, coverage, Merkle roots."""
+    data = (folder / "data").resolve()
+    found = [path for name in ("plait.json", "parity.json") for path in data.rglob(name)]
+    return {str(path.relative_to(data)): path.read_text() for path in found}

@@ -1,0 +1,120 @@
+"""Rules in images, for real: the same artifacts as without, for root and for others, with data/ elsewhere."""
+
+import os
+import pwd
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from envs.containers import PACKAGES, PYTHON, ROOT, SEEN, environment, proofs
+from workflow.projects import Project
+
+pytestmark = pytest.mark.cluster
+
+CHAT = yaml.safe_load((Path(__file__).parent / "chat.yaml").read_text())
+EXPORT = "data/ckpts/small/hf/model_iter_4"
+APPTAINER = ("--sdm", "apptainer")
+
+
+def small(folder, images=None):
+    """A project with the small chat plan in place of the default one."""
+    project = Project.make(folder)
+    project.write("config/config.yaml", yaml.safe_dump({**CHAT, "images": images or {}}))
+    return project
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The plan without images, run to the end."""
+    project = small(tmp_path_factory.mktemp("bare") / "project")
+    project.run(EXPORT)
+    return project
+
+
+def test_the_chat_plan_in_images_gives_the_same_roots_and_images_plan_nothing(
+    bare, contained, image, scratch, tmp_path
+):
+    inside = small(tmp_path / "project", dict.fromkeys(("io", "cpu", "gpu"), str(image)))
+    (scratch / "data").mkdir()
+    (inside.folder / "data").symlink_to(scratch / "data")
+
+    inside.run(EXPORT, *APPTAINER)
+
+    seen = set((inside.folder / SEEN).read_text().split())
+    assert seen == {
+        "raw", "chat", "tokenizer", "index", "analyse", "build", "convert", "shard", "verify", "export",
+    }  # fmt: skip
+    assert len(proofs(bare.folder)) > 10
+    assert proofs(inside.folder) == proofs(bare.folder)
+    assert inside.plan(EXPORT).nothing
+    assert inside.plan(EXPORT, *APPTAINER, config={"images": {"cpu": str(image.parent)}}).nothing
+
+
+def test_an_image_that_is_not_there_is_refused_before_anything_runs(contained, tmp_path):
+    project = small(tmp_path / "project")
+
+    said = project.refusal(EXPORT, *APPTAINER)
+
+    assert "images.cpu: envs/cpu.sif does not exist" in said
+    assert "make image" in said
+    assert project.plan(EXPORT).code == 0
+
+
+@pytest.mark.parametrize("path", ["x; touch y", "$(touch y)", "a b.sif", "x'y"])
+def test_an_image_is_no_shell_text(path, contained, tmp_path):
+    project = small(tmp_path / "project", {"cpu": path})
+
+    assert "images.cpu: String should match" in project.refusal(EXPORT, *APPTAINER)
+
+
+@pytest.fixture
+def somebody():
+    """A user that has nothing here; removed afterwards."""
+    if os.getuid():
+        pytest.skip("only root can make a user")
+    name = "plait-somebody"
+    subprocess.run(["useradd", "--create-home", name], check=True)
+    yield pwd.getpwnam(name)
+    subprocess.run(["userdel", "--remove", name], check=True, capture_output=True)
+
+
+def test_any_user_runs_rules_in_images_with_data_and_sources_elsewhere(somebody, commands, image, scratch):
+    home = Path(somebody.pw_dir)
+    talk = (
+        '{"id": "1", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    )
+    (home / "talks").mkdir()
+    (home / "talks/talk.jsonl").write_text(talk)
+    project = small(home / "project", {"io": str(image), "cpu": str(image)})
+    config = {"datasets": {"mine": {"source": {"kind": "chat-jsonl", "path": "~/talks"}}}}
+    project.write("mine.yaml", yaml.safe_dump(config))
+    data = scratch / "somebodys"
+    data.mkdir()
+    (project.folder / "data").symlink_to(data)
+    for path in (home, *home.rglob("*"), data):
+        os.chown(path, somebody.pw_uid, somebody.pw_gid, follow_symlinks=False)
+    source = ROOT / "src"
+    around = environment(commands) | {"PYTHONPATH": f"{source}:{PACKAGES}"}
+
+    given = [f"{name}={value}" for name, value in (around | {"HOME": str(home)}).items()]
+    done = subprocess.run(
+        ["runuser", "-u", somebody.pw_name, "--", "env", "-i", *given,
+         PYTHON, "-m", "snakemake", "--cores", "2", *APPTAINER, "--configfile", "mine.yaml", "--",
+         "data/processed/mine/shard_00000.jsonl.gz", "data/models/raw/small-megatron/plait.json"],
+        cwd=project.folder, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set((project.folder / SEEN).read_text().split()) == {
+        "raw",
+        "chat",
+        "tokenizer",
+        "build",
+        "convert",
+    }
+    assert (data / "processed/mine/shard_00000.jsonl.gz").is_file()
+    assert (data / "models/raw/small-megatron/plait.json").stat().st_uid == somebody.pw_uid
+    assert sorted(path.name for path in project.folder.iterdir() if path.name.startswith(".")) == [
+        ".snakemake"
+    ]
