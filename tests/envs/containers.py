@@ -14,6 +14,16 @@ TOOLS = Path("/opt/plait-tests" if os.getuid() == 0 else Path.home() / ".cache/p
 """Outside of /tmp and of any working folder: images see nothing here unless somebody binds it."""
 PACKAGES = Path(sysconfig.get_path("purelib"))
 SYSTEM = Path("/usr/bin/python3.11")
+STDLIB = Path("/usr/lib/python3.11")
+LOADED = (
+    "pip",
+    "yaml",
+    "pydantic",
+    "pydantic_core",
+    "annotated_types",
+    "typing_inspection",
+    "typing_extensions.py",
+)
 PYTHON = SYSTEM if SYSTEM.exists() else Path(sys.executable).resolve()
 """The system's own, which other users may run too."""
 ROOT = Path(__file__).parents[2]
@@ -53,15 +63,19 @@ def bring_up():
 
 def passthrough(folder):
     """An image without a file of its own but two commands: it runs what this machine has in /usr."""
+    skeleton(folder)
+    script(folder / "image/bin/python", f'PYTHONPATH=$PYTHONPATH:{PACKAGES} exec {PYTHON} "$@"')
+    script(folder / "image/bin/plait", f'echo "$1" >> {SEEN}\nexec /image/bin/python -m plait.cli.main "$@"')
+    return folder
+
+
+def skeleton(folder):
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
     for name in FILES:
         (folder / "etc" / name).touch()
     for name in ("bin", "sbin", "lib", "lib64"):
         (folder / name).symlink_to(f"usr/{name}")
-    script(folder / "image/bin/python", f'PYTHONPATH=$PYTHONPATH:{PACKAGES} exec {PYTHON} "$@"')
-    script(folder / "image/bin/plait", f'echo "$1" >> {SEEN}\nexec /image/bin/python -m plait.cli.main "$@"')
-    return folder
 
 
 def script(path, text):
@@ -87,3 +101,30 @@ def proofs(folder):
     data = (folder / "data").resolve()
     found = [path for name in ("plait.json", "parity.json") for path in data.rglob(name)]
     return {str(path.relative_to(data)): path.read_text() for path in found}
+
+
+def small_system(folder):
+    """A whole small system of this machine's files: a shell, Python, pip and what `plait --version` loads."""
+    skeleton(folder)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (folder / "usr" / name).mkdir()
+    names = ("bash", "cat", "chmod", "cp", "env", "grep", "mkdir", "rm", "sh", "true")
+    programs = [Path("/usr/bin", name) for name in (*names, SYSTEM.name)]
+    modules = [path for name in LOADED for path in (PACKAGES / name).rglob("*.so")]
+    linked = [*programs, *(STDLIB / "lib-dynload").glob("*.so"), *modules]
+    needed = subprocess.run(["ldd", *linked], capture_output=True, text=True, check=True).stdout
+    libraries = {word for word in needed.split() if word.startswith("/") and not word.endswith(":")}
+    for file in (*programs, *libraries):
+        place = folder / str(file).lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    (folder / "usr/local/bin").mkdir(parents=True)
+    (folder / "usr/local/bin/python").symlink_to(SYSTEM)
+    without = shutil.ignore_patterns("test", "lib2to3", "pydoc_data", "__pycache__", "EXTERNALLY-MANAGED")
+    shutil.copytree(STDLIB, folder / str(STDLIB).lstrip("/"), ignore=without)
+    for name in LOADED:
+        own = folder / "usr/local/lib/python3.11/dist-packages"
+        copy = shutil.copytree if (PACKAGES / name).is_dir() else shutil.copy
+        own.mkdir(parents=True, exist_ok=True)
+        copy(PACKAGES / name, own / name)
+    return folder

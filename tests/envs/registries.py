@@ -31,7 +31,7 @@ class Registry:
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
             tar.add(folder, arcname=".")
-        layer = gzip.compress(packed.getvalue(), mtime=0)
+        layer = gzip.compress(packed.getvalue(), compresslevel=1, mtime=0)
         rootfs = {"type": "layers", "diff_ids": [sha256(packed.getvalue())]}
         config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).encode()
         described = [

@@ -44,9 +44,9 @@ class Recipe(Strict):
         )
         index = f" --extra-index-url {self.index}" if self.index else ""
         # The base may hold pip to versions of its own; those of the lock were tested together.
-        pip = f"PIP_CONSTRAINT= python -m pip install --no-cache-dir --no-deps{index} -r {lock}.wanted"
+        pip = "PIP_CONSTRAINT= PIP_BREAK_SYSTEM_PACKAGES=1 python -m pip install --no-cache-dir --no-deps"
         command = f"printf '{COMMAND}' > /usr/local/bin/plait && chmod 755 /usr/local/bin/plait"
-        return [wanted, pip, command.replace('\\"', '"')]
+        return [wanted, f"{pip}{index} -r {lock}.wanted", command.replace('\\"', '"')]
 
     @property
     def test(self) -> str:
