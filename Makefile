@@ -8,7 +8,7 @@ VENV := .venv
 CORES ?= 2
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: tiny env dev test tiny-test test-long check format config goldens image
+.PHONY: tiny env dev test tiny-test test-long test-cluster check format config goldens image
 
 tiny: env
 	snakemake --cores $(CORES)
@@ -38,6 +38,10 @@ tiny-test: dev
 
 test-long: dev
 	pytest -m long
+
+# On a Slurm of this host, installed and brought up by tests/cluster; says in one line what it skips, and why.
+test-cluster: dev
+	pytest -m cluster -rs tests/cluster
 
 check: dev
 	ruff format --check src tests

@@ -23,9 +23,9 @@ def in_snakemakes_frame(function):
     """Show a mistake in config/ or in a target as Snakemake shows its own."""
 
     @wraps(function)
-    def framed(*args):
+    def framed(*args, **more):
         try:
-            return function(*args)
+            return function(*args, **more)
         except PlaitError as error:
             raise Refusal(str(error)) from None
 
@@ -131,9 +131,26 @@ def processes(wildcards):
     return int(grid.tp) * int(grid.pp)
 
 
-# What a run tells while it trains; a resource, since no change of it remakes anything.
-logged = in_snakemakes_frame(
-    lambda wildcards: files.canonical(plan.logged(wildcards.run))
+def asks(rule):
+    """What a job of a rule asks a cluster for, by attempt; without a cluster nothing looks at it.
+
+    What config/ leaves out is left out here, so that default-resources of a profile may say it.
+    """
+
+    def value(key):
+        @in_snakemakes_frame
+        def ask(wildcards, attempt):
+            run = wildcards.run if rule == "train" else None
+            return plan.asks(rule, run=run, attempt=attempt).get(key)
+
+        return ask
+
+    return {key: value(key) for key in plan.asked_for(rule)}
+
+
+# How a run is started and what it tells; a resource, since no change of it remakes anything.
+around = in_snakemakes_frame(
+    lambda wildcards: files.canonical(plan.around(wildcards.run))
 )
 
 # The user's own files by size: an appended line makes a raw source again, touching it does not.

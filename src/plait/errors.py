@@ -6,16 +6,21 @@ PlaitError
 ├── RecordError        one line of one input file is wrong (counted, never fatal by itself)
 ├── DataError          a data artifact is not what it should be
 ├── CheckpointError    a checkpoint does not hold what its name says
-└── ProofError         an artifact failed its proof
+├── ProofError         an artifact failed its proof
+└── Stopped            a job was asked to stop and did, with all it had done
 
 A message says what was found, where, and what is expected; ``hint`` says what to do. The command
-line prints both and exits with status 2. Anything else that is raised is a bug and keeps its
-traceback.
+line prints both and exits with status 2; after Stopped with 75, "try again". Anything else that is
+raised is a bug and keeps its traceback.
 """
+
+import os
 
 
 class PlaitError(Exception):
     """A mistake that the reader of the message can correct."""
+
+    status = 2
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         """Keep the sentence and the advice apart, so that each has its own line."""
@@ -55,3 +60,9 @@ class CheckpointError(PlaitError):
 
 class ProofError(PlaitError):
     """An artifact failed its proof."""
+
+
+class Stopped(PlaitError):  # noqa: N818 - nothing went wrong
+    """A job was asked to stop, and did with all it had done; the same command goes on from there."""
+
+    status = os.EX_TEMPFAIL

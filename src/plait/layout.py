@@ -217,6 +217,11 @@ class Run(Artifact):
         """One line an iteration, written while the run trains; no stage's declared output."""
         return f"{self}/{METRICS}"
 
+    @property
+    def states(self) -> str:
+        """States against a crash, no stage's outputs; they are gone with the next checkpoint."""
+        return f"{self}/.state"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Iteration(Artifact):

@@ -10,7 +10,7 @@ import torch
 import yaml
 from makers import Maker
 from PIL import Image
-from test_loop import LOGGING, RUN
+from test_loop import AROUND, RUN
 from transformers import AutoImageProcessor
 
 from plait import files
@@ -177,7 +177,7 @@ def segment(made, folder, grid, run, start, stop):
     if start:
         state.load(run / f"iter_{start:07d}")
         data.resume(run / f"iter_{start:07d}")
-    Trainer(model, state, data, RUN, LOGGING).train(stop, folder=run)
+    Trainer(model, state, data, RUN, AROUND).train(stop, folder=run)
     origin = Origin(folder / "megatron", spec, grid, RUN, [], "")
     save(state, run / f"iter_{stop:07d}", origin, loader=data.state())
 

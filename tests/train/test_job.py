@@ -8,8 +8,7 @@ import yaml
 
 from plait import files
 from plait.errors import CheckpointError, ConfigError, DataError
-from plait.train.job import Job, lock
-from plait.train.launch import command, environment
+from plait.train.job import Job
 
 SETTINGS = {
     "tensor_model_parallel_size": 2,
@@ -179,19 +178,3 @@ def test_a_run_may_go_on_where_another_stopped_on_another_grid(job):
     later = Job(start, made.analysis, made.schedule, made.target, made.settings)
     later.check()
     assert later.steps == (50, 100)
-
-
-def test_two_jobs_never_write_one_run(tmp_path):
-    run = tmp_path / "run"
-    with lock(run), pytest.raises(CheckpointError, match="another job is training"), lock(run):
-        pass
-    with lock(run):
-        pass
-
-
-def test_torchrun_starts_a_process_a_rank_and_shares_the_cores(job, monkeypatch):
-    made = job()
-    assert "--nproc-per-node=2" in command(made)
-    assert Job(**json.loads(command(made)[-1])) == made
-    monkeypatch.setenv("OMP_NUM_THREADS", "64")  # Snakemake's, for the whole job
-    assert environment(1_000)["OMP_NUM_THREADS"] == environment(1_000)["MKL_NUM_THREADS"] == "1"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from makers import Maker
 from PIL import Image
-from test_loop import LOGGING, RUN, STEPS, lr_at
+from test_loop import AROUND, RUN, STEPS, lr_at
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from plait.convert import engine
@@ -138,7 +138,7 @@ def train_rank(folder, tokenizer, grid, frozen, path, keys=MappingProxyType({}))
         parallel_state.get_data_parallel_world_size(),
     )
     samples = Samples(folder, tokenizer, fixed=grid.pp > 1, dp_rank=copy, dp_size=copies)
-    Trainer(model, state, samples, run, LOGGING).train(STEPS, folder=path)
+    Trainer(model, state, samples, run, AROUND).train(STEPS, folder=path)
     return {name: not torch.equal(before[name], p) for name, p in inner.named_parameters()}
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from plait.config.run import Logging
+from plait.config.run import Around
 from plait.convert import engine
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
@@ -17,7 +17,7 @@ from plait.train.batches import Collator, Feed, Order
 from plait.verify.ranks import run_ranks
 
 STEPS = 6
-LOGGING = Logging(peak_tflops=1.0).model_dump()
+AROUND = Around(peak_tflops=1.0).model_dump()
 RUN = {
     "lr": 1e-2,
     "min_lr": 1e-3,
@@ -158,7 +158,7 @@ def train_rank(weights, config, grid, path, dtype=torch.float32, **keys):
     schedule = schedule_of(optimizer, run, train_iters=STEPS, sequence=24)
     dp = parallel_state.get_data_parallel_rank()
     ours = feed(dp, parallel_state.get_data_parallel_world_size())
-    Trainer(model, TrainState(inner, optimizer, schedule), ours, run, LOGGING).train(STEPS, folder=path)
+    Trainer(model, TrainState(inner, optimizer, schedule), ours, run, AROUND).train(STEPS, folder=path)
     return (tp, pp), {
         name: parameter.detach().float().numpy() for name, parameter in inner.named_parameters()
     }

@@ -6,7 +6,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
-from test_loop import LOGGING, RUN, STEPS, feed, lr_at, model, plain  # noqa: F401 - two are fixtures
+from test_loop import AROUND, RUN, STEPS, feed, lr_at, model, plain  # noqa: F401 - two are fixtures
 
 from plait import files
 from plait.convert import engine
@@ -40,7 +40,7 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({})):
     else:
         load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, *place)))
         optimizer.reload_model_params()
-    Trainer(model, state, feed(*dp), settings, LOGGING).train(stop, folder=run)
+    Trainer(model, state, feed(*dp), settings, AROUND).train(stop, folder=run)
     target = run / f"iter_{stop:07d}"
     source = run / "source"
     if torch.distributed.get_rank() == 0:

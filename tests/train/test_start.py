@@ -6,7 +6,8 @@ import torch
 from plait.convert import engine
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
-from plait.train.job import Job, _load_start
+from plait.train.job import Job
+from plait.train.rank import _load_start
 from plait.verify.ranks import run_ranks
 
 CONFIG = {

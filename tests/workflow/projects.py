@@ -70,7 +70,7 @@ class Project:
     def copy(self, folder):
         """Another checkout that was given this one's data and .snakemake; every mtime is new."""
         shutil.copytree(self.folder, folder, symlinks=True, copy_function=shutil.copy)
-        return Project(folder)
+        return type(self)(folder)
 
     def plan(self, *targets, config=None, **more):
         """What a dry run lists."""

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from plait.config.jobs import RULES
+
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT / "Snakefile", *sorted((ROOT / "workflow").rglob("*.smk"))]
 RULE = re.compile(r"^(?:rule|checkpoint) (\w+):\n((?:    .*\n|\n(?=    ))*)", re.MULTILINE)
@@ -27,16 +29,22 @@ def test_every_rule_has_a_log_a_benchmark_and_one_command():
         assert body.startswith('    """'), name
 
 
+def test_every_rule_asks_a_cluster_in_its_own_name_and_has_a_class():
+    for name, body in rules():
+        assert body.count(f'        **asks("{name}"),\n') == body.count("asks(") == 1, name
+        assert name in RULES, name
+
+
 def test_rules_are_at_most_twenty_lines_and_their_docstring():
     for name, body in rules():
         lines = [line for line in body.splitlines() if line.strip() and '"""' not in line]
         assert len(lines) + 1 <= 20, name
 
 
-def test_rules_share_at_most_eight_functions():
+def test_rules_share_at_most_nine_functions():
     helpers = (ROOT / "workflow/common.smk").read_text()
 
-    assert len(re.findall(r"^def ", helpers, re.MULTILINE)) <= 8
+    assert len(re.findall(r"^def ", helpers, re.MULTILINE)) <= 9
     for source in SOURCES:
         if source.name != "common.smk":
             assert "def " not in source.read_text()

@@ -14,6 +14,8 @@ rule raw:
         "data/benchmarks/raw/{dataset}.tsv"
     container:
         image("io")
+    resources:
+        **asks("raw"),
     params:
         settings=settings(layout.Raw),
         files=user_files,
@@ -33,6 +35,8 @@ rule chat:
         "data/logs/chat/{dataset}/shard_{shard}.log",
     benchmark:
         "data/benchmarks/chat/{dataset}/shard_{shard}.tsv"
+    resources:
+        **asks("chat"),
     params:
         settings=settings(layout.Chat),
     shell:
@@ -50,6 +54,8 @@ rule tokenizer:
         "data/logs/tokenizer/{tokenizer}.log",
     benchmark:
         "data/benchmarks/tokenizer/{tokenizer}.tsv"
+    resources:
+        **asks("tokenizer"),
     params:
         settings=settings(layout.Tokenizer),
     shell:
@@ -67,6 +73,8 @@ rule index:
         "data/logs/index/{format}_{dataset}_pack{seq}/shard_{shard}.log",
     benchmark:
         "data/benchmarks/index/{format}_{dataset}_pack{seq}/shard_{shard}.tsv"
+    resources:
+        **asks("index"),
     params:
         settings=settings(layout.Indexed),
     shell:
@@ -84,6 +92,8 @@ rule energon:
         "data/logs/energon/{dataset}.log",
     benchmark:
         "data/benchmarks/energon/{dataset}.tsv"
+    resources:
+        **asks("energon"),
     params:
         settings=settings(layout.Energon),
     shell:
@@ -101,6 +111,8 @@ rule analyse:
         "data/logs/analyse/{mixture}.log",
     benchmark:
         "data/benchmarks/analyse/{mixture}.tsv"
+    resources:
+        **asks("analyse"),
     params:
         settings=settings(layout.Analysis),
     shell:

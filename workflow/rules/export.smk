@@ -14,6 +14,8 @@ rule export:
     benchmark:
         "data/benchmarks/export/{run}/model_iter_{step}.tsv"
     threads: processes
+    resources:
+        **asks("export"),
     params:
         settings=settings(layout.Export),
     shell:
@@ -36,6 +38,8 @@ rule short:
         "data/benchmarks/short/{run}/model_iter_{step}.tsv"
     container:
         None
+    resources:
+        **asks("short"),
     shell:
         "ln -srfnT {input} {output} > {log} 2>&1"
 
@@ -50,6 +54,8 @@ rule generate:
         "data/logs/generate/{run}/model_iter_{step}.log",
     benchmark:
         "data/benchmarks/generate/{run}/model_iter_{step}.tsv"
+    resources:
+        **asks("generate"),
     params:
         settings=settings(layout.Generated),
     shell:

@@ -14,6 +14,8 @@ rule model:
         "data/benchmarks/model/{model}.tsv"
     container:
         image("io")
+    resources:
+        **asks("model"),
     params:
         settings=settings(layout.HfModel),
     shell:
@@ -31,6 +33,8 @@ rule convert:
         "data/logs/convert/{model}.log",
     benchmark:
         "data/benchmarks/convert/{model}.tsv"
+    resources:
+        **asks("convert"),
     params:
         settings=settings(layout.Megatron),
     shell:
@@ -49,6 +53,8 @@ rule shard:
         "data/logs/shard/{model}-tp{tp}-pp{pp}.log",
     benchmark:
         "data/benchmarks/shard/{model}-tp{tp}-pp{pp}.tsv"
+    resources:
+        **asks("shard"),
     params:
         settings=settings(layout.Sharded),
     shell:

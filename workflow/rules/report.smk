@@ -17,6 +17,8 @@ rule report:
         "data/benchmarks/report/{run}.tsv"
     container:
         image("io")
+    resources:
+        **asks("report"),
     params:
         metrics=layout.pattern(layout.Run, layout.METRICS),
         settings=settings(layout.LossCurve),

@@ -13,6 +13,8 @@ checkpoint schedule:
         "data/benchmarks/schedule/{run}.tsv"
     container:
         image("io")
+    resources:
+        **asks("schedule"),
     params:
         settings=settings(layout.Run),
     shell:
@@ -36,8 +38,10 @@ rule train:
         None
     threads: processes
     resources:
-        logged=logged,
+        **asks("train"),
+        around=around,
+        image=training_image,
     params:
         settings=settings(layout.Iteration),
     shell:
-        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --logging {resources.logged:q} > {log} 2>&1"
+        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --around {resources.around:q} --image {resources.image:q} > {log} 2>&1"

@@ -13,6 +13,8 @@ rule verify_megatron:
         "data/logs/verify_megatron/{model}.log",
     benchmark:
         "data/benchmarks/verify_megatron/{model}.tsv"
+    resources:
+        **asks("verify_megatron"),
     params:
         settings=settings(layout.Megatron, "verify"),
     shell:
@@ -32,6 +34,8 @@ rule verify_sharded:
     benchmark:
         "data/benchmarks/verify_sharded/{model}-tp{tp}-pp{pp}.tsv"
     threads: processes
+    resources:
+        **asks("verify_sharded"),
     params:
         settings=settings(layout.Sharded, "verify"),
     shell:
@@ -49,6 +53,8 @@ rule verify_iteration:
         "data/logs/verify_iteration/{run}/iter_{iteration}.log",
     benchmark:
         "data/benchmarks/verify_iteration/{run}/iter_{iteration}.tsv"
+    resources:
+        **asks("verify_iteration"),
     params:
         settings=settings(layout.Iteration, "verify"),
     shell:

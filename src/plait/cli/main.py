@@ -55,14 +55,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage; 0 if it went well, 2 if its input or its words were wrong."""
+    """Run one stage; 0 if it went well, 2 if its input or its words were wrong, 75 if asked to stop."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = parser().parse_args(argv)
     try:
         args.run(args)
     except PlaitError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+        return error.status
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -1,7 +1,6 @@
 """``plait train``: from a sharded model or a checkpoint to the next checkpoint."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from plait import layout
@@ -24,14 +23,17 @@ def add(stages: Subparsers) -> None:
     stage.add_argument("target", help="the checkpoint, data/ckpts/RUN/iter_NNNNNNN")
     add_settings(stage)
     stage.add_argument(
-        "--logging", metavar="JSON", help="what the run tells while it trains, as the workflow gives it"
+        "--around",
+        metavar="JSON",
+        help="how the run is started and what it tells, as the workflow gives it",
     )
+    stage.add_argument("--image", metavar="SIF", default="", help="an Apptainer image to train in")
     stage.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Check what can be checked without starting a process, then start them."""
-    from plait.train.job import Job, lock
+    from plait.train.job import Job
     from plait.train.launch import launch
 
     target = layout.Iteration.parse(args.target)
@@ -41,16 +43,14 @@ def run(args: argparse.Namespace) -> None:
         schedule=layout.inside(args.schedule),
         target=str(target),
         settings=settings(args, target),
-        logged=logged(args, target.run),
+        around=around(args, target.run),
     )
     job.check()
-    with lock(Path(str(layout.Run(run=target.run)))):
-        pass  # free now; rank 0 takes it
-    launch(job)
+    launch(job, args.image)
 
 
-def logged(args: argparse.Namespace, run: str) -> dict[str, Any]:
-    """What the run tells while it trains: as the workflow gives it, or as the config says.
+def around(args: argparse.Namespace, run: str) -> dict[str, Any]:
+    """How the run is started and what it tells: as the workflow gives it, or as the config says.
 
     Raises:
         ConfigError: it is no JSON of such keys, or the config file is wrong.
@@ -59,13 +59,13 @@ def logged(args: argparse.Namespace, run: str) -> dict[str, Any]:
 
     from plait.config import Plan
     from plait.config.model import load_file
-    from plait.config.run import Logging
+    from plait.config.run import Around
 
-    if args.logging is None and args.settings is None:
-        return Plan(load_file(args.config)).logged(run)
+    if args.around is None and args.settings is None:
+        return Plan(load_file(args.config)).around(run)
     try:
-        return Logging.model_validate_json(args.logging or "{}").model_dump(mode="json")
+        return Around.model_validate_json(args.around or "{}").model_dump(mode="json")
     except ValidationError as error:
-        raise ConfigError(
-            f"--logging {args.logging!r} is not what a run can tell: {error.errors()[0]['msg']}"
-        ) from error
+        found = error.errors()[0]
+        where = ".".join(map(str, found["loc"]))
+        raise ConfigError(f"--around {args.around!r}: {where}: {found['msg']}") from error

@@ -61,11 +61,13 @@ def documents() -> dict[Path, str]:
 def _sections(found: dict[str, Any]) -> Iterator[str]:
     definitions = found["$defs"]
     for section, entry in found["properties"].items():
-        by_name = entry.get("additionalProperties") or next(
-            iter(entry.get("patternProperties", {}).values()), None
-        )
-        yield f"\n## {section}\n\n{'By name: ' if by_name else ''}{entry['description']}."
-        for name in _models(by_name or entry):
+        if whole := _references(entry):
+            yield f"\n## {section}"
+            yield from (line for name in whole for line in _table(definitions[name], definitions))
+            continue
+        yield f"\n## {section}\n\nBy name: {entry['description']}."
+        entries = entry.get("additionalProperties") or next(iter(entry["patternProperties"].values()))
+        for name in _models(entries):
             yield from _table(definitions[name], definitions)
 
 
@@ -87,7 +89,7 @@ def _table(model: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
             default = ""
         meaning = entry.get("description", "")
         yield f"| `{key}` | {_kind(entry)} | {default} | {meaning} |"
-    for name in nested:
+    for name in dict.fromkeys(nested):
         yield from _table(definitions[name], definitions)
 
 
@@ -95,15 +97,20 @@ def _references(entry: dict[str, Any]) -> list[str]:
     """The models that a key's value may be."""
     entries = [entry, *entry.get("anyOf", ()), *entry.get("oneOf", ())]
     entries += [inner for one in entries for inner in one.get("oneOf", ())]
+    entries += [one["additionalProperties"] for one in entries if _by_name(one)]
     names = [one["$ref"].rpartition("/")[2] for one in entries if "$ref" in one]
     return list(dict.fromkeys(names))
+
+
+def _by_name(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get("additionalProperties"), dict) and "$ref" in entry["additionalProperties"]
 
 
 def _kind(entry: dict[str, Any]) -> str:
     if "const" in entry or "enum" in entry:
         return ", ".join(f"`{value}`" for value in entry.get("enum", [entry.get("const")]))
     if _references(entry):
-        return "see below"
+        return "by name, see below" if _by_name(entry) else "see below"
     if "anyOf" in entry:
         return " or ".join(_kind(one) for one in entry["anyOf"] if one.get("type") != "null")
     if entry["type"] == "array":

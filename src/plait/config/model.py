@@ -17,6 +17,7 @@ from pydantic import (
 from plait.config.base import FormatName, Name, Share, Strict
 from plait.config.fit import check_mixture, check_run, check_tokenizer
 from plait.config.images import Images
+from plait.config.jobs import Jobs
 from plait.config.paths import shard_name
 from plait.config.run import Run
 from plait.errors import ConfigError
@@ -397,7 +398,10 @@ class Config(Strict):
         {}, description="names under `data/models/raw`, where they differ from `raw_hf`"
     )
     runs: dict[Name, Run] = Field({}, description="`data/ckpts`")
-    images: Images = Field(Images(), description="Containers, by class of rule")
+    images: Images = Field(Images(), description="containers, by class of rule")
+    jobs: Jobs = Field(
+        Jobs(), description="what jobs ask a Slurm cluster for; changes nothing of what is made"
+    )
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -30,7 +30,7 @@ from plait.config.model import (
     YouSupply,
 )
 from plait.config.paths import NAMES, check_there, local
-from plait.config.run import Logging, Run
+from plait.config.run import Around, Run
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
 from plait.files import canonical, read_json, sizes
@@ -296,9 +296,21 @@ class Plan:
             return layout.Iteration(run=run.start_run, iteration=run.start_iteration)
         return self.sharded(iteration.run)
 
-    def logged(self, name: str) -> dict[str, Any]:
-        """What a run tells while it trains: keys that change nothing of what is trained."""
-        return self.run(name).model_dump(mode="json", include=set(Logging.model_fields))
+    def around(self, name: str) -> dict[str, Any]:
+        """How a run is started and what it tells: keys that change nothing of what is trained."""
+        return self.run(name).model_dump(mode="json", include=set(Around.model_fields))
+
+    def asks(self, rule: str, *, run: str | None = None, attempt: int = 1) -> dict[str, Any]:
+        """What a job of a rule asks a cluster for; of train, the processes and nodes of its run."""
+        sizes = {"processes": self.run(run).world_size, "nodes": self.run(run).nodes} if run else {}
+        return self.config.jobs.of(rule).resources(
+            **{"processes": 0, "nodes": 1, **sizes}, attempt=attempt, escalates=rule != "train"
+        )
+
+    def asked_for(self, rule: str) -> set[str]:
+        """The resources that any job of a rule may ask for."""
+        runs = self.config.runs if rule == "train" else (None,)
+        return {key for run in runs for key in self.asks(rule, run=run)}
 
     def first(self, name: str) -> int:
         """The iteration after which a run begins: 0, or where the one stopped that it goes on from."""
@@ -453,7 +465,7 @@ WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 NOT_TRAIN_KEYS = {
     "exports",
     "generate",
-    *Logging.model_fields,
+    *Around.model_fields,
     *SCHEDULE_KEYS - {"recipe", "global_batch_size"},
 }
 SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {

@@ -3,6 +3,7 @@
 Each class is one concern of a run; :class:`Run` has the keys of all of them, side by side.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -206,7 +207,37 @@ class Logging(Strict):
     )
 
 
-class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Logging):
+class Launch(Strict):
+    """How a run is started and kept safe; none of it changes what is trained."""
+
+    launch: Literal["auto", "local", "slurm", "env"] = Field(
+        "auto",
+        description="who starts the processes: torchrun here, `srun` on the nodes of the Slurm job, or "
+        "whoever sets WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT; auto: slurm where the job has several "
+        "nodes, else local",
+    )
+    nodes: PositiveInt = Field(1, description="machines that share the run's processes evenly (slurm)")
+    gpu_ids: tuple[NonNegativeInt, ...] = Field(
+        (), description="GPUs of a machine that are used, by number; none named: as the environment says"
+    )
+    network_interface: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9.:_,-]*$",
+        description="what machines talk over, e.g. ib0, eth0 (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)",
+    )
+    requeue_before: PositiveInt = Field(
+        120, description="seconds before the end of a Slurm job at which it saves and is queued again"
+    )
+    non_persistent_save_interval: PositiveInt | None = Field(
+        None, description="iterations between two states against a crash, removed after the next checkpoint"
+    )
+
+
+class Around(Logging, Launch):
+    """The keys of a run that change nothing of what is trained."""
+
+
+class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Around):
     """One training run; keys without a meaning here are Megatron's arguments of that name."""
 
     recipe: Literal["chat", "solo", "llava", "llava_jp"] = Field(
@@ -272,16 +303,41 @@ class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Logging):
                 raise ValueError(f"exports names iteration {step}, but {schedule.describe(step)}")
         return self
 
+    @model_validator(mode="after")
+    def _nodes_share_evenly(self) -> Self:
+        processes = processes_per_node(self.model_dump(), self.nodes)
+        if self.gpu_ids and len(self.gpu_ids) < processes:
+            raise ValueError(
+                f"`gpu_ids` names {len(self.gpu_ids)} GPUs, the run has {processes} processes on a machine"
+            )
+        return self
+
     @property
     def world_size(self) -> int:
         """Processes of the run."""
         return world_size(self.model_dump())
 
 
+AXES = tuple(f"{axis}_parallel_size" for axis in ("tensor_model", "pipeline_model", "context", "data"))
+
+
 def world_size(run: Mapping[str, Any]) -> int:
     """Processes of a run: tensor x pipeline x context x data."""
-    sizes = ("tensor_model", "pipeline_model", "context", "data")
-    product = 1
-    for size in sizes:
-        product *= int(run[f"{size}_parallel_size"])
-    return product
+    return math.prod(int(run[axis]) for axis in AXES)
+
+
+def processes_per_node(run: Mapping[str, Any], nodes: int) -> int:
+    """Processes of a run on each of its nodes.
+
+    Raises:
+        ValueError: they do not share them evenly; it has the factors.
+    """
+    world = world_size(run)
+    if world % nodes:
+        factors = " x ".join(f"{axis} {run[axis]}" for axis in AXES)
+        legal = ", ".join(str(n) for n in range(1, world + 1) if world % n == 0)
+        raise ValueError(
+            f"`nodes` {nodes} do not share the run's {world} processes ({factors}) evenly; "
+            f"nodes may be {legal}"
+        )
+    return world // nodes

@@ -3,9 +3,12 @@
 B = sequences of a micro-batch, S = tokens of the longest of them, I = its pictures.
 """
 
+import multiprocessing
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from plait.layout import HF_PREPROCESSOR
 from plait.tokens.llava import Encoded, LlavaRenderer, pixels
 from plait.train.batches import Batch, masked_out, padded, positions, shifted
 from plait.train.loader_state import from_json, loader_file, to_json
+from plait.train.signals import shielded
 
 
 def image_processor(folder: Path) -> Any:
@@ -91,6 +95,16 @@ class PictureCollator:
         if self.processor is None or not pictures:
             return None
         return torch.from_numpy(pixels(pictures, self.processor))
+
+
+def _end_workers() -> None:
+    """End the loader's workers when this process ends, before it would wait for them.
+
+    They are deaf to SIGTERM, by which Python ends its children: they were forked shielded.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _rows(kept: Sequence[Encoded], whole: Sequence[Encoded]) -> list[NDArray[np.int64]]:
@@ -181,6 +195,8 @@ class EnergonFeed:
             task_encoder=Encoder(LlavaRenderer(self.tokenizer, self.form), self.collate),
             repeat=True,
         )
+        if workers.num_workers:
+            util.Finalize(None, _end_workers, exitpriority=100)
         return get_savable_loader(dataset)
 
     @cached_property
@@ -193,7 +209,7 @@ class EnergonFeed:
         Torch's and energon's loaders draw from torch's own generator; the run's draws must not depend on it.
         """
         for _ in range(self.total // (self.micro * self.dp_size)):
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), shielded():  # its workers are forked here
                 batch = next(self._iterator)
             yield batch
 

@@ -1,10 +1,6 @@
 """One training job: from a sharded model or a checkpoint to the next checkpoint."""
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +8,12 @@ from typing import Any
 import yaml
 
 from plait import files, layout
-from plait.config.run import Logging
+from plait.config.run import Around
 from plait.config.schedule import Schedule
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import IMAGE
-from plait.train.hardware import check_hardware
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Job:
         schedule: the run's schedule file.
         target: the checkpoint that it ends with.
         settings: the run's settings.
-        logged: what it tells while it trains; nothing of it enters the checkpoint.
+        around: how it is started and what it tells; nothing of it enters the checkpoint.
     """
 
     start: str
@@ -39,7 +34,7 @@ class Job:
     schedule: str
     target: str
     settings: dict[str, Any]
-    logged: dict[str, Any] = field(default_factory=lambda: Logging().model_dump(mode="json"))
+    around: dict[str, Any] = field(default_factory=lambda: Around().model_dump(mode="json"))
 
     def to_json(self) -> str:
         """The job as one argument for the ranks."""
@@ -49,6 +44,16 @@ class Job:
     def inputs(self) -> list[Path]:
         """What the checkpoint is made from."""
         return [Path(self.start), Path(self.analysis), Path(self.schedule)]
+
+    @property
+    def run(self) -> layout.Run:
+        """The run that it is a part of."""
+        return layout.Run(run=layout.Iteration.parse(self.target).run)
+
+    @property
+    def machines(self) -> int:
+        """Over how many machines its launcher spreads it."""
+        return int(self.around["nodes"]) if self.around["launch"] == "slurm" else 1
 
     @property
     def shards(self) -> list[tuple[Path, float]]:
@@ -202,164 +207,3 @@ def _check_length(what: str, seq: int, start: str, model: Spec) -> None:
             f"{what}, {start} has max_position_embeddings {longest}",
             hint=f"shorten the mixture's sequences to at most {longest} tokens",
         )
-
-
-@contextmanager
-def lock(run: Path) -> Iterator[None]:
-    """Hold the run's folder: two jobs never write one run.
-
-    Rank 0 holds it, not the process that started the ranks: they may outlive that one.
-
-    Raises:
-        CheckpointError: another job holds it.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"another job is training in {run}"
-            raise CheckpointError(message, hint="wait for it, or end it") from error
-        yield
-
-
-def run_rank(job: Job) -> None:
-    """The job on one rank of the world that torchrun started."""
-    from plait.train.world import world
-
-    with ExitStack() as stack:
-        if os.environ["RANK"] == "0":
-            stack.enter_context(lock(Path(job.target).parent))
-        cp, seed = job.settings["context_parallel_size"], job.settings["seed"]
-        stack.enter_context(world(tp=job.grid.tp, pp=job.grid.pp, cp=cp, seed=seed))
-        _train(job)
-
-
-def _train(job: Job) -> None:
-    import torch
-
-    from plait.train.build import DTYPES, build_model, freeze, optimizer_of, schedule_of, wrap
-    from plait.train.figures import flops_per_token
-    from plait.train.loop import Trainer
-    from plait.train.state import Origin, TrainState, save
-
-    check_hardware(job.settings, gpu=torch.cuda.is_available())
-    spec = Spec.of(job.start, layout.HF_CONFIG)
-    inner = build_model(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]], run=job.settings)
-    done, stop = job.steps
-    if not done:
-        _load_start(inner, job, spec)
-    freeze(inner, job.settings["freeze"])
-    model = wrap(inner, job.settings)
-    optimizer = optimizer_of(model, job.settings)
-    feed = _feed(job, spec)
-    schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters, sequence=feed.seq_length)
-    state = TrainState(inner, optimizer, schedule)
-    if done:
-        found = files.read_manifest(job.start)["facts"]["grid"]
-        state.load(Path(job.start), generators=Grid(**found) == job.grid)
-        feed.resume(Path(job.start))
-    flops = flops_per_token(spec, feed.seq_length)
-    Trainer(model, state, feed, job.settings, job.logged, flops).train(stop, folder=Path(job.target).parent)
-    origin = Origin(
-        start=Path(job.start),
-        spec=spec,
-        grid=job.grid,
-        settings=job.settings,
-        inputs=job.inputs,
-        tokenizer=files.read_manifest(job.start)["facts"]["tokenizer"],
-    )
-    save(state, Path(job.target), origin, loader=feed.state())
-
-
-def _load_start(model: Any, job: Job, spec: Spec) -> None:
-    """The weights of the first segment: drawn, of another run's checkpoint, or of the sharded model."""
-    from megatron.core import parallel_state
-
-    from plait.convert import checkpoint, engine
-    from plait.models.common import drawn
-    from plait.train.build import load_weights
-    from plait.train.state import load_model
-
-    place = (
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_pipeline_model_parallel_rank(),
-    )
-    if job.settings["init"] == "random":
-        random = drawn(spec.shapes, std=job.settings["init_method_std"], seed=job.settings["seed"])
-        load_weights(model, engine.cut(engine.to_mcore(random, spec), spec, job.grid, *place))
-    elif job.settings["start_run"]:
-        load_model(model, Path(job.start))
-    else:
-        load_weights(model, checkpoint.read_rank(Path(job.start), job.grid, *place))
-
-
-def _feed(job: Job, spec: Spec) -> Any:
-    """This rank's share of the mixture, in the order that seed and step give."""
-    from megatron.core import parallel_state
-
-    place = {
-        "dp_rank": parallel_state.get_data_parallel_rank(),
-        "dp_size": parallel_state.get_data_parallel_world_size(),
-    }
-    return _packed(job, spec, **place) if spec.vision is None else _energon(job, spec, **place)
-
-
-def _packed(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
-    from plait.tokens import roles
-    from plait.tokens.indexed import PackedShard
-    from plait.train.batches import Collator, Feed, Order
-
-    shards = [PackedShard(folder) for folder, _ in job.shards]
-    facts, settings = shards[0].facts, job.settings
-    total = settings["global_batch_size"]
-    collate = Collator(
-        seq_length=max(layout.Indexed.parse(folder).seq for folder, _ in job.shards),
-        pad_id=facts["eos_id"],
-        loss_roles=tuple(roles.CODES[role] for role in settings["loss_roles"]),
-        no_loss_ids=tuple(facts["vision"].values()),
-        patch_size=facts["patch_size"],
-        max_resolution=facts["max_resolution"],
-        vision=spec.patch_dim > 0,
-        window=spec.sliding_window,
-    )
-    order = Order(
-        weights=tuple(weight for _, weight in job.shards),
-        sizes=tuple(len(shard) for shard in shards),
-        seed=settings["seed"],
-        draws=job.train_iters * total,
-    )
-    return Feed(
-        shards=shards,
-        order=order,
-        collate=collate,
-        micro=settings["micro_batch_size"],
-        total=total,
-        dp_rank=dp_rank,
-        dp_size=dp_size,
-    )
-
-
-def _energon(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
-    from megatron.core import parallel_state
-
-    from plait.train.energon import EnergonFeed, PictureCollator, image_processor
-
-    first = parallel_state.is_pipeline_first_stage()
-    mixture = job.mixture
-    collate = PictureCollator(
-        seq_length=mixture["decoder_seq_length"],
-        fixed=job.grid.pp > 1,
-        multiple=job.pieces,
-        processor=image_processor(Path(job.start)) if first else None,
-        window=spec.sliding_window,
-    )
-    return EnergonFeed(
-        blend=Path(job.analysis) / "metadataset.yaml",
-        tokenizer=Path(mixture["tokenizer"]),
-        form=mixture["format"],
-        collate=collate,
-        run=job.settings,
-        dp_rank=dp_rank,
-        dp_size=dp_size,
-    )

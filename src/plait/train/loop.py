@@ -15,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from plait.config.schedule import skipped
+from plait.train import signals
 from plait.train.batches import Batch, Feed
 from plait.train.figures import TERA, Timed, measured_peak, memory
 from plait.train.metrics import Metrics
@@ -68,7 +69,7 @@ class Trainer:
         state: what a checkpoint holds.
         feed: this rank's micro-batches.
         run: the run's settings.
-        logged: what the run tells while it trains.
+        around: what the run tells while it trains, and how often it is kept safe.
         flops: operations of one token, forward and backward.
     """
 
@@ -76,24 +77,59 @@ class Trainer:
     state: TrainState
     feed: "Feed | EnergonFeed"
     run: Mapping[str, Any]
-    logged: Mapping[str, Any]
+    around: Mapping[str, Any]
     flops: float = 0.0
 
-    def train(self, stop: int, *, folder: Path) -> None:
-        """Train up to iteration ``stop``; metrics go into the run's folder."""
+    def train(self, stop: int, *, folder: Path, keep: Callable[[], None] | None = None) -> bool:
+        """Train up to iteration ``stop``; metrics go into the run's folder.
+
+        Args:
+            stop: the last iteration.
+            folder: the run's folder.
+            keep: saves a state against a crash; all ranks call it at the same iteration.
+
+        Returns:
+            Whether it got there; it was asked to stop otherwise, and all that it did is kept.
+        """
         with ExitStack() as stack:
             metrics = None
             if self._reports():
                 metrics = stack.enter_context(
-                    Metrics(folder, start=self.state.iteration, stop=stop, logged=self.logged)
+                    Metrics(folder, start=self.state.iteration, stop=stop, logged=self.around)
                 )
+            kept = self.state.iteration
             while self.state.iteration < stop:
+                asked = signals.agreed()
+                if kept < self.state.iteration and (asked or self._is_due()):
+                    self._keep(keep, metrics)
+                    kept = self.state.iteration
+                if asked:
+                    return False
                 leave_out = any(self.state.iteration + 1 in one for one in self.skipped)
                 row = self._leave_out() if leave_out else self._iteration()
                 if metrics is not None:
                     metrics.write(row)
         if self.run["overlap_param_gather"]:
             self.model.start_param_sync(force_sync=True)
+        return True
+
+    def _is_due(self) -> bool:
+        """Whether a state is written here unasked."""
+        every = self.around["non_persistent_save_interval"]
+        return bool(every) and self.state.iteration % every == 0
+
+    def _keep(self, keep: Callable[[], None] | None, metrics: Metrics | None) -> None:
+        """Save a state; the rows before it are on disk first, the weights are gathered meanwhile."""
+        if keep is None:
+            return
+        if metrics is not None:
+            metrics.sync()
+        gathers = self.run["overlap_param_gather"]
+        if gathers:
+            self.model.disable_forward_pre_hook()
+        keep()
+        if gathers:
+            self.model.enable_forward_pre_hook()
 
     def _reports(self) -> bool:
         """The loss is known on the last stage; one rank of it writes."""
@@ -157,8 +193,8 @@ class Trainer:
     @cached_property
     def peak(self) -> float:
         """Operations a second that a device can do at most."""
-        if self.logged["peak_tflops"]:
-            return float(self.logged["peak_tflops"]) * TERA
+        if self.around["peak_tflops"]:
+            return float(self.around["peak_tflops"]) * TERA
         return measured_peak(self.model.config.params_dtype, torch.device(torch.cuda.current_device()))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from plait.files import appears_whole
+from plait.files import appears_whole, sync
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,11 @@ class Metrics:
         self._write(sorted(self._lines(), key=_iteration))
         self.writer.close()
         self.bar.close()
+
+    def sync(self) -> None:
+        """Make the rows so far durable."""
+        if self.path.exists():
+            sync(self.path)
 
     def write(self, row: dict[str, Any]) -> None:
         """Keep one iteration: its number and its figures by Megatron's names."""

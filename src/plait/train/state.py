@@ -5,10 +5,10 @@ generators' states belong to a grid; a job on another grid starts its own.
 """
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -110,6 +110,8 @@ class Origin:
         settings: the run's settings; they go into the manifest.
         inputs: what the manifest names as inputs.
         tokenizer: sha256 of the model's tokenizer.json, carried to what is trained from here.
+        kind: a persistent checkpoint, or a state against a crash, which is neither proven nor tracked.
+        facts: what the manifest says besides.
     """
 
     start: Path
@@ -118,16 +120,26 @@ class Origin:
     settings: Mapping[str, Any]
     inputs: list[Path]
     tokenizer: str
+    kind: Literal["iteration", "state"] = "iteration"
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def save(state: TrainState, target: Path, origin: Origin, loader: dict[str, Any] | None = None) -> None:
-    """Write a persistent checkpoint with its manifest; all ranks take part, rank 0 publishes.
+def save(
+    state: TrainState,
+    target: Path,
+    origin: Origin,
+    loader: dict[str, Any] | None = None,
+    *,
+    allowed: Callable[[], None] = lambda: None,
+) -> None:
+    """Write a checkpoint with its manifest; all ranks take part, rank 0 publishes.
 
     Args:
         state: what to save.
         target: the iteration's folder.
         origin: where it comes from.
         loader: this data parallel rank's place in its data, where seed and step do not say it.
+        allowed: asked by rank 0 before it publishes; it raises where the run is another job's by now.
 
     Raises:
         LayoutError: a folder that plait did not make stands at the target.
@@ -146,6 +158,7 @@ def save(state: TrainState, target: Path, origin: Origin, loader: dict[str, Any]
     if dist.get_rank() == 0:
         carry(origin.start, part)
         files.write_json(part / TRAINED_WITH, origin.settings)
+        allowed()
         publish(part, target, origin)
     dist.barrier()
 
@@ -162,10 +175,19 @@ def _first_of_its_copy() -> bool:
 
 def publish(part: Path, target: Path, origin: Origin) -> None:
     """Check what was written, write the manifest and rename the folder into place."""
-    facts = {**facts_of_iteration(part, origin.spec, origin.grid), "tokenizer": origin.tokenizer}
-    files.write_manifest(part, kind="iteration", settings=origin.settings, inputs=origin.inputs, facts=facts)
+    proven = origin.kind == "iteration"
+    facts = facts_of_iteration(part, origin.spec, origin.grid) if proven else {"grid": origin.grid.facts}
+    files.write_manifest(
+        part,
+        kind=origin.kind,
+        settings=origin.settings,
+        inputs=origin.inputs,
+        facts={**facts, **origin.facts, "tokenizer": origin.tokenizer},
+    )
     files.sync(part)
     files.remove(target)
     part.rename(target)
-    with files.appears_whole(target.parent / TRACKER) as tracker:
-        tracker.write_text(str(int(target.name.removeprefix("iter_"))))
+    files.sync(target.parent, deep=False)
+    if proven:
+        with files.appears_whole(target.parent / TRACKER) as tracker:
+            tracker.write_text(str(int(target.name.removeprefix("iter_"))))

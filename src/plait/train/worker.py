@@ -12,12 +12,16 @@ import sys
 def main() -> int:
     """Run the job given as JSON; only rank 0 tells what went wrong."""
     from plait.errors import PlaitError
-    from plait.train.job import Job, run_rank
+    from plait.train.job import Job
+    from plait.train.signals import listen
 
+    listen()
     first = os.environ["RANK"] == "0"
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("megatron").setLevel(logging.ERROR)
     try:
+        from plait.train.rank import run_rank
+
         run_rank(Job(**json.loads(sys.argv[1])))
     except PlaitError as error:
         if first:

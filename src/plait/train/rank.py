@@ -1,0 +1,187 @@
+"""What one rank of a training job does, from its start to the checkpoint it ends with."""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from plait import files, layout
+from plait.models.specs import Spec
+from plait.parallel.grid import Grid
+from plait.train import lease
+from plait.train.crash import States
+from plait.train.hardware import check_hardware
+from plait.train.job import Job
+
+
+def run_rank(job: Job) -> None:
+    """The job on one rank of the world; it ends with the checkpoint, or with a state if asked to stop."""
+    from plait.train.world import world
+
+    with ExitStack() as stack:
+        allowed: Callable[[], None] = lambda: None  # noqa: E731
+        if os.environ["RANK"] == "0":
+            allowed = stack.enter_context(lease.hold(Path(str(job.run)))).check
+        cp, seed = job.settings["context_parallel_size"], job.settings["seed"]
+        stack.enter_context(world(tp=job.grid.tp, pp=job.grid.pp, cp=cp, seed=seed))
+        _train(job, allowed)
+
+
+def _train(job: Job, allowed: Callable[[], None]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from plait.train.build import DTYPES, build_model, freeze, optimizer_of, schedule_of, wrap
+    from plait.train.figures import flops_per_token
+    from plait.train.loop import Trainer
+    from plait.train.state import Origin, TrainState, save
+
+    check_hardware(job.settings, gpu=torch.cuda.is_available())
+    spec = Spec.of(job.start, layout.HF_CONFIG)
+    inner = build_model(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]], run=job.settings)
+    states = States(job)
+    before, same_grid = _goes_on_from(job, states)
+    if before is None:
+        _load_start(inner, job, spec)
+    freeze(inner, job.settings["freeze"])
+    model = wrap(inner, job.settings)
+    optimizer = optimizer_of(model, job.settings)
+    feed = _feed(job, spec)
+    schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters, sequence=feed.seq_length)
+    state = TrainState(inner, optimizer, schedule)
+    if before is not None:
+        state.load(before, generators=same_grid)
+        feed.resume(before)
+    origin = Origin(
+        start=Path(job.start),
+        spec=spec,
+        grid=job.grid,
+        settings=job.settings,
+        inputs=job.inputs,
+        tokenizer=files.read_manifest(job.start)["facts"]["tokenizer"],
+    )
+
+    def keep() -> None:
+        kept = replace(origin, kind="state", facts={"train_iters": job.train_iters})
+        save(state, states.path(state.iteration), kept, loader=feed.state(), allowed=allowed)
+        if dist.get_rank() == 0:
+            states.prune()
+
+    trainer = Trainer(model, state, feed, job.settings, job.around, flops_per_token(spec, feed.seq_length))
+    if trainer.train(job.steps[1], folder=Path(str(job.run)), keep=keep):
+        save(state, Path(job.target), origin, loader=feed.state(), allowed=allowed)
+        if dist.get_rank() == 0:
+            states.clear()
+
+
+def _goes_on_from(job: Job, states: States) -> tuple[Path | None, bool]:
+    """The state or checkpoint that training goes on from, if any, and whether its grid is the job's.
+
+    Rank 0 looks for states: it holds the lease, so nobody writes or removes one meanwhile.
+    """
+    import torch
+    import torch.distributed as dist
+
+    found = states.newest() if dist.get_rank() == 0 else 0
+    iteration = torch.tensor([found], device=torch.cuda.current_device())
+    dist.broadcast(iteration, src=0)
+    if iteration.item():
+        return states.path(int(iteration.item())), True
+    if job.steps[0]:
+        return Path(job.start), Grid(**files.read_manifest(job.start)["facts"]["grid"]) == job.grid
+    return None, False
+
+
+def _load_start(model: Any, job: Job, spec: Spec) -> None:
+    """The weights of the first segment: drawn, of another run's checkpoint, or of the sharded model."""
+    from megatron.core import parallel_state
+
+    from plait.convert import checkpoint, engine
+    from plait.models.common import drawn
+    from plait.train.build import load_weights
+    from plait.train.state import load_model
+
+    place = (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
+    if job.settings["init"] == "random":
+        random = drawn(spec.shapes, std=job.settings["init_method_std"], seed=job.settings["seed"])
+        load_weights(model, engine.cut(engine.to_mcore(random, spec), spec, job.grid, *place))
+    elif job.settings["start_run"]:
+        load_model(model, Path(job.start))
+    else:
+        load_weights(model, checkpoint.read_rank(Path(job.start), job.grid, *place))
+
+
+def _feed(job: Job, spec: Spec) -> Any:
+    """This rank's share of the mixture, in the order that seed and step give."""
+    from megatron.core import parallel_state
+
+    place = {
+        "dp_rank": parallel_state.get_data_parallel_rank(),
+        "dp_size": parallel_state.get_data_parallel_world_size(),
+    }
+    return _packed(job, spec, **place) if spec.vision is None else _energon(job, spec, **place)
+
+
+def _packed(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
+    from plait.tokens import roles
+    from plait.tokens.indexed import PackedShard
+    from plait.train.batches import Collator, Feed, Order
+
+    shards = [PackedShard(folder) for folder, _ in job.shards]
+    facts, settings = shards[0].facts, job.settings
+    total = settings["global_batch_size"]
+    collate = Collator(
+        seq_length=max(layout.Indexed.parse(folder).seq for folder, _ in job.shards),
+        pad_id=facts["eos_id"],
+        loss_roles=tuple(roles.CODES[role] for role in settings["loss_roles"]),
+        no_loss_ids=tuple(facts["vision"].values()),
+        patch_size=facts["patch_size"],
+        max_resolution=facts["max_resolution"],
+        vision=spec.patch_dim > 0,
+        window=spec.sliding_window,
+    )
+    order = Order(
+        weights=tuple(weight for _, weight in job.shards),
+        sizes=tuple(len(shard) for shard in shards),
+        seed=settings["seed"],
+        draws=job.train_iters * total,
+    )
+    return Feed(
+        shards=shards,
+        order=order,
+        collate=collate,
+        micro=settings["micro_batch_size"],
+        total=total,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+    )
+
+
+def _energon(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
+    from megatron.core import parallel_state
+
+    from plait.train.energon import EnergonFeed, PictureCollator, image_processor
+
+    first = parallel_state.is_pipeline_first_stage()
+    mixture = job.mixture
+    collate = PictureCollator(
+        seq_length=mixture["decoder_seq_length"],
+        fixed=job.grid.pp > 1,
+        multiple=job.pieces,
+        processor=image_processor(Path(job.start)) if first else None,
+        window=spec.sliding_window,
+    )
+    return EnergonFeed(
+        blend=Path(job.analysis) / "metadataset.yaml",
+        tokenizer=Path(mixture["tokenizer"]),
+        form=mixture["format"],
+        collate=collate,
+        run=job.settings,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+    )
