@@ -39,9 +39,10 @@ tiny-test: dev
 test-long: dev
 	pytest -m long
 
-# On a Slurm of this host, installed and brought up by tests/cluster; says in one line what it skips, and why.
+# On a Slurm of this host and with an Apptainer, installed and brought up by the tests; says in one line each
+# what it skips, and why.
 test-cluster: dev
-	pytest -m cluster -rs tests/cluster
+	pytest -m cluster -rs tests/cluster tests/envs
 
 check: dev
 	ruff format --check src tests

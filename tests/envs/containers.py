@@ -44,7 +44,7 @@ FOLDERS = (
 )
 FILES = ("hosts", "resolv.conf", "passwd", "group", "localtime")
 SEEN = "inside.txt"
-"""Where an image notes in the working folder what it ran."""
+"""Where an image notes in the working folder what it ran: stages and modules."""
 
 
 def bring_up():
@@ -64,7 +64,8 @@ def bring_up():
 def passthrough(folder):
     """An image without a file of its own but two commands: it runs what this machine has in /usr."""
     skeleton(folder)
-    script(folder / "image/bin/python", f'PYTHONPATH=$PYTHONPATH:{PACKAGES} exec {PYTHON} "$@"')
+    noted = f'echo "$2" >> {SEEN}\nPYTHONPATH=$PYTHONPATH:{PACKAGES} exec {PYTHON} "$@"'
+    script(folder / "image/bin/python", noted)
     script(folder / "image/bin/plait", f'echo "$1" >> {SEEN}\nexec /image/bin/python -m plait.cli.main "$@"')
     return folder
 

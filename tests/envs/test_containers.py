@@ -8,42 +8,27 @@ from pathlib import Path
 import pytest
 import yaml
 from envs.containers import PACKAGES, PYTHON, ROOT, SEEN, environment, proofs
+from envs.fixtures import EXPORT, PATIENCE, small
 from workflow.projects import Project
 
 pytestmark = pytest.mark.cluster
 
-CHAT = yaml.safe_load((Path(__file__).parent / "chat.yaml").read_text())
-EXPORT = "data/ckpts/small/hf/model_iter_4"
 APPTAINER = ("--sdm", "apptainer")
-
-
-def small(folder, images=None):
-    """A project with the small chat plan in place of the default one."""
-    project = Project.make(folder)
-    project.write("config/config.yaml", yaml.safe_dump({**CHAT, "images": images or {}}))
-    return project
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory):
-    """The plan without images, run to the end."""
-    project = small(tmp_path_factory.mktemp("bare") / "project")
-    project.run(EXPORT)
-    return project
 
 
 def test_the_chat_plan_in_images_gives_the_same_roots_and_images_plan_nothing(
     bare, contained, image, scratch, tmp_path
 ):
-    inside = small(tmp_path / "project", dict.fromkeys(("io", "cpu", "gpu"), str(image)))
+    inside = small(Project.make(tmp_path / "project"), dict.fromkeys(("io", "cpu", "gpu"), str(image)))
     (scratch / "data").mkdir()
     (inside.folder / "data").symlink_to(scratch / "data")
 
-    inside.run(EXPORT, *APPTAINER)
+    inside.run(EXPORT, *APPTAINER, timeout=PATIENCE)
 
     seen = set((inside.folder / SEEN).read_text().split())
     assert seen == {
-        "raw", "chat", "tokenizer", "index", "analyse", "build", "convert", "shard", "verify", "export",
+        "raw", "chat", "tokenizer", "index", "analyse", "build", "convert", "shard", "verify", "schedule",
+        "export", "plait.cli.main", "plait.train.node",
     }  # fmt: skip
     assert len(proofs(bare.folder)) > 10
     assert proofs(inside.folder) == proofs(bare.folder)
@@ -52,7 +37,7 @@ def test_the_chat_plan_in_images_gives_the_same_roots_and_images_plan_nothing(
 
 
 def test_an_image_that_is_not_there_is_refused_before_anything_runs(contained, tmp_path):
-    project = small(tmp_path / "project")
+    project = small(Project.make(tmp_path / "project"))
 
     said = project.refusal(EXPORT, *APPTAINER)
 
@@ -63,7 +48,7 @@ def test_an_image_that_is_not_there_is_refused_before_anything_runs(contained, t
 
 @pytest.mark.parametrize("path", ["x; touch y", "$(touch y)", "a b.sif", "x'y"])
 def test_an_image_is_no_shell_text(path, contained, tmp_path):
-    project = small(tmp_path / "project", {"cpu": path})
+    project = small(Project.make(tmp_path / "project"), {"cpu": path})
 
     assert "images.cpu: String should match" in project.refusal(EXPORT, *APPTAINER)
 
@@ -86,7 +71,7 @@ def test_any_user_runs_rules_in_images_with_data_and_sources_elsewhere(somebody,
     )
     (home / "talks").mkdir()
     (home / "talks/talk.jsonl").write_text(talk)
-    project = small(home / "project", {"io": str(image), "cpu": str(image)})
+    project = small(Project.make(home / "project"), {"io": str(image), "cpu": str(image)})
     config = {"datasets": {"mine": {"source": {"kind": "chat-jsonl", "path": "~/talks"}}}}
     project.write("mine.yaml", yaml.safe_dump(config))
     data = scratch / "somebodys"
