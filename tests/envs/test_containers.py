@@ -3,6 +3,7 @@
 import os
 import pwd
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,26 @@ def test_any_user_runs_rules_in_images_with_data_and_sources_elsewhere(somebody,
     assert sorted(path.name for path in project.folder.iterdir() if path.name.startswith(".")) == [
         ".snakemake"
     ]
+
+
+SAID = """\
+echo "token $HF_TOKEN, in $PWD, python $(command -v python)"
+cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'hf_of_[s]omebody'
+exit
+"""
+
+
+def test_a_shell_in_an_image_has_the_tokens_and_no_command_line_has_them(
+    contained, image, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
+    project = small(Project.make(tmp_path / "project"), {"gpu": str(image)})
+
+    done = subprocess.run(
+        [sys.executable, "-m", "plait.cli.main", "shell", "--apptainer"],
+        cwd=project.folder, input=SAID, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+
+    assert done.stdout.splitlines()[-2:] == [
+        f"token hf_of_somebody, in {project.folder}, python /image/bin/python", "0",
+    ], done.stderr  # fmt: skip
