@@ -166,10 +166,14 @@ linked = in_snakemakes_frame(
 # What no rule makes is refused with the names that rules know.
 unmade = in_snakemakes_frame(lambda wildcards: layout.refuse_target(wildcards.unmade))
 
-# Whether rules run in images; training starts its own on every node, Snakemake would put `srun` into one.
+# Whether rules run in images, and in which; training starts its own on every node: Snakemake would put `srun`
+# into one. Each is looked for when a job wants it.
 contained = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
-image = in_snakemakes_frame(lambda kind: plan.image(kind) if contained else None)
-training_image = lambda wildcards: image("gpu") or ""
+image = lambda kind: in_snakemakes_frame(
+    lambda wildcards: plan.image(kind) if contained else None
+)
+training_image = lambda wildcards: image("gpu")(wildcards) or ""
+no_image = lambda wildcards: None
 
 # What `snakemake --report` shows; captions lie where the rules look for them.
 LOSS_CURVE = {

@@ -37,7 +37,7 @@ rule short:
     benchmark:
         "data/benchmarks/short/{run}/model_iter_{step}.tsv"
     container:
-        None
+        no_image
     resources:
         **asks("short"),
     shell:

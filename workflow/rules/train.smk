@@ -35,7 +35,7 @@ rule train:
     benchmark:
         "data/benchmarks/train/{run}/iter_{iteration}.tsv"
     container:
-        None
+        no_image
     threads: processes
     resources:
         **asks("train"),
