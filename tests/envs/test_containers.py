@@ -98,6 +98,7 @@ def test_any_user_runs_rules_in_images_with_data_and_sources_elsewhere(somebody,
         "tokenizer",
         "build",
         "convert",
+        "plait.cli.main",
     }
     assert (data / "processed/mine/shard_00000.jsonl.gz").is_file()
     assert (data / "models/raw/small-megatron/plait.json").stat().st_uid == somebody.pw_uid
