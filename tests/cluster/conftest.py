@@ -46,13 +46,15 @@ class Cluster:
         """What Slurm knows of a job, by key."""
         return keys(run("scontrol", "show", "job", job))
 
-    def queued(self, comment, states="running"):
-        """The jobs in these states whose comment, rule and wildcards, begins so."""
-        lines = run("squeue", "--noheader", f"--states={states}", "--format=%i %k").splitlines()
-        return [line.split()[0] for line in lines if line.split()[1].startswith(comment)]
+    def queued(self, folder, comment, states):
+        """The jobs of a project in these states whose comment, rule and wildcards, begins so."""
+        lines = run("squeue", "--noheader", f"--states={states}", "--format=%i %k %Z").splitlines()
+        jobs = [line.split(maxsplit=2) for line in lines]
+        return [job for job, said, place in jobs if said.startswith(comment) and place == str(folder)]
 
-    def requeue(self, job):
-        run("scontrol", "requeue", job)
+    def warn(self, job):
+        """What Slurm does some time before a job's limit, where the job asked for it by --signal=B:USR1."""
+        run("scancel", "--batch", "--signal=USR1", job)
 
     def cancel(self, job):
         run("scancel", job)

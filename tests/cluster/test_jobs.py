@@ -59,15 +59,15 @@ def test_a_failing_job_is_tried_again_with_more_memory_and_time_and_its_log_is_n
     assert "data/logs/chat/mine/shard_00000.log" in done.text
 
 
-def test_the_driver_is_a_job_that_may_be_requeued(cluster, project):
-    asked = config([dialogue(1)], project=project, rules={"chat": {"slurm_extra": ["--begin=now+15"]}})
+def test_the_driver_is_a_job_that_requeues_itself_in_time(cluster, project):
+    asked = config([dialogue(1)], project=project, rules={"chat": {"slurm_extra": ["--begin=now+30"]}})
     target = "data/processed/mine/shard_00000.jsonl.gz"
     project.snakemake("-n", target, config=asked)  # writes the config
     words = ["--mem=500", "profiles/slurm/driver.sbatch", target, "--configfile", "overlay.yaml"]
     driver = project.sbatch(*words)
 
-    waiting = cluster.wait(lambda: cluster.queued("rule_chat", states="pending"))
-    cluster.requeue(driver)
+    waiting = cluster.wait(lambda: cluster.queued(project.folder, "rule_chat", "pending"))
+    cluster.warn(driver)
     ended = cluster.wait(lambda: cluster.show(driver)["JobState"] in {"COMPLETED", "FAILED"}, 150)
 
     said = (project.folder / f"plait-driver-{driver}.log").read_text()

@@ -30,7 +30,7 @@ def sbatch(resources, threads=1):
 
 
 def asked(rule, jobs=None, **sizes):
-    return load({"jobs": jobs or {}}).jobs.of(rule).resources(**ONE | sizes)
+    return load({"jobs": jobs or {}}).jobs.by_rule[rule].resources(**ONE | sizes)
 
 
 @pytest.mark.parametrize("rule", RULES)

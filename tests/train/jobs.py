@@ -18,7 +18,6 @@ from plait.config.run import Around, Run
 from plait.data import energon
 from plait.parallel.grid import Grid
 from plait.tokens import build
-from plait.train.launch import listeners
 
 FORM = {
     "tokenizer": "plain", "template": "pretrain", "packing": "best_fit", "overlong": "split",
@@ -45,18 +44,18 @@ class Place:
     start: str
     around: dict = field(default_factory=lambda: {"peak_tflops": 1.0})
 
-    def words(self, **around):
+    def words(self, start=("-m", "plait.cli.main"), **around):
         keys = Around(**self.around | around).model_dump(mode="json")
         return [
-            sys.executable, "-m", "plait.cli.main", "train", self.start, "data/analysis/x",
+            sys.executable, *start, "train", self.start, "data/analysis/x",
             "data/ckpts/r/schedule.json", TARGET,
             "--settings", json.dumps(self.settings), "--around", json.dumps(keys),
         ]  # fmt: skip
 
-    def begin(self, *, env=None, words=(), **around):
+    def begin(self, *, env=None, **around):
         """Start `plait train` in a process group of its own."""
         return subprocess.Popen(
-            [*self.words(**around), *words],
+            self.words(**around),
             cwd=self.root, env={**os.environ, **(env or {})}, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -183,4 +182,4 @@ def kill(pids):
             continue
 
 
-__all__ = ["STEPS", "TARGET", "family", "kill", "listeners", "packed", "pictured", "wait_for"]
+__all__ = ["STEPS", "TARGET", "family", "kill", "packed", "pictured", "wait_for"]

@@ -6,6 +6,7 @@ go over these key by key. The words of :meth:`Ask.resources` are those of snakem
 
 import re
 import shlex
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
@@ -169,8 +170,12 @@ class Jobs(Strict):
         {}, description="by rule, over its class, key by key; those that hold a model have more memory"
     )
 
-    def of(self, rule: str) -> Ask:
-        """What a rule asks for: its class's defaults, and what config/ says over them."""
+    @cached_property
+    def by_rule(self) -> dict[str, Ask]:
+        """What each rule asks for: its class's defaults, and what config/ says over them."""
+        return {rule: self._of(rule) for rule in RULES}
+
+    def _of(self, rule: str) -> Ask:
         kind = RULES[rule]
         merged: dict[str, Any] = dict(CLASSES[kind])
         if rule in WHOLE_MODELS:

@@ -303,7 +303,7 @@ class Plan:
     def asks(self, rule: str, *, run: str | None = None, attempt: int = 1) -> dict[str, Any]:
         """What a job of a rule asks a cluster for; of train, the processes and nodes of its run."""
         sizes = {"processes": self.run(run).world_size, "nodes": self.run(run).nodes} if run else {}
-        return self.config.jobs.of(rule).resources(
+        return self.config.jobs.by_rule[rule].resources(
             **{"processes": 0, "nodes": 1, **sizes}, attempt=attempt, escalates=rule != "train"
         )
 

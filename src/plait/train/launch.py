@@ -23,7 +23,7 @@ from plait.errors import CheckpointError, ConfigError, Stopped
 from plait.train import lease, slurm
 from plait.train.job import Job
 from plait.train.node import environment
-from plait.train.signals import ASK, listen
+from plait.train.signals import ASK, ignore, listen
 
 ENV = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 TICK = 0.2
@@ -149,7 +149,10 @@ def _run_in_place(job: Job, image: str) -> None:
     listen()
     from plait.train.rank import run_rank
 
-    run_rank(job)
+    try:
+        run_rank(job)
+    finally:
+        ignore()
 
 
 def _run_to_the_end(job: Job, image: str) -> int:
@@ -190,21 +193,16 @@ def _end_early(job: Job, asked: int) -> None:
     where = f"its state is kept in {kept[-1]}" if kept else "it had done nothing yet"
     own = slurm.own_job()
     if own and kept and asked == signal.SIGUSR2:
+        log.warning("training %s stops, %s; Slurm job %s is queued again", job.target, where, own)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         refused = slurm.requeue(own)
         if not refused:
-            log.warning("training %s stops, %s; Slurm job %s is queued again", job.target, where, own)
-            _wait_for_the_end()
+            time.sleep(LOOK)  # Slurm ends this process; until then its job must not look failed
         where += f"; Slurm does not queue job {own} again: {refused}" if refused else ""
     raise Stopped(
         f"training {job.target} was asked to stop, and {where}",
         hint="asking for the same target again goes on from there",
     )
-
-
-def _wait_for_the_end() -> None:
-    """Slurm ends a job that is queued again; until then it must not look failed."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(LOOK)
 
 
 @dataclass

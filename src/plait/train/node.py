@@ -97,7 +97,7 @@ def environment(job: Job, processes: int) -> dict[str, str]:
 
     Snakemake gives a job as many threads as it has cores; every rank would take them all.
     """
-    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    threads = str(max(1, _cores() // processes))
     found = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     found |= {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
     if job.around["gpu_ids"]:
@@ -105,6 +105,13 @@ def environment(job: Job, processes: int) -> dict[str, str]:
     if job.around["network_interface"]:
         found |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), job.around["network_interface"])
     return {**os.environ, **found}
+
+
+def _cores() -> int:
+    """Those that this process may use; not every Slurm confines a job to its own."""
+    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    own = len(os.sched_getaffinity(0))
+    return min(own, int(given)) if given.isdecimal() else own
 
 
 def main() -> NoReturn:

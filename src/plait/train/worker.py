@@ -13,7 +13,7 @@ def main() -> int:
     """Run the job given as JSON; only rank 0 tells what went wrong."""
     from plait.errors import PlaitError
     from plait.train.job import Job
-    from plait.train.signals import listen
+    from plait.train.signals import ignore, listen
 
     listen()
     first = os.environ["RANK"] == "0"
@@ -27,6 +27,8 @@ def main() -> int:
         if first:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    finally:
+        ignore()  # asked again, it would be ended by what Python leaves of its handlers
     return 0
 
 
