@@ -2,6 +2,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -157,6 +158,16 @@ def test_an_equal_source_gives_equal_bytes(tmp_path, monkeypatch):
 
 
 # Your own jsonl
+
+
+def test_another_process_gives_equal_bytes(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "mine/a.jsonl", [good(n) for n in range(9)])
+    shard = make(mine(path))
+    first = shard.read_bytes()
+
+    monkeypatch.setattr(os, "getpid", lambda: 123456789)
+
+    assert make(mine(path)).read_bytes() == first
 
 
 def test_files_anywhere_are_linked_and_read_in_order(tmp_path):

@@ -37,7 +37,7 @@ from plait.files import canonical, read_json, sizes
 
 VERSIONS = {
     "raw": 1,
-    "chat": 2,
+    "chat": 3,
     "tokenizer": 1,
     "index": 1,
     "energon": 2,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 from tqdm import tqdm
@@ -121,7 +121,8 @@ def _sort(raw: Path, shard: Chat, settings: Mapping[str, Any], kept: Path, rejec
     resize = partial(images.resized, pictures=settings["pictures"])
     share = islice(sources.read(raw), shard.shard, None, settings["shards"])
     with ExitStack() as stack:
-        good, bad = stack.enter_context(_gzip(kept)), stack.enter_context(rejects.open("wb"))
+        good = stack.enter_context(_gzip(stack.enter_context(kept.open("wb"))))
+        bad = stack.enter_context(rejects.open("wb"))
         for line in tqdm(share, desc=str(shard), unit="line", disable=None):
             if not line.content.strip():
                 counts.blank += 1
@@ -139,9 +140,12 @@ def _sort(raw: Path, shard: Chat, settings: Mapping[str, Any], kept: Path, rejec
     return counts
 
 
-def _gzip(path: Path) -> gzip.GzipFile:
-    """A gzip stream without a name or a time in it; its bytes follow from its content alone."""
-    return gzip.GzipFile(path, "wb", compresslevel=GZIP_LEVEL, mtime=0)
+def _gzip(file: BinaryIO) -> gzip.GzipFile:
+    """A gzip stream without a name or a time in it; its bytes follow from its content alone.
+
+    The name of a file that is still to be renamed has the number of this process.
+    """
+    return gzip.GzipFile("", "wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0)
 
 
 def _reject(line: sources.RawLine, error: RecordError) -> bytes:
