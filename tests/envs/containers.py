@@ -24,8 +24,10 @@ LOADED = (
     "typing_inspection",
     "typing_extensions.py",
 )
-PYTHON = SYSTEM if SYSTEM.exists() else Path(sys.executable).resolve()
-"""The system's own, which other users may run too."""
+PYTHON = Path(sys.executable).resolve()
+"""The tests' own: bytes of checkpoints follow from its patch release (enums are pickled in two ways)."""
+EVERYONES = SYSTEM if SYSTEM.exists() else PYTHON
+"""One that other users may run too."""
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
     "dev",
@@ -61,10 +63,10 @@ def bring_up():
     return TOOLS / "apptainer/usr/bin"
 
 
-def passthrough(folder):
+def passthrough(folder, python=PYTHON):
     """An image without a file of its own but two commands: it runs what this machine has in /usr."""
     skeleton(folder)
-    noted = f'echo "$2" >> {SEEN}\nPYTHONPATH=$PYTHONPATH:{PACKAGES} exec {PYTHON} "$@"'
+    noted = f'echo "$2" >> {SEEN}\nPYTHONPATH=$PYTHONPATH:{PACKAGES} exec {python} "$@"'
     script(folder / "image/bin/python", noted)
     script(folder / "image/bin/plait", f'echo "$1" >> {SEEN}\nexec /image/bin/python -m plait.cli.main "$@"')
     return folder
@@ -84,11 +86,9 @@ def script(path, text):
     path.chmod(0o755)
 
 
-def environment(commands):
+def environment(commands, python=PYTHON):
     """What such images need besides what plait gives any image."""
-    binds = ["/usr", str(PACKAGES)]
-    if PYTHON != SYSTEM:
-        binds.append(str(Path(sys.base_prefix).resolve()))
+    binds = ["/usr", str(PACKAGES), *([] if python == SYSTEM else [str(python.parents[1])])]
     return {
         "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "APPTAINER_BIND": ",".join(binds),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from envs.containers import PACKAGES, PYTHON, ROOT, SEEN, environment, proofs
+from envs.containers import EVERYONES, PACKAGES, ROOT, SEEN, environment, passthrough, proofs
 from envs.fixtures import EXPORT, PATIENCE, small
 from workflow.projects import Project
 
@@ -65,8 +65,9 @@ def somebody():
     subprocess.run(["userdel", "--remove", name], check=True, capture_output=True)
 
 
-def test_any_user_runs_rules_in_images_with_data_and_sources_elsewhere(somebody, commands, image, scratch):
+def test_any_user_runs_rules_in_images_with_data_and_sources_elsewhere(somebody, commands, scratch):
     home = Path(somebody.pw_dir)
+    image = passthrough(scratch / "everyones", EVERYONES)
     talk = (
         '{"id": "1", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
     )
@@ -81,12 +82,12 @@ def test_any_user_runs_rules_in_images_with_data_and_sources_elsewhere(somebody,
     for path in (home, *home.rglob("*"), data):
         os.chown(path, somebody.pw_uid, somebody.pw_gid, follow_symlinks=False)
     source = ROOT / "src"
-    around = environment(commands) | {"PYTHONPATH": f"{source}:{PACKAGES}"}
+    around = environment(commands, EVERYONES) | {"PYTHONPATH": f"{source}:{PACKAGES}"}
 
     given = [f"{name}={value}" for name, value in (around | {"HOME": str(home)}).items()]
     done = subprocess.run(
         ["runuser", "-u", somebody.pw_name, "--", "env", "-i", *given,
-         PYTHON, "-m", "snakemake", "--cores", "2", *APPTAINER, "--configfile", "mine.yaml", "--",
+         EVERYONES, "-m", "snakemake", "--cores", "2", *APPTAINER, "--configfile", "mine.yaml", "--",
          "data/processed/mine/shard_00000.jsonl.gz", "data/models/raw/small-megatron/plait.json"],
         cwd=project.folder, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
