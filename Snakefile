@@ -1,5 +1,6 @@
 """From raw data to a Hugging Face checkpoint: ask for a file and its stages run.
 
+data/hub/{repo}/{commit}/{file}                          file of the hub or of a URL
 data/raw/{dataset}                                       raw source
 data/processed/{dataset}/shard_{shard}.jsonl.gz          chat records
 data/tokenizers/{tokenizer}                              tokenizer with its added tokens
@@ -37,6 +38,7 @@ include: "workflow/common.smk"
 container: image("cpu")
 
 
+include: "workflow/rules/fetch.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/verify.smk"

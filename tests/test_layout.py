@@ -15,6 +15,10 @@ NAMES = st.from_regex(re.compile(layout.NAME), fullmatch=True).filter(lambda nam
 COUNTS = st.integers(1, 10**6)
 SHARDS = st.integers(0, 99_999)
 FORMATS = st.text(string.ascii_letters + string.digits, min_size=1, max_size=12)
+REPOS = st.sampled_from(["models--us--tiny", "datasets--us-2--Talks_v1.0", "urls--example.org"])
+FILES = st.from_regex(re.compile(layout.WILDCARDS["file"]), fullmatch=True).filter(
+    lambda name: len(name) < 30
+)
 ARTIFACTS = {
     layout.Raw: {"dataset": NAMES},
     layout.Chat: {"dataset": NAMES, "shard": SHARDS},
@@ -30,6 +34,12 @@ ARTIFACTS = {
     layout.Iteration: {"run": NAMES, "iteration": st.integers(1, 9_999_999)},
     layout.Export: {"run": NAMES, "step": COUNTS},
     layout.LossCurve: {"run": NAMES},
+    layout.HubTree: {"repo": REPOS, "revision": st.sampled_from(["main", "v1.0", "refs%2Fpr%2F1"])},
+    layout.HubFile: {
+        "repo": REPOS,
+        "commit": st.text("0123456789abcdef", min_size=40, max_size=40),
+        "file": FILES,
+    },
 }
 
 

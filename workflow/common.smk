@@ -41,6 +41,27 @@ def made(kind, wildcards):
     return kind.read(kind.PATTERN.format(**dict(wildcards.items())))
 
 
+def brought(found):
+    """Files from afar, and what was checked of them; a job asks the hub first where they are not locked yet."""
+    for tree in [one for one in found if isinstance(one, layout.HubTree)]:
+        if tree not in waiting:
+            waiting.add(tree)
+            logger.info(f"{tree.key} is not locked yet: a job asks the hub first.")
+        checkpoints.lock.get(repo=tree.repo, revision=tree.revision)
+    return [ancient(str(one)) for one in found] + [one.manifest for one in found]
+
+
+@in_snakemakes_frame
+def from_afar(wildcards):
+    """Every file that config/ takes from the hub or from URLs."""
+    found = {where: plan.fetched(where) for where in plan.fetchables()}
+    files_of_all = brought([one for several in found.values() for one in several])
+    for where in [where for where in found if where not in waiting]:
+        waiting.add(where)
+        logger.info(plan.to_fetch(where))
+    return files_of_all
+
+
 def inputs(kind):
     """The artifacts that one of this kind is made from, by name, and their manifests.
 
@@ -59,6 +80,7 @@ def inputs(kind):
             waiting.add(plan.to_supply(artifact))
             logger.info(f"You must supply {plan.to_supply(artifact)}.")
         files.refuse_foreign(artifact)
+        found.pop("files", None)
         manifests = [one.manifest for several in found.values() for one in several]
         folders = {
             name: [folder(one) for one in several] for name, several in found.items()
@@ -66,6 +88,13 @@ def inputs(kind):
         return folders | {"manifests": manifests}
 
     return find
+
+
+def fetched(kind):
+    """The files from afar that an artifact is made from: apart, for they may wait for the hub."""
+    return in_snakemakes_frame(
+        lambda wildcards: brought(plan.inputs(made(kind, wildcards))["files"])
+    )
 
 
 def settings(kind, stage=""):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import DataError, LayoutError
-from plait.layout import MANIFEST, Artifact, Chat, Export, Run
+from plait.layout import MANIFEST, Artifact, Chat, Export, HubFile, Run
 
 SCHEMA = 1
 SNAKEMAKE_LEFTOVERS = {".snakemake_timestamp"}
@@ -60,6 +60,21 @@ def read_json(path: Path | str) -> Any:
         raise DataError(f"{path} is not JSON: {error}") from error
 
 
+def read_object(path: Path | str) -> dict[str, Any]:
+    """Read a JSON object, as every config of a model is one.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or holds another kind of value.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(
+            f"{path} holds a JSON {type(found).__name__}, expected an object with keys",
+            hint="download or write the file anew",
+        )
+    return found
+
+
 def made_by_plait(target: Path, marks: Iterable[str] = (MANIFEST,)) -> bool:
     """Whether replacing what stands at this path loses nothing that plait did not make.
 
@@ -81,7 +96,7 @@ def foreign(artifact: Artifact) -> Path | None:
         # The rejects are there before the shard is, so a killed stage leaves a shard that is still known.
         marks = (Path(artifact.manifest), Path(artifact.rejects))
         return target if os.path.lexists(target) and not any(mark.is_file() for mark in marks) else None
-    if isinstance(artifact, Run):
+    if isinstance(artifact, Run) or (isinstance(artifact, HubFile) and not target.is_dir()):
         return None
     return None if made_by_plait(target, artifact.MARKS) else target
 
@@ -160,6 +175,14 @@ def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]
         sync(target.parent, deep=False)
     finally:
         remove(part)
+
+
+def link(source: Path | str, place: Path) -> None:
+    """Link to a file of this project by the way from here to there: the project may be moved."""
+    source = Path(source)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    there = os.path.relpath(source.parent.resolve(), place.parent.resolve())
+    place.symlink_to(Path(there) / source.name)
 
 
 def final_name(part: Path) -> str:

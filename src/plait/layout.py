@@ -11,6 +11,7 @@ command line reads ``tp``, ``pp`` and steps back from a target with :func:`parse
 'data/verify/ckpts/x/iter_0000100/parity.json'
 """
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass, fields
@@ -18,6 +19,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from itertools import takewhile
 from typing import Any, ClassVar, Self
+from urllib.parse import quote, unquote, urlsplit
 
 from plait.errors import LayoutError
 
@@ -30,6 +32,8 @@ CARRIED = "carried.safetensors"
 TRACKER = "latest_checkpointed_iteration.txt"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 NUMBER = r"[1-9]\d*"
+SEGMENT = r"[^\x00-\x1f/.\x7b\x7d\\][^\x00-\x1f/\x7b\x7d\\]*"
+"""A folder or file of the hub: it does not begin with a dot and has no braces, which are Snakemake's."""
 
 WILDCARDS: dict[str, str] = {
     "dataset": NAME,
@@ -44,6 +48,10 @@ WILDCARDS: dict[str, str] = {
     "run": NAME,
     "iteration": r"\d{7}",
     "step": NUMBER,
+    "repo": r"(?:(?:models|datasets)--[\w.-]+--[\w.-]+|urls--[\w.-]+)",
+    "commit": r"[0-9a-f]{40}",
+    "revision": r"\w[\w.%-]*",
+    "file": rf"(?:{SEGMENT}/)*{SEGMENT}",
 }
 WIDTHS = {"shard": 5, "iteration": 7}
 COUNTED = "a number from 1 without leading zeros"
@@ -116,6 +124,62 @@ class Raw(Artifact):
 
     PATTERN = "data/raw/{dataset}"
     dataset: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubTree(Artifact):
+    """Which commit a revision of a repository is, and what its files are."""
+
+    PATTERN = "data/hub/{repo}/{revision}.json"
+    repo: str
+    revision: str
+
+    @classmethod
+    def of(cls, kind: str, repo: str, revision: str) -> Self:
+        """That of a repository; a revision may have slashes.
+
+        >>> str(HubTree.of("models", "us/tiny", "refs/pr/1"))
+        'data/hub/models--us--tiny/refs%2Fpr%2F1.json'
+        """
+        return cls(repo=f"{kind}--{repo.replace('/', '--')}", revision=quote(revision, safe=""))
+
+    @property
+    def key(self) -> str:
+        """Its name in the lock file, e.g. ``models/us/tiny@main``."""
+        return f"{self.repo.replace('--', '/', 2)}@{unquote(self.revision)}"
+
+    @property
+    def manifest(self) -> str:
+        """A file stands for itself."""
+        return str(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFile(Artifact):
+    """One file of a commit of the hub, or of a URL: its ``commit`` is the sha1 of the URL's text."""
+
+    PATTERN = "data/hub/{repo}/{commit}/{file}"
+    CHECKED = "data/hub/{repo}/{commit}.checked/{file}.json"
+    repo: str
+    commit: str
+    file: str
+
+    @classmethod
+    def of_url(cls, url: str) -> Self:
+        """The file of a URL.
+
+        >>> str(HubFile.of_url("https://example.org/a/pictures.zip?version=2"))
+        'data/hub/urls--example.org/dc08eab065252a36f9e8380a300a75aa94bd9ba4/pictures.zip'
+        """
+        parts = urlsplit(url)
+        name = unquote(parts.path).rpartition("/")[2] or "index"
+        commit = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
+        return cls(repo=f"urls--{parts.hostname}", commit=commit, file=name)
+
+    @property
+    def manifest(self) -> str:
+        """Size and digests of the file as they were checked."""
+        return self.CHECKED.format(repo=self.repo, commit=self.commit, file=self.file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +351,7 @@ class Generated(Artifact):
 
 KINDS: tuple[type[Artifact], ...] = (
     Raw, Chat, Tokenizer, Indexed, Energon, Analysis, HfModel, Sharded, Megatron, Export, Iteration, Run,
-    LossCurve, Generated,
+    LossCurve, Generated, HubTree, HubFile,
 )  # fmt: skip
 
 
@@ -340,9 +404,11 @@ def refuse_target(path: str) -> None:
 def unmade() -> str:
     """The regex of what lies where artifacts do and is neither made by a rule nor a log."""
     whole = [kind.PATTERN for kind in KINDS if kind not in {Iteration, Run}]
-    parts = [pattern(kind, MANIFEST) for kind in KINDS if kind not in {Chat, Run, LossCurve, Generated}]
+    lone = {Chat, Run, LossCurve, Generated, HubTree, HubFile}
+    parts = [pattern(kind, MANIFEST) for kind in KINDS if kind not in lone]
     proofs = [proof_pattern(kind) for kind in (Megatron, Sharded, Iteration, Export)]
     others = [Chat.LEDGER, Chat.REJECTS, f"{Run.PATTERN}/schedule.json", Export.PATTERN.removeprefix("data/")]
+    others.append(HubFile.CHECKED)
     made = "|".join(_nameless(template) for template in whole + parts + proofs + others)
     return f"(?!(?:{made})$)(?:data/(?!logs/|benchmarks/)|ckpts/).+"
 

@@ -12,7 +12,7 @@ from plait import files, layout
 from plait.cli.main import main
 from plait.config.model import load_file
 from plait.config.plan import Plan
-from plait.data import energon, webdataset
+from plait.data import energon, meta, webdataset
 
 CONFIG = {
     "datasets": {
@@ -124,7 +124,7 @@ def test_someones_folder_is_linked_and_stays_as_it_was(workplace):
         "part_1.tar",
     ]  # fmt: skip
     assert Path(THEIRS, "part_0.tar").readlink() == Path("theirs/part_0.tar").resolve()
-    assert energon.read_yaml(Path(THEIRS, energon.DATASET))["sample_type"]["__class__"] == "VQASample"
+    assert meta.read_yaml(Path(THEIRS, meta.DATASET))["sample_type"]["__class__"] == "VQASample"
 
 
 def test_an_equal_rebuild_has_an_equal_manifest(workplace):
@@ -153,6 +153,39 @@ def test_a_tar_that_was_changed_since_is_found(workplace, capsys):
     finally:
         path.write_bytes(content)
     assert "part_1.tar does not have the sha256" in capsys.readouterr().err
+
+
+def packed(names, *records):
+    """Datasets of one record each, as chat records; the settings that pack them together."""
+    for name, record in zip(names, records, strict=True):
+        Path(f"{name}.jsonl").write_bytes(record.to_line())
+    ones = {name: {"source": {"kind": "chat-jsonl", "path": f"{name}.jsonl"}} for name in names}
+    datasets = {**ones, "both": {"pack_together": names, "energon": {"split": [1, 0, 0]}}}
+    Path("packed.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
+    chats = [f"data/processed/{name}/shard_00000.jsonl.gz" for name in names]
+    for name, shard in zip(names, chats, strict=True):
+        assert main(["raw", f"data/raw/{name}", "--config", "packed.yaml"]) == 0
+        assert main(["chat", f"data/raw/{name}", shard, "--config", "packed.yaml"]) == 0
+    return main(["energon", *chats, "data/energon/both", "--config", "packed.yaml"])
+
+
+def test_datasets_with_equal_ids_are_packed_together(workplace):
+    assert packed(["a", "b"], exchange(1, "x"), exchange(2, "x")) == 0
+    keys = [sample.id.partition("-")[0] for sample in energon.read(Path("data/energon/both"))]
+    assert keys == ["a_x", "b_x"]
+
+
+def test_two_records_of_one_id_are_named_by_shard_and_line(workplace, capsys):
+    twice = [exchange(n, "twice" if n in (3, 8) else None).to_line() for n in range(12)]
+    Path("twice.jsonl").write_bytes(b"\n".join(twice))
+    mine = {**CONFIG["datasets"]["mine"], "source": {"kind": "chat-jsonl", "path": "twice.jsonl"}}
+    Path("twice.yaml").write_text(yaml.safe_dump({"datasets": {"twice": mine}}))
+    shards = [f"data/processed/twice/shard_0000{number}.jsonl.gz" for number in (0, 1)]
+    for target in (["raw", "data/raw/twice"], *(["chat", "data/raw/twice", shard] for shard in shards)):
+        assert main([*target, "--config", "twice.yaml"]) == 0
+    assert main(["energon", *shards, "data/energon/twice", "--config", "twice.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert f"two samples have the key 'twice': {shards[0]} line 5 and {shards[1]} line 2" in said
 
 
 def test_a_failure_leaves_what_was_there_and_names_the_dataset(workplace, capsys):

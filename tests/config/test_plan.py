@@ -244,6 +244,7 @@ def test_a_path_may_start_at_home_and_must_be_there(artifact, tmp_path, monkeypa
         folders_plan("~nobody-of-this-name/x").inputs(artifact)
 
 
+PREPARED = {"source": {"kind": "energon", "path": "wds"}}
 IGNORED = {
     "an instruction of packs": ("formats", "chatml", {"instruction": "none"}, "has instruction 'none'"),
     "a picture's tokens in packs": ("formats", "mmistral", {"picture_tokens": 16}, "has picture_tokens 16"),
@@ -253,6 +254,27 @@ IGNORED = {
     "frozen parts of chat": ("runs", "chat-tiny", {"freeze": ["language_model"]}, "which nothing reads"),
     "the workers of packs": ("runs", "solo-tiny", {"num_workers": 2}, "runs.solo-tiny has num_workers 2"),
     "the roles of llava": ("runs", "llava-tiny-stage1", {"loss_roles": ["user"]}, "trains answers"),
+    "rejects of energon": ("formats", "llava", {"reject_limit": 0.5}, "formats.llava has reject_limit 0.5"),
+    "tars of packs": ("datasets", "emoji", {"energon": {"samples_per_shard": 3}}, "mixtures only pack its"),
+    "split of packs": ("datasets", "dialogues", {"energon": {"split": [8, 2, 0]}}, "mixtures only pack its"),
+    "shards of a prepared set": ("datasets", "theirs", {**PREPARED, "shards": 9}, "is prepared already"),
+    "rejects of a prepared set": ("datasets", "theirs", {**PREPARED, "reject_limit": 0.9}, "is prepared"),
+    "pictures of a prepared set": (
+        "datasets", "theirs", {**PREPARED, "pictures": {"max_side": 8}}, "theirs has pictures"),
+    "layout of a prepared set": (
+        "datasets", "theirs", {**PREPARED, "energon": {"layout": "question_answer"}}, "energon has layout"),
+    "names of a prepared set": (
+        "datasets", "theirs", {**PREPARED, "energon": {"shard_name": "{}.tar"}}, "energon has shard_name"),
+    "tars of a prepared set": (
+        "datasets", "theirs", {**PREPARED, "energon": {"samples_per_shard": 3}}, "has samples_per_shard 3"),
+    "rejects of records packed together": (
+        "datasets", "both", {"pack_together": ["emoji-en", "emoji-ja"], "reject_limit": 0.5}, "it packs"),
+    "a field map of crude samples": (
+        "datasets", "emoji-en", {"energon": {"sample_type": "CrudeWebdataset", "field_map": {"image": "x"}}},
+        "a CrudeWebdataset is read whole"),
+    "two splits": (
+        "datasets", "emoji-en", {"energon": {"split": [8, 2, 0], "split_parts": {"train": "x"}}},
+        "`split_parts` stands in its place"),
     "the std of no random start": ("runs", "chat-tiny", {"init_method_std": 0.1}, "`init` is not random"),
 }  # fmt: skip
 
@@ -261,10 +283,40 @@ IGNORED = {
 def test_seed_15_a_key_that_nothing_would_read_is_refused(name):
     section, entry, change, sentence = IGNORED[name]
     base = load_file(ROOT / "config/config.yaml").model_dump()
-    base[section][entry] |= change
+    base[section].setdefault(entry, {}).update(change)
 
     with pytest.raises(ConfigError, match=sentence):
         load(base)
+
+
+def test_a_split_beside_someones_own_is_refused(tmp_path):
+    base = default(datasets__theirs={"source": {"kind": "energon", "path": str(tmp_path)}})
+    base["datasets"]["theirs"]["energon"] = {"split": [8, 2, 0]}
+    assert load(base)
+    (tmp_path / ".nv-meta").mkdir()
+    (tmp_path / ".nv-meta/split.yaml").write_text("split_parts: {}")
+    with pytest.raises(
+        ConfigError, match=r"energon has split \(8.0, 2.0, 0.0\), .* split_parts goes before it"
+    ):
+        load(base)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"split": [0, 1, 0]}, "gives training no share"),
+        ({"split": [0, 0, 0]}, "gives training no share"),
+        ({"split": [1, float("inf"), 0]}, "gives training no share"),
+        ({"split": [float("nan"), 1, 0]}, "split"),
+        ({"split_parts": {"train": "("}}, r"'\(' is not a regular expression"),
+        ({"exclude": "*.tar"}, "is not a regular expression"),
+        ({"split_parts": {"val": "x"}}, "leaves train no shard"),
+        ({"field_map": {"bild": "jpg"}}, "field_map.bild"),
+    ],
+)
+def test_what_no_dataset_can_be_prepared_by_is_found_in_planning(keys, sentence):
+    with pytest.raises(ConfigError, match=rf"datasets.emoji-en.energon.*{sentence}"):
+        load(default(datasets__emoji_en={"energon": keys}))
 
 
 def test_energons_own_folders_are_not_packed():

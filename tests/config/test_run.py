@@ -21,6 +21,13 @@ WRONG = {
     "two lengths": ({"train_tokens": 100}, "either `epochs` or `train_iters`, or `train_tokens`"),
     "a batch of three copies": ({"data_parallel_size": 3}, "micro_batch_size 2 x data_parallel_size 3"),
     "a range": ({"skip_train_iteration_range": ["9-3"]}, "'9-3' is no range of iterations"),
+    "momentum of none": ({"sgd_momentum": 0.5}, "`sgd_momentum` is read only with `optimizer: sgd`"),
+    "a scale of bf16": ({"loss_scale": 8.0}, "`loss_scale` is read only with `params_dtype: fp16`"),
+    "an amax of none": ({"fp8_amax_history_len": 4}, "is read only with `fp8: hybrid or e4m3`"),
+    "a share of nothing": ({"optimizer_offload_fraction": 0.5}, "with `optimizer_cpu_offload: True`"),
+    "nothing trained": (
+        {"freeze": ["vision_model", "language_model", "vision_projection"]}, "nothing is left to train",
+    ),
     "pieces": ({"context_parallel_size": 3}, "sequences of 256 tokens do not divide into 6 pieces"),
 }  # fmt: skip
 
@@ -58,3 +65,46 @@ def test_a_run_goes_on_where_another_stopped():
     for key, value in {"seed": 1, "global_batch_size": 8}.items():
         with pytest.raises(ConfigError, match=f"goes on where runs.chat-tiny stopped, and has {key}"):
             load(BASE | {"runs": BASE["runs"] | {"again": again | {key: value}}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_workers", 1), ("micro_batch_size", 4), ("shuffle_buffer_size", 7), ("data_parallel_size", 2)],
+)
+def test_who_goes_on_reading_by_energon_reads_as_before(key, value):
+    before = BASE["runs"]["llava-tiny-stage1"]
+    again = {**before, "start_run": "llava-tiny-stage1", "start_iteration": 100, "finetune": False}
+    again |= {"train_iters": 200, "exports": [200], key: value}
+    with pytest.raises(ConfigError, match=f"goes on where runs.llava-tiny-stage1 stopped, and has {key}"):
+        load(BASE | {"runs": BASE["runs"] | {"again": again}})
+
+
+PARTS_OF_A_LLAVA = {
+    "a tower as language model": ({"base": "CLIP-tiny"}, "has base 'CLIP-tiny' of kind 'init_tower'"),
+    "a language model as tower": ({"vision": "Mistral-tiny"}, "has vision 'Mistral-tiny' of kind 'init'"),
+    "a LLaVA as language model": ({"base": "LLaVA-JP-tiny"}, "has base 'LLaVA-JP-tiny' of kind 'llava'"),
+    "no token of a picture": ({"tokenizer": "mistral-chatml"}, "adds chatml and no `image`"),
+    "an odd projector": ({"projector_hidden_size": 33}, "33, which is not a multiple of tensor_model_"),
+    "a std of nothing drawn": ({"projector": "p.safetensors", "initializer_range": 0.1}, "from a file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS_OF_A_LLAVA)
+def test_parts_that_make_no_llava_are_refused(name):
+    change, sentence = PARTS_OF_A_LLAVA[name]
+    models = BASE["raw_hf"] | {"LLaVA-tiny": BASE["raw_hf"]["LLaVA-tiny"] | change}
+    with pytest.raises(ConfigError, match=sentence):
+        load(BASE | {"raw_hf": models})
+
+
+def test_pictures_that_exports_are_asked_about_must_be_there(tmp_path):
+    prompt = {"prompt": "What is it?", "image": str(tmp_path / "gone.png")}
+    with pytest.raises(ConfigError, match=r"asks about .*gone\.png, and raw_hf.Mistral-tiny-chatml sees no"):
+        with_run(generate=[prompt])
+    runs = BASE["runs"] | {"llava-tiny-stage1": BASE["runs"]["llava-tiny-stage1"] | {"generate": [prompt]}}
+    plan = Plan(load(BASE | {"runs": runs}))
+    asked = layout.Generated(run="llava-tiny-stage1", step=100)
+    with pytest.raises(ConfigError, match=r"generate\[0\]\.image: .*gone\.png does not exist"):
+        plan.inputs(asked)
+    (tmp_path / "gone.png").write_bytes(b"")
+    assert plan.inputs(asked)

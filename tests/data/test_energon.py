@@ -1,10 +1,14 @@
 """Datasets for energon: what is written is what energon reads, and each of its traps is a sentence."""
 
+import json
+import logging
+
 import pytest
 import yaml
-from talks import KEYS, exchange, talk, tar_of
+from talks import KEYS, exchange, picture, talk, tar_of
 
-from plait.data import energon, webdataset
+from plait.data import energon, meta, webdataset
+from plait.data.chat import Message, Sample, Text
 from plait.errors import ConfigError, DataError
 
 
@@ -31,7 +35,7 @@ def test_what_is_written_is_read_by_energon_and_by_us(made):
     assert facts["samples"] == sum(facts["shards"].values()) == 12
     assert facts["splits"] == {"train": train, "val": 12 - train, "test": 0}
     assert set(names) < facts["shards"].keys()
-    found = energon.read_yaml(folder / energon.DATASET)
+    found = meta.read_yaml(folder / meta.DATASET)
     assert found.get("field_map") == ({"image": "jpg", **energon.CONVERSATION} if one else None)
     read = [*energon.read(folder), *energon.read(folder, "val")]
     assert sorted(read, key=lambda sample: sample.id) == sorted(samples, key=lambda sample: sample.id)
@@ -40,7 +44,7 @@ def test_what_is_written_is_read_by_energon_and_by_us(made):
 def test_seed_23_prepare_asks_nothing(made):
     """Guides 002 and 003 answer a menu by numbers, which have changed since; here nobody is there to ask."""
     folder, samples, _ = made
-    found = energon.read_yaml(folder / energon.DATASET)
+    found = meta.read_yaml(folder / meta.DATASET)
     name = found.get("sample_type", found)["__class__"]
     assert name == ("VQASample" if len(samples[0].pictures) == 1 else "CrudeWebdataset")
 
@@ -55,25 +59,43 @@ def test_nothing_found(tmp_path):
         build(tmp_path / "e", [exchange(0)], exclude="tar")
 
 
-@pytest.mark.parametrize("split", [[0, 1, 0], [0, 0, 0]])
-def test_a_bad_ratio(tmp_path, split):
-    with pytest.raises(ConfigError, match="gives training no share"):
-        build(tmp_path / "d", [exchange(0)], split=split)
-
-
-def test_a_bad_pattern(tmp_path):
-    with pytest.raises(ConfigError, match="is not a regular expression"):
-        build(tmp_path / "d", [exchange(0)], split_parts={"train": "(", "val": "x"})
-
-
 def test_a_wrong_field_map(tmp_path):
     fields = {"image": "jpg", **energon.CONVERSATION, "context": "json[nope]"}
     with pytest.raises(DataError, match=r"energon cannot read d as described: \w+Error: .*nope"):
         build(tmp_path / "d", [exchange(n) for n in range(8)], field_map=fields)
 
 
+@pytest.mark.parametrize(
+    ("make", "keys", "sentence"),
+    [
+        (
+            talk,
+            {},
+            "field_map describes samples of one picture, .*; 't-0' of d has more: samples are read whole",
+        ),
+        (exchange, {"sample_type": "CrudeWebdataset"}, "describes a VQASample, and sample_type is Crude"),
+    ],
+)
+def test_a_field_map_that_nothing_would_heed(tmp_path, make, keys, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        build(tmp_path / "d", [make(0), make(1)], field_map={"context": "json[9][x]"}, **keys)
+
+
+def test_pictures_of_any_kind_are_alternatives_of_the_field_map(tmp_path):
+    """The presets name jpg, as their originals do; writing names pictures by what they are."""
+    shown = Message("user", (picture(9, "PNG"), Text("\nwhat?")))
+    samples = [*map(exchange, range(8)), Sample((shown, *exchange(8).messages[1:]), "png")]
+    fields = {"image": "jpg", **energon.CONVERSATION}
+    facts = build(tmp_path / "d", samples, field_map=fields)
+    assert facts["splits"] == {"train": 8, "val": 1, "test": 0}
+    assert meta.read_yaml(tmp_path / "d" / meta.DATASET)["field_map"] == fields | {"image": "jpg,png"}
+    assert {sample.id for part in ("train", "val") for sample in energon.read(tmp_path / "d", part)} == {
+        sample.id for sample in samples
+    }
+
+
 def test_a_sample_type_that_would_drop_turns(tmp_path):
-    with pytest.raises(ConfigError, match="samples of d have more"):
+    with pytest.raises(ConfigError, match="one question and one answer; 't-0' of d has more"):
         build(tmp_path / "d", [talk(0), talk(1)], sample_type="VQASample")
 
 
@@ -92,6 +114,54 @@ def test_split_parts_name_shards_and_leftovers_of_a_failed_prepare_do_not_matter
     facts = energon.build(tmp_path, [exchange(n) for n in range(16)], keys)
     assert facts["splits"] == {"train": 8, "val": 4, "test": 0}
     assert "000003.tar" not in facts["shards"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        (
+            {"train": r"000000\.tar"},
+            "the split of d leaves 000001.tar, 000002.tar, 000003.tar out of every part",
+        ),
+        ({"train": r".*\.tar", "val": r"000001\.tar"}, "the split of d gives 000001.tar twice"),
+    ],
+    ids=["lost", "overlapping"],
+)
+def test_split_parts_that_do_not_divide_the_shards(tmp_path, parts, sentence):
+    with pytest.raises(DataError, match=sentence):
+        build(tmp_path / "d", [exchange(n) for n in range(16)], split_parts=parts)
+
+
+def test_shares_that_whole_shards_cannot_have_are_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        build(tmp_path / "d", [exchange(n) for n in range(8)])
+    (told,) = (record.message for record in caplog.records if record.levelno == logging.WARNING)
+    assert "50% : 50% : 0% to train, val, test, not 90% : 10% : 0%" in told
+    assert "lower samples_per_shard" in told
+
+
+def test_shares_near_those_asked_for_are_not_worth_a_line(caplog):
+    with caplog.at_level(logging.WARNING):
+        energon._compare_shares({"train": 450, "val": 122, "test": 0}, (9, 1, 0), 4)
+        assert not caplog.records
+        energon._compare_shares({"train": 450, "val": 0, "test": 0}, (9, 1, 0), 3)
+        assert len(caplog.records) == 1
+
+
+def test_two_records_of_one_key_are_named(tmp_path):
+    with pytest.raises(DataError, match="two samples have the key 'twice': line 0 and line 5"):
+        energon.build(
+            tmp_path,
+            [exchange(n, "twice" if n in (0, 5) else None) for n in range(6)],
+            KEYS,
+            "line {}".format,
+        )
+
+
+def test_a_record_that_no_layout_holds_is_named(tmp_path):
+    keys = KEYS | {"layout": "question_answer"}
+    with pytest.raises(DataError, match="line 1: sample 't-1' has turns"):
+        energon.build(tmp_path, [exchange(0), talk(1)], keys, "line {}".format)
 
 
 def test_duplicate_keys_of_what_we_write(tmp_path):
@@ -121,9 +191,9 @@ def someones(folder, *, shards=2, change=lambda shard, key, parts: (key, parts),
     return folder
 
 
-def adopt(tmp_path, origin):
+def adopt(tmp_path, origin, **keys):
     (tmp_path / "ours").mkdir()
-    return energon.adopt(tmp_path / "ours", origin, KEYS)
+    return energon.adopt(tmp_path / "ours", origin, {**KEYS, **keys})
 
 
 def test_a_dataset_with_the_old_class_name_and_info_opens(tmp_path):
@@ -144,8 +214,12 @@ def test_a_dataset_with_the_old_class_name_and_info_opens(tmp_path):
         (lambda shard, key, parts: (key, {**parts, "json": b"{"}), "sample '00': 00.json is not JSON"),
         (lambda shard, key, parts: (key, {**parts, "json": b"{}"}), r"no part json\[question\]"),
         (lambda shard, key, parts: (key, {**parts, "txt": b"\xff"}), "00.txt is not text in UTF-8"),
+        (
+            lambda shard, key, parts: (key, {**parts, "txt": b" "}),
+            r"sample '00': turn 1 \(assistant\) is empty",
+        ),
     ],
-    ids=["duplicate-across-shards", "undecodable-picture", "no-json", "no-field", "no-text"],
+    ids=["duplicate-across-shards", "undecodable-picture", "no-json", "no-field", "no-text", "no-answer"],
 )
 def test_what_a_linked_tar_must_not_hold(tmp_path, change, sentence):
     with pytest.raises(DataError, match=sentence):
@@ -167,6 +241,122 @@ def test_a_truncated_tar(tmp_path, keep):
     (origin / "part_1.tar").write_bytes(content[:keep] if keep >= 0 else content[:last])
     with pytest.raises(DataError, match=r"part_1.tar (is damaged or no tar|is cut short|has no samples)"):
         adopt(tmp_path, origin)
+
+
+def test_joined_tars(tmp_path):
+    """No reader goes on behind the end of the first."""
+    origin = someones(tmp_path / "theirs")
+    joined = (origin / "part_0.tar").read_bytes() + (origin / "part_1.tar").read_bytes()
+    (origin / "part_0.tar").write_bytes(joined)
+    with pytest.raises(DataError, match=r"part_0.tar goes on behind its end"):
+        adopt(tmp_path, origin)
+
+
+@pytest.mark.parametrize("name", [".info.yaml", ".info.json"])
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ({"part_0.tar": 9000}, "part_0.tar holds 3 samples, and 9000 were counted"),
+        ({"part_7.tar": 3}, "part_7.tar is not there, and 3 were counted"),
+        ([3], "has no shard_counts"),
+        ({"part_0.tar": "3"}, "has no shard_counts"),
+    ],
+)
+def test_samples_that_were_there_when_it_was_prepared(tmp_path, name, counts, sentence):
+    origin = someones(tmp_path / "theirs")
+    (origin / ".nv-meta/.info.yaml").unlink()
+    (origin / ".nv-meta" / name).write_text(json.dumps({"shard_counts": counts}))
+    with pytest.raises(DataError, match=sentence):
+        adopt(tmp_path, origin)
+
+
+def talks_of_theirs(tmp_path, **fields):
+    """Talks of two exchanges, described by their first."""
+    words = ["<image>\nwhat?", "a ball", "sure?", "yes"]
+    turns = [{"from": "gpt" if n % 2 else "human", "value": text} for n, text in enumerate(words)]
+    origin = someones(
+        tmp_path / "theirs",
+        change=lambda _, key, parts: (key, {"jpg": parts["jpg"], "json": json.dumps(turns).encode()}),
+    )
+    described = {"sample_type": {"__class__": "VQASample"}, "field_map": {"image": "jpg", **fields}}
+    (origin / ".nv-meta/dataset.yaml").write_text(yaml.safe_dump(described))
+    return origin
+
+
+def test_a_talk_of_which_a_field_map_reads_the_first_exchange(tmp_path):
+    with pytest.raises(DataError, match="sample '00': it has 4 turns, of which the field_map reads 2"):
+        adopt(tmp_path, talks_of_theirs(tmp_path, **energon.CONVERSATION))
+
+
+@pytest.mark.parametrize(
+    "keys", [{"field_map": {"context": "json"}}, {"sample_type": "CrudeWebdataset"}], ids=["field", "type"]
+)
+def test_keys_go_before_a_wrong_description(tmp_path, keys):
+    origin = talks_of_theirs(tmp_path, context="json[7]", answers="nope")
+    before = (origin / meta.DATASET).read_text()
+    kept = {"field_map": {**keys["field_map"], "answers": "jpg"}} if "field_map" in keys else keys
+    assert adopt(tmp_path, origin, **kept)["samples"] == 6
+    assert [len(sample.messages) for sample in energon.read(tmp_path / "ours")] == [4, 4, 4]
+    assert (origin / meta.DATASET).read_text() == before
+
+
+FIELDS = {"image": "jpg", **energon.QUESTION_ANSWER}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({**FIELDS, "image": ["jpg", "png"]}, r"has image: \['jpg', 'png'\]; it names a part of the tar"),
+        ({**FIELDS, "bild": "jpg"}, "has bild: 'jpg'"),
+        ({**FIELDS, "image": None}, "has no image"),
+        ({**FIELDS, 3: "jpg"}, "has 3: 'jpg'"),
+        (["image"], "describes a VQAWebdataset without field_map"),
+    ],
+)
+def test_a_field_map_of_another_shape(tmp_path, fields, sentence):
+    origin = someones(tmp_path / "theirs")
+    named = {"__class__": "VQAWebdataset", "field_map": fields}
+    (origin / meta.DATASET).write_text(yaml.safe_dump(named))
+    with pytest.raises(DataError, match=sentence):
+        adopt(tmp_path, origin)
+
+
+@pytest.mark.parametrize("kind", ["VQASample", {"__class__": "VQASample", "x": 1}])
+def test_fields_without_a_part_are_left_out(kind):
+    found = {"sample_type": kind, "field_map": {**FIELDS, "answer_weights": None}}
+    assert meta.modern(found, "theirs", KEYS)["field_map"] == FIELDS
+
+
+@pytest.mark.parametrize("kind", [["VQASample"], 3, {"__class__": ["VQASample"]}])
+def test_a_sample_type_of_another_shape(kind, tmp_path):
+    with pytest.raises(DataError, match="plait reads VQASample by a field_map"):
+        meta.modern({"sample_type": kind, "field_map": FIELDS}, tmp_path, KEYS)
+
+
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        ({"train": ["part_{0..1.tar"]}, "names shards by braces that are none"),
+        ({"train": "part_0.tar"}, "has 'part_0.tar' where a list of shards is expected"),
+        ({"train": [0]}, r"has \[0\] where a list of shards is expected"),
+        (["part_0.tar"], "not a list of shards for each part"),
+        ({"train": ["part_0.tar"]}, "split.yaml leaves part_1.tar out of every part"),
+        ({"train": ["part_0.tar"], "extra": ["part_1.tar"]}, "has the part extra, which nothing reads"),
+        ({"train": ["part_{0..1}.tar", "part_0.tar"]}, "split.yaml gives part_0.tar twice"),
+        ({"train": ["part_0.tar"], "val": ["part_{0..1}.tar"]}, "split.yaml gives part_0.tar twice"),
+    ],
+)
+def test_a_split_that_does_not_divide_the_shards(tmp_path, split, sentence):
+    origin = someones(tmp_path / "theirs")
+    (origin / ".nv-meta/split.yaml").write_text(yaml.safe_dump({"split_parts": split}))
+    with pytest.raises(DataError, match=sentence):
+        adopt(tmp_path, origin)
+
+
+def test_a_shard_that_their_split_excludes_may_be_anything(tmp_path):
+    origin = someones(tmp_path / "theirs")
+    (origin / "part_2.tar").write_bytes(b"")
+    assert set(adopt(tmp_path, origin)["shards"]) == {"part_0.tar", "part_1.tar"}
 
 
 @pytest.mark.parametrize(
@@ -213,4 +403,16 @@ def test_a_blend_names_paths_from_its_own_folder(tmp_path):
     assert train == [{"path": "../../a", "weight": 0.25}, {"path": "../../b", "weight": 0.75}]
     assert [part["split_part"] for part in val] == ["val", "val"]
     other = energon.blend(sources, [str(tmp_path / "b")], relative_to=tmp_path)
-    assert other["splits"]["val"]["blend"] == [{"path": "b", "weight": 1.0, "split_part": "train"}]
+    assert other["splits"]["val"]["blend"] == [{"path": "b", "weight": 1.0, "split_part": "val"}]
+
+
+def test_what_trains_does_not_validate(tmp_path):
+    for name in "ab":
+        (tmp_path / name / ".nv-meta").mkdir(parents=True)
+        (tmp_path / name / ".nv-meta/split.yaml").write_text("split_parts: {train: [0.tar]}")
+    sources = {str(tmp_path / "a"): 1.0}
+    apart = energon.blend(sources, [str(tmp_path / "b")], relative_to=tmp_path)["splits"]
+    assert apart["val"]["blend"] == [{"path": "b", "weight": 1.0, "split_part": "train"}]
+    assert "val" not in energon.blend(sources, relative_to=tmp_path)["splits"]
+    with pytest.raises(DataError, match="a trains, and has no val split that could validate"):
+        energon.blend(sources, [str(tmp_path / "a")], relative_to=tmp_path)

@@ -199,12 +199,15 @@ def test_samples_of_a_tar_that_are_none_are_rejected():
         {**whole, "jpg": b"\xff\xd8\xff no"},
         {**whole, "txt": b" "},
         {**whole, "json": b'{"question": 1}'},
+        {"image.jpg": whole["jpg"], "txt": whole["txt"], "json": whole["json"]},
+        {"txt": whole["txt"], "json": whole["json"]},
     ]
     tar_of(Path("mine/a.tar"), [(f"{number}", parts) for number, parts in enumerate([whole, *broken])])
     found, reasons = chats({"kind": "tars", "path": "mine"})
     assert len(found) == 1
     assert reasons == {
-        "bad_json": 1, "empty_text": 1, "not_a_record": 1, "not_text": 2, "undecodable_picture": 1,
+        "bad_json": 1, "empty_text": 1, "missing_picture": 1, "not_a_record": 1, "not_text": 2,
+        "undecodable_picture": 1, "unknown_part": 1,
     }  # fmt: skip
 
 

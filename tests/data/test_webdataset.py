@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from talks import KEYS, exchange, picture, talk
 
-from plait.data import webdataset
+from plait.data import tars, webdataset
 from plait.data.chat import Message, Sample, Text
 from plait.errors import ConfigError, DataError, RecordError
 
@@ -138,7 +138,7 @@ def test_ids_of_any_script_and_length_are_written(tmp_path):
     webdataset.write(
         [exchange(n, id_) for n, id_ in enumerate(ids)], tmp_path, {**KEYS, "samples_per_shard": 9}
     )
-    keys = [key for key, _ in webdataset.read_tar(tmp_path / "000000.tar")]
+    keys = [key for key, _ in tars.read_tar(tmp_path / "000000.tar")]
     assert len(set(keys)) == 5
     assert keys[2].startswith("coco_train2017_1_jpg-")
 
@@ -152,7 +152,7 @@ def test_entries_that_are_no_samples_part_are_passed_over_at_any_place(tmp_path)
             info.size = 600
             tar.addfile(info, io.BytesIO(b"x" * 600))
         tar.addfile(tarfile.TarInfo("e"))
-    assert list(webdataset.read_tar(path)) == [("d/1", {"jpg": b"x" * 600, "json": b"x" * 600})]
+    assert list(tars.read_tar(path)) == [("d/1", {"jpg": b"x" * 600, "json": b"x" * 600})]
 
 
 def test_every_cut_of_a_tar_is_found(tmp_path):
@@ -162,7 +162,67 @@ def test_every_cut_of_a_tar_is_found(tmp_path):
     for size in range(0, filled + 1, 256):
         (tmp_path / "cut.tar").write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"cut.tar (is damaged or no tar|is cut short)"):
-            list(webdataset.read_tar(tmp_path / "cut.tar"))
+            list(tars.read_tar(tmp_path / "cut.tar"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE])
+def test_a_link_in_place_of_a_part_is_found(tmp_path, kind):
+    """GNU tar writes a file's second name as a hard link; readers pass it over, and its picture is lost."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("1.jpg", "1.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+        link = tarfile.TarInfo("2.jpg")
+        link.type, link.linkname = kind, "1.jpg"
+        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("2.txt"))
+    with pytest.raises(DataError, match=r"a.tar: 2.jpg is a link or a device"):
+        list(tars.read_tar(path))
+
+
+def test_tars_joined_by_cat_are_found_and_padding_is_not(tmp_path):
+    webdataset.write([exchange(n) for n in range(2)], tmp_path, KEYS)
+    path = tmp_path / "000000.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(3 << 20))
+    assert len(list(tars.read_tar(path))) == 2
+    path.write_bytes(whole + bytes(3 << 20) + whole)
+    with pytest.raises(DataError, match=r"000000.tar goes on behind its end"):
+        list(tars.read_tar(path))
+
+
+ASKED_IN_THREE = {"txt": b"a ball", "json": b'{"question": "what?"}'}
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"image.jpg": b"\xff", **ASKED_IN_THREE}, "unknown_part"),
+        ({"avif": b"\0", **ASKED_IN_THREE}, "unknown_part"),
+        ({"avif": b"\0", "json": b'[{"from": "human", "value": "what?"}]'}, "unknown_part"),
+        ({"jpg": b"\xff", "1.heic": b"\0", **ASKED_IN_THREE}, "unknown_part"),
+        ({"jpg": b"\xff", "JPG": b"\xff", **ASKED_IN_THREE}, "unknown_part"),
+        (ASKED_IN_THREE, "missing_picture"),
+        ({"txt": b"a ball"}, "missing_picture"),
+        ({"jpg": b"\xff", "txt": b"a ball", "json": b"3"}, "not_a_record"),
+        ({"json": b'[{"from": "human", "value": "<image>what?"}]'}, "wrong_pictures"),
+    ],
+)
+def test_a_picture_that_is_missing_or_under_another_name(parts, reason):
+    with pytest.raises(RecordError) as refused:
+        webdataset.to_sample(parts, "k")
+    assert refused.value.reason == reason
+
+
+def test_a_list_of_turns_may_be_without_a_picture_and_other_parts_are_left_alone():
+    parts = {"json": b'[{"from": "human", "value": "what?"}]', "cls": b"3", "url.txt": b"x"}
+    assert webdataset.to_sample(parts, "k").messages == (Message("user", (Text("what?"),)),)
+
+
+def test_names_of_parts_may_be_in_capitals():
+    upper = {"JPG": picture().encoded, "TXT": b"a ball", "JSON": b'{"question": "what?"}'}
+    lower = {name.lower(): content for name, content in upper.items()}
+    assert webdataset.to_sample(upper, "k") == webdataset.to_sample(lower, "k")
 
 
 @pytest.mark.parametrize(

@@ -1,80 +1,24 @@
-"""Downloads from a hub on this machine: whole, checked file by file, and its refusals in a sentence."""
+"""Models of a hub on this machine: fetched file by file, linked, the same weights."""
 
-import hashlib
+import io
 import json
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import ClassVar
 
 import pytest
+import torch
+from hub_server import COMMIT, Hub
 from makers import Maker
+from safetensors.torch import load_file
 
+from plait.config.hub import HubModel
+from plait.config.lock import Lock
+from plait.errors import CheckpointError, ConfigError, DataError
+from plait.fetch.fetch import fetch
+from plait.fetch.locking import lock_tree
+from plait.models.build import build
 from plait.models.weights import FolderTensors, merkle
 
-SHA = "0123456789abcdef0123456789abcdef01234567"
-
-
-def oid(content):
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The few answers that huggingface_hub asks for."""
-
-    files: ClassVar = {}
-    corrupt = ""
-
-    def log_message(self, *words):
-        pass
-
-    def answer(self, status, content, **headers):
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path = self.path.partition("?")[0]
-        if "/gone/" in path:
-            self.answer(404, b"", X_Error_Code="RepoNotFound")
-        elif "/closed/" in path:
-            self.answer(403, b"", X_Error_Code="GatedRepo")
-        elif path.startswith("/api/models/us/tiny/tree"):
-            self.answer(200, json.dumps([self.listing(n)[1] for n in self.files]).encode())
-        elif path.startswith("/api/models/us/tiny"):
-            siblings = [self.listing(name)[0] for name in self.files]
-            content = {"id": "us/tiny", "sha": SHA, "siblings": siblings, "private": False, "tags": []}
-            self.answer(200, json.dumps(content).encode(), Content_Type="application/json")
-        elif "/resolve/" in path:
-            self.file(path.rpartition("/")[2])
-        else:
-            self.answer(404, b"")
-
-    def listing(self, name):
-        content = self.files[name]
-        large = name.endswith(".safetensors")
-        lfs = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-        sibling = {"rfilename": name, "size": len(content), "blobId": oid(content)}
-        entry = {"type": "file", "path": name, "size": len(content), "oid": oid(content)}
-        if large:
-            return {**sibling, "lfs": lfs}, {**entry, "lfs": {**lfs, "oid": lfs["sha256"]}}
-        return sibling, entry
-
-    def file(self, name):
-        content = self.files[name]
-        large = name.endswith(".safetensors")
-        etag = hashlib.sha256(content).hexdigest() if large else oid(content)
-        if name == self.corrupt:
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        self.answer(200, content, ETag=f'"{etag}"', X_Repo_Commit=SHA, Accept_Ranges="bytes")
+SOURCE = {"kind": "hub", "repo": "us/tiny"}
+SETTINGS = HubModel.model_validate(SOURCE)
 
 
 @pytest.fixture(scope="module")
@@ -83,69 +27,131 @@ def maker(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(maker):
-    source = maker.hf()
-    Hub.files = {
-        path.name: path.read_bytes()
-        for path in source.iterdir()
-        if path.is_file() and path.name != "plait.json"
+def hub(maker, tmp_path, monkeypatch):
+    """A hub with a model, and a working folder."""
+    from huggingface_hub import constants
+
+    there = [path for path in maker.hf().iterdir() if path.is_file() and path.name != "plait.json"]
+    repo = {path.name: path.read_bytes() for path in there}
+    others = {"pytorch_model.bin": b"a pickle", "consolidated.safetensors": b"again", ".gitattributes": b""}
+    hub = Hub(repos={"models/us/tiny": {**repo, **others, "onnx/model.onnx": b""}}).start()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "config").mkdir()
+    (tmp_path / "data/models/raw_hf/x").mkdir(parents=True)
+    yield hub
+    hub.stop()
+
+
+def fetched():
+    """Every file that planning asks for."""
+    lock_tree(SETTINGS.tree)
+    found = Lock().files(SETTINGS, "raw_hf.x")
+    for file in found:
+        fetch(file, Lock().listed(file).model_dump())
+    return found
+
+
+def test_a_model_comes_whole_as_links_without_pickles_and_doubles(hub, maker, tmp_path):
+    found = fetched()
+    assert {file.file for file in found} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    folder = tmp_path / "data/models/raw_hf/x"
+    facts = build(folder, SOURCE, [])
+    assert facts == {"merkle": merkle(FolderTensors(maker.hf())), "commit": COMMIT}
+    assert not {"pytorch_model.bin", "consolidated.safetensors", ".gitattributes", "onnx"} & {
+        path.name for path in folder.iterdir()
     }
-    Hub.files["pytorch_model.bin"] = b"a pickle"
-    Hub.corrupt = ""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    link = folder / "model.safetensors"
+    assert str(link.readlink()) == f"../../../hub/models--us--tiny/{COMMIT}/model.safetensors"
+    assert hub.files_asked() == [(f"/us/tiny/resolve/{COMMIT}/{file.file}", "") for file in found]
 
 
-def build(folder, endpoint, repo="us/tiny", **environment):
-    """In a process of its own: huggingface_hub reads its endpoint when it is imported."""
-    folder.mkdir()
-    script = (
-        "import sys, json; from pathlib import Path; from plait.errors import PlaitError\n"
-        "from plait.models.build import build\n"
-        "try: print(json.dumps(build(Path(sys.argv[1]), {'kind': 'hub', 'repo': sys.argv[2]}, [])))\n"
-        "except PlaitError as error: print(error, file=sys.stderr); sys.exit(2)\n"
+def test_a_model_that_is_not_fetched_is_refused(hub, tmp_path):
+    folder = tmp_path / "data/models/raw_hf/x"
+    with pytest.raises(DataError, match="models/us/tiny@main is not locked"):
+        build(folder, SOURCE, [])
+    lock_tree(SETTINGS.tree)
+    with pytest.raises(DataError, match="does not exist"):
+        build(folder, SOURCE, [])
+
+
+def test_a_file_that_was_cut_afterwards_is_refused(hub, tmp_path):
+    found = fetched()
+    weights = next(file for file in found if file.file == "model.safetensors")
+    (tmp_path / str(weights)).write_bytes(b"short")
+    with pytest.raises(DataError, match="is not the file that was fetched"):
+        build(tmp_path / "data/models/raw_hf/x", SOURCE, [])
+
+
+def without_safetensors(hub, **more):
+    repo = hub.repos["models/us/tiny"]
+    kept = {name: repo[name] for name in repo if not name.endswith((".safetensors", ".bin"))}
+    hub.repos["models/us/tiny"] = kept | more
+
+
+def test_a_model_in_pytorchs_older_format_is_written_as_safetensors(hub, maker, tmp_path):
+    stored = io.BytesIO()
+    torch.save(load_file(maker.hf() / "model.safetensors"), stored)
+    without_safetensors(hub, **{"pytorch_model.bin": stored.getvalue(), "tf_model.h5": b"again"})
+    found = fetched()
+    assert "pytorch_model.bin" in {file.file for file in found}
+    folder = tmp_path / "data/models/raw_hf/x"
+    assert build(folder, SOURCE, [])["merkle"] == merkle(FolderTensors(maker.hf()))
+    assert not [*folder.glob("*.bin*"), *folder.glob("*.h5")]
+    assert not (folder / "model.safetensors").is_symlink()
+
+
+def test_a_model_without_weights_that_plait_reads_is_refused_when_it_is_planned(hub):
+    without_safetensors(hub, **{"model.gguf": b"again"})
+    lock_tree(SETTINGS.tree)
+    with pytest.raises(ConfigError, match=r"no safetensors and no pytorch_model\.bin, only model\.gguf"):
+        Lock().files(SETTINGS, "raw_hf.x")
+
+
+# A git clone, as ModelScope gives models, is a local folder
+
+
+@pytest.fixture
+def clone(maker, tmp_path):
+    """A clone without its large files."""
+    folder = tmp_path / "clone"
+    (folder / ".git").mkdir(parents=True)
+    for path in maker.hf().iterdir():
+        if path.is_file() and path.name != "plait.json":
+            (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "model.safetensors").write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 123456\n"
     )
-    clean = {"PATH": "/usr/bin", "HOME": str(folder.parent), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
-    words = [sys.executable, "-c", script, str(folder), repo]
-    return subprocess.run(words, capture_output=True, text=True, env={**clean, **environment}, check=False)
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
+    return folder
 
 
-def test_a_model_comes_whole_without_pickles(hub, maker, tmp_path):
-    done = build(tmp_path / "model", hub)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts == {"merkle": merkle(FolderTensors(maker.hf())), "commit": SHA}
-    there = {path.name for path in Path(tmp_path / "model").iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= there
-    assert not there & {"pytorch_model.bin", ".cache"}
+def test_a_clone_without_its_large_files_is_refused_with_the_command_that_gets_them(clone, tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(DataError, match=r"model\.safetensors is a pointer of git LFS") as error:
+        build(tmp_path / "model", {"kind": "folder", "path": str(clone)}, [])
+    assert error.value.hint == f"git -C {clone} lfs pull"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_flipped_bit_is_found(hub, tmp_path, name):
-    Hub.corrupt = name
-    done = build(tmp_path / "model", hub)
-    assert done.returncode == 2
-    assert f"{name} of us/tiny came with digest" in done.stderr
+def test_a_clone_with_its_large_files_is_linked(clone, maker, tmp_path):
+    (clone / "model.safetensors").write_bytes((maker.hf() / "model.safetensors").read_bytes())
+    (tmp_path / "model").mkdir()
+    facts = build(tmp_path / "model", {"kind": "folder", "path": str(clone)}, [])
+    assert facts == {"merkle": merkle(FolderTensors(maker.hf()))}
+    assert (tmp_path / "model/model.safetensors").readlink() == clone / "model.safetensors"
+    assert not (tmp_path / "model/.git").exists()
 
 
-@pytest.mark.parametrize(
-    ("repo", "environment", "sentence"),
-    [
-        ("gone/model", {}, "the hub has no gone/model at revision main"),
-        ("closed/model", {}, "closed/model at revision main is gated"),
-        ("us/tiny", {"HF_HUB_OFFLINE": "1"}, "cannot be fetched: OfflineModeIsEnabled"),
-    ],
-)
-def test_refusals_are_sentences(hub, tmp_path, repo, environment, sentence):
-    done = build(tmp_path / "model", hub, repo, **environment)
-    assert done.returncode == 2, done.stderr
-    assert sentence in done.stderr
+def test_a_lock_that_somebody_broke_is_a_sentence(hub, tmp_path):
+    (tmp_path / "config/hub.lock.json").write_text(json.dumps({"models/us/tiny@main": {"commit": "main"}}))
+    with pytest.raises(ConfigError, match=r"hub\.lock\.json: models/us/tiny@main: commit: "):
+        Lock().tree(SETTINGS.tree)
 
 
-def test_a_model_of_pickles_only_is_refused(hub, tmp_path):
-    Hub.files = {name: content for name, content in Hub.files.items() if not name.endswith(".safetensors")}
-    done = build(tmp_path / "model", hub)
-    assert done.returncode == 2
-    assert "has no safetensors, only pytorch_model.bin and the like" in done.stderr
+def test_a_model_of_which_a_part_is_missing_is_refused(hub, tmp_path):
+    del hub.repos["models/us/tiny"]["config.json"]
+    fetched()
+    with pytest.raises((CheckpointError, DataError), match=r"config\.json does not exist"):
+        build(tmp_path / "data/models/raw_hf/x", SOURCE, [])

@@ -130,7 +130,7 @@ def seeing(text=(), vision=(), **changes):
         (seeing(vision={"hidden_act": "relu"}), "a tower with hidden_act 'relu' and 3 channels"),
         (seeing(vision={"num_channels": 1}), "a tower with hidden_act 'quick_gelu' and 1 channels"),
         (seeing(vision={"model_type": "siglip_vision_model"}), "set vision_feature_select_strategy to full"),
-        (seeing(vision={"image_size": [224, 336]}), r"has pictures of \[224, 336\] and patches of 32"),
+        (seeing(vision={"image_size": [224, 336]}), r"image_size is \[224, 336\], expected a whole number"),
         (seeing(vision={"image_size": 31}), "no patch of 32 pixels fits into a picture of 31"),
         (seeing(vision={"num_attention_heads": 7}), "a tower of width 768 does not divide into 7 heads"),
         (seeing(vision={"num_hidden_layers": 1}), "a tower needs two layers or more"),

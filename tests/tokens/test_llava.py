@@ -370,6 +370,22 @@ def test_stage_1_reduces_users_turns_and_stage_2_instructs(made):
     assert told == (picture(0), Text("\n"), Text(instructions.drawn("k", "何色?", "赤", "ja") + "何色?"))
 
 
+def test_a_turn_without_a_picture_is_not_reduced(mistral):
+    """Nothing would be left of it: [INST] [/INST]."""
+    sample = conversation([("何色?", "赤"), ("形は?", "丸")], [picture(0)])
+    assert instructions.reduced(sample).messages[2] == sample.messages[2]
+    alone = Sample((Message("user", (Text("hi"),)), Message("assistant", (Text("ho"),))))
+    assert instructions.reduced(alone) == alone
+
+
+@pytest.mark.parametrize(("template", "language"), [("llava", "en"), ("jp_alpaca", "ja")])
+def test_instructions_are_in_the_language_of_the_template(mistral, template, language):
+    form = {**FORM, "template": template, "instruction": "drawn", "language": None}
+    sample = conversation([("", "赤")], [picture(0)])
+    told = LlavaRenderer(mistral, form).instructed(sample, "k").messages[0]
+    assert told.parts[-1].text in instructions.INSTRUCTIONS[language]["caption"]
+
+
 def test_an_instruction_stands_where_the_pictures_stay_in_place():
     sample = interleaved([(["Is ", None, " like ", None, "?"], "Yes.")])
     told = instructions.instructed(sample, "k", "en").messages[0].parts

@@ -21,9 +21,7 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """A run over pictures on two copies, read by a worker each, trained in one piece."""
-    place = pictured(
-        tmp_path_factory.mktemp("pictures"), data_parallel_size=2, num_workers=1, hidden_dropout=0
-    )
+    place = pictured(tmp_path_factory.mktemp("pictures"), data_parallel_size=2, num_workers=1)
     place.train()
     return place
 

@@ -7,10 +7,8 @@ from plait.errors import ConfigError
 from plait.train.hardware import NEEDS_GPU, check_hardware
 
 WITH_GPU = {
-    "fp8": "hybrid",
     "cpu_offloading_num_layers": 2,
     "optimizer_cpu_offload": True,
-    "attention_backend": "flash",
     "params_dtype": "fp16",
 }
 
@@ -33,3 +31,10 @@ def test_seed_15_a_key_for_a_gpu_is_refused_without_one(key):
     with pytest.raises(ConfigError, match=f"{key} .* needs a GPU"):
         check_hardware(run, gpu=False)
     check_hardware(run, gpu=True)
+
+
+@pytest.mark.parametrize(("key", "value"), [("fp8", "hybrid"), ("attention_backend", "flash")])
+def test_seed_15_a_key_that_no_layer_reads_is_refused_everywhere(key, value):
+    for gpu in (False, True):
+        with pytest.raises(ConfigError, match=f"{key} '{value}' would be read by Transformer Engine"):
+            check_hardware(settings(**{key: value}), gpu=gpu)

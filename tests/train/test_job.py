@@ -18,6 +18,8 @@ SETTINGS = {
     "start_run": None,
     "start_iteration": None,
     "finetune": True,
+    "params_dtype": "fp32",
+    "freeze": [],
     "context_parallel_size": 1,
     "data_parallel_size": 1,
 }
@@ -39,10 +41,15 @@ def job(tmp_path, monkeypatch):
         train_iters=100,
         name="m",
         mixture=None,
+        dtypes=None,
         **keys,
     ):
         for folder, kind, known in (
-            (START, "sharded", {"grid": grid or {"tp": 2, "pp": 1}, "tokenizer": "a" * 64}),
+            (
+                START,
+                "sharded",
+                {"grid": grid or {"tp": 2, "pp": 1}, "tokenizer": "a" * 64, "dtypes": dtypes or {}},
+            ),
             (SHARD, "indexed", {"vocab_size": 300, "tokenizer": "a" * 64, **(facts or {})}),
         ):
             Path(folder).mkdir(parents=True)
@@ -83,6 +90,30 @@ def test_inputs_that_fit_are_accepted(job):
 def test_inputs_that_do_not_fit_are_refused(job, change, error, sentence):
     with pytest.raises(error, match=sentence):
         job(**change).check()
+
+
+@pytest.mark.parametrize(
+    ("source", "run", "fits"),
+    [
+        ("float32", "fp32", True),
+        ("bfloat16", "fp32", True),
+        ("bfloat16", "bf16", True),
+        ("float32", "bf16", False),
+        ("float16", "bf16", False),
+        ("bfloat16", "fp16", False),
+    ],
+)
+def test_what_is_frozen_is_not_rounded(job, source, run, fits):
+    made = job(dtypes={"vision_model": [source]}, freeze=["vision_model"], params_dtype=run)
+    if fits:
+        made.check()
+        return
+    with pytest.raises(CheckpointError, match=f"vision_model of .* has weights of {source}, .* {run}, which"):
+        made.check()
+
+
+def test_what_is_trained_may_be_rounded(job):
+    job(dtypes={"language_model": ["float32"]}, freeze=["vision_model"], params_dtype="bf16").check()
 
 
 TOWER = {

@@ -160,6 +160,16 @@ def test_losses_are_those_of_a_plain_loop_and_frozen_parts_stay_bit_equal(
         assert moved == (name.partition(".")[0] not in frozen), name
 
 
+@pytest.mark.parametrize("frozen", [(), ("vision_projection",), ("language_model",)], ids=str)
+def test_any_other_part_may_be_frozen(frozen, maker, folder, tmp_path):
+    """No stage's choice: nothing, the projector alone, the language model alone; over two stages."""
+    grid = Grid(1, 2)
+    ranks = run_ranks(train_rank, grid, folder, maker.image, grid, frozen, tmp_path)
+    for changed in ranks:
+        for name, moved in changed.items():
+            assert moved == (name.partition(".")[0] not in frozen), name
+
+
 WAYS = {
     "sequence parallel": (Grid(2, 1), {}, {"sequence_parallel": True}),
     "sequence parallel on four": (Grid(2, 2), {}, {"sequence_parallel": True}),

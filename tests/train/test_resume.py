@@ -1,6 +1,7 @@
 """A run in segments is the run in one piece, bit for bit; an equal rebuild gives an equal manifest."""
 
 import json
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -17,8 +18,8 @@ from plait.parallel.grid import Grid
 from plait.verify.ranks import run_ranks
 
 
-def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({})):
-    """Train from a checkpoint, or from the weights, to the next checkpoint."""
+def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({}), every=None):
+    """Train from a checkpoint, or from the weights, to the next checkpoint; keep states in between."""
     from megatron.core import parallel_state
 
     from plait.train.build import build_model, load_weights, optimizer_of, schedule_of, wrap
@@ -35,18 +36,26 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({})):
     dp = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     if start:
         before = run / f"iter_{start:07d}"
-        same = files.read_manifest(before)["facts"]["grid"] == grid.facts
+        manifest = files.read_manifest(before)
+        same = manifest["facts"]["grid"] == grid.facts and manifest["settings"]["copies"] == dp[1]
         state.load(before, generators=same)
     else:
         load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, *place)))
         optimizer.reload_model_params()
-    Trainer(model, state, feed(*dp), settings, AROUND).train(stop, folder=run)
     target = run / f"iter_{stop:07d}"
     source = run / "source"
+    origin = Origin(source, spec, grid, settings | {"copies": dp[1]}, [], "")
     if torch.distributed.get_rank() == 0:
         source.mkdir(exist_ok=True)
         (source / HF_CONFIG).write_text(json.dumps(config))
-    save(state, target, Origin(source, spec, grid, settings, [], ""))
+    kept = replace(origin, kind="state")
+
+    def keep():
+        save(state, run / f".state/iter_{state.iteration:07d}", kept)
+
+    around = AROUND | {"non_persistent_save_interval": every}
+    Trainer(model, state, feed(*dp), settings, around).train(stop, folder=run, keep=keep)
+    save(state, target, origin)
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 1), Grid(2, 1), Grid(1, 2)], ids=str)
@@ -68,6 +77,23 @@ def test_segments_end_where_one_piece_ends(model, grid, tmp_path):  # noqa: F811
     for name in ("iteration", "lm loss", "grad norm", "learning-rate"):
         assert [row[name] for row in rows["whole"]] == [row[name] for row in rows["parts"]]
     assert (tmp_path / "parts" / "latest_checkpointed_iteration.txt").read_text() == str(STEPS)
+
+
+OVERLAPPED = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
+
+
+def test_states_between_change_nothing_where_weights_are_gathered_late(model, tmp_path):  # noqa: F811
+    config = {**model.config.to_dict(), "architectures": ["MistralForCausalLM"]}
+    for run, every in (("without", None), ("with", 2)):
+        (tmp_path / run).mkdir()
+        arguments = model.state_dict(), config, Grid(), tmp_path / run, 0, STEPS, OVERLAPPED, every
+        run_ranks(segment, Grid(), *arguments, copies=2)
+    last = f"iter_{STEPS:07d}"
+    without, with_ = (files.check_manifest(tmp_path / run / last) for run in ("without", "with"))
+    assert without["files"] == with_["files"]
+    kept = sorted(path.name for path in (tmp_path / "with/.state").iterdir())
+    assert kept == ["iter_0000002", "iter_0000004"]
+    assert not (tmp_path / "without/.state").exists()
 
 
 DISTRIBUTED = {"use_distributed_optimizer": True}

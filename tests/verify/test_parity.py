@@ -14,7 +14,7 @@ from plait.convert import engine, ops, tables
 from plait.errors import PlaitError, ProofError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
-from plait.verify import parity
+from plait.verify import logits, parity
 from plait.verify.ranks import run_ranks
 
 GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2)]
@@ -321,3 +321,22 @@ def fails_on_rank_one():
 def test_a_failing_rank_ends_the_others_and_is_quoted():
     with pytest.raises(ProofError, match="the second rank is unwell"):
         run_ranks(fails_on_rank_one, Grid(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        ({}, False),
+        ({"max_abs_diff": 2e-5}, True),
+        ({"max_abs_diff": float("nan")}, True),
+        ({"max_abs_diff_fp32": 1e-3}, True),
+        ({"max_abs_diff_fp32": float("nan")}, True),
+        ({"top1_equal": 9}, True),
+    ],
+)
+def test_each_figure_of_a_comparison_decides(change, fails):
+    row = {
+        "case": "text", "positions": 10, "max_abs_logit": 10.0, "max_abs_diff": 1e-6,
+        "max_abs_diff_fp32": 1e-5, "top1_equal": 10, "tolerance": 1e-5, "tolerance_fp32": 3e-4,
+    }  # fmt: skip
+    assert bool(logits.failures([row | change])) == fails

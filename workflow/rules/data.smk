@@ -5,6 +5,7 @@ rule raw:
     """Fetch, link or draw a raw source."""
     input:
         unpack(inputs(layout.Raw)),
+        files=fetched(layout.Raw),
     output:
         folder=directory(layout.Raw.PATTERN),
         manifest=layout.pattern(layout.Raw, layout.MANIFEST),

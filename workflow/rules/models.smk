@@ -5,6 +5,7 @@ rule model:
     """Make, link or build a Hugging Face model."""
     input:
         unpack(inputs(layout.HfModel)),
+        files=fetched(layout.HfModel),
     output:
         folder=directory(layout.HfModel.PATTERN),
         manifest=layout.pattern(layout.HfModel, layout.MANIFEST),

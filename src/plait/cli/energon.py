@@ -1,7 +1,9 @@
 """``plait energon``: webdataset shards of chat records, prepared for megatron-energon."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,17 +41,32 @@ def run(args: argparse.Namespace) -> None:
             files.check_manifest(raw)
             facts = energon.adopt(folder, Path(raw), chosen["energon"])
         else:
-            facts = energon.build(folder, _samples(sources), chosen["energon"])
+            facts = energon.build(folder, _samples(sources), chosen["energon"], partial(_place, sources))
         files.write_manifest(
             folder, kind="energon", settings=chosen, inputs=sources, facts=facts, unlisted=UNLISTED
         )
 
 
-def _samples(shards: Iterable[Path]) -> "Iterator[Sample]":
+def _samples(shards: Sequence[Path]) -> "Iterator[Sample]":
+    """The records of shards; of several datasets, each id under its dataset's name."""
     from plait.data.shards import read
 
+    names = [layout.Chat.parse(str(shard)).dataset for shard in shards]
+    several = len(set(names)) > 1
+    for name, shard in zip(names, shards, strict=True):
+        for sample in read(shard):
+            yield replace(sample, id=f"{name}/{sample.id}") if several else sample
+
+
+def _place(shards: Sequence[Path], number: int) -> str:
+    """Where the record of a number stands."""
+    left = number
     for shard in shards:
-        yield from read(shard)
+        kept = files.read_json(layout.Chat.parse(str(shard)).manifest)["kept"]
+        if left < kept:
+            return f"{shard} line {left + 1}"
+        left -= kept
+    return f"record {number + 1}"
 
 
 UNLISTED = frozenset({"index.uuid"})

@@ -10,6 +10,8 @@ import plait
 from plait.errors import PlaitError
 
 STAGES = (
+    "lock",
+    "fetch",
     "raw",
     "chat",
     "tokenizer",

@@ -28,5 +28,12 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"dataset {target.dataset} packs others together and has no source itself")
     with files.appears_whole(str(target), folder=True) as folder:
         facts = sources.make(chosen["source"], folder)
-        files.write_manifest(folder, kind="raw", settings=chosen, facts=facts)
+        files.write_manifest(
+            folder,
+            kind="raw",
+            settings=chosen,
+            inputs=sources.inputs(chosen["source"]),
+            facts=facts,
+            unlisted=sources.unlisted(chosen["source"]),
+        )
     log.info("%s: %s", target, ", ".join(f"{number} {what}" for what, number in facts.items()))

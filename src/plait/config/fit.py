@@ -1,13 +1,16 @@
 """Whether what a run names fits together: its recipe, its model and the format of its data."""
 
+import math
+import re
 from typing import TYPE_CHECKING, Any
 
+from plait.config.paths import SPLIT, local
 from plait.config.schedule import LLAVA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from plait.config.model import Config, Format, HfSource, LlavaModel, Mixture, SoloModel
+    from plait.config.model import Config, Energon, Format, HfSource, LlavaModel, Mixture, SoloModel
     from plait.config.run import Run
 
 ELSEWHERE = ("folder", "hub")
@@ -23,7 +26,7 @@ PICTURE_TEMPLATES = ("llava", "jp_alpaca")
 READERS = {"pack": "packed sequences", "decoder_seq_length": "energon"}
 """The key of a mixture that says who reads it."""
 ONLY = {
-    "pack": ("packing", "overlong", "pictures", "patch_size", "max_resolution"),
+    "pack": ("packing", "overlong", "pictures", "patch_size", "max_resolution", "reject_limit"),
     "decoder_seq_length": ("instruction", "language", "picture_tokens"),
 }
 """Keys of a format that only one reader heeds."""
@@ -31,7 +34,22 @@ LLAVA_ONLY = ("freeze", "stage", "num_workers", "shuffle_buffer_size", "max_samp
 """Keys of a run that only recipes of energon's data heed."""
 SAME_ORDER = ("mixture", "seed", "global_batch_size")
 """Keys that decide which samples an iteration sees."""
+SAME_PLACE = (
+    "micro_batch_size",
+    "data_parallel_size",
+    "num_workers",
+    "shuffle_buffer_size",
+    "max_samples_per_sequence",
+)
+"""Keys that energon's place in its data belongs to."""
+LANGUAGE_MODELS = ("init", "extend", *ELSEWHERE)
+TOWERS = ("init_tower", *ELSEWHERE)
+"""Kinds of raw_hf that a LLaVA's base and tower can be of."""
 WITH_TOKENIZER = ("hub", "folder")
+OF_RECORDS = ("pictures", "reject_limit")
+"""Keys of a dataset that only its own chat records heed."""
+OF_WRITING = ("layout", "shard_name", "samples_per_shard")
+"""Keys of energon that only tars heed which are written here."""
 
 
 def check_tokenizer(config: "Config", name: str) -> None:
@@ -47,6 +65,60 @@ def check_tokenizer(config: "Config", name: str) -> None:
             f"tokenizers.{name} is that of raw_hf.{source.model}, whose kind is {kind!r}; "
             f"only models of kind {' or '.join(WITH_TOKENIZER)} bring one"
         )
+
+
+def check_energon(given: "Energon") -> None:
+    """Refuse what no dataset could be prepared by.
+
+    Raises:
+        ValueError: a sentence that names the key.
+    """
+    for pattern in (*given.split_parts.values(), given.exclude):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    if not given.split[0] > 0 or not all(map(math.isfinite, given.split)):
+        raise ValueError(f"split {list(given.split)} gives training no share; e.g. [9, 1, 0]")
+    if given.split_parts:
+        _refuse_ignored("energon", given, ("split",), "`split_parts` stands in its place")
+        if "train" not in given.split_parts:
+            raise ValueError(f"split_parts names {', '.join(given.split_parts)} and leaves train no shard")
+    if given.sample_type == "CrudeWebdataset":
+        _refuse_ignored("energon", given, ("field_map",), "a CrudeWebdataset is read whole")
+
+
+def check_dataset(config: "Config", name: str) -> None:
+    """Refuse a dataset with keys that nothing reads.
+
+    Raises:
+        ValueError: a sentence that names the key.
+    """
+    dataset, where = config.datasets[name], f"datasets.{name}"
+    if dataset.source is None:
+        _refuse_ignored(where, dataset, OF_RECORDS, "it packs records of others, by their keys")
+    if dataset.source and dataset.source.kind == "energon":
+        prepared = "its source is prepared already"
+        _refuse_ignored(where, dataset, ("shards", *OF_RECORDS), prepared)
+        _refuse_ignored(f"{where}.energon", dataset.energon, OF_WRITING, prepared)
+        if (local(dataset.source.path) / SPLIT).is_file():
+            why = f"{dataset.source.path} has a {SPLIT}; split_parts goes before it"
+            _refuse_ignored(f"{where}.energon", dataset.energon, ("split",), why)
+    packed, read = _readers(config)
+    if name in packed - read:
+        keys, why = type(dataset.energon).model_fields, "mixtures only pack its records"
+        _refuse_ignored(f"{where}.energon", dataset.energon, keys, why)
+
+
+def _readers(config: "Config") -> tuple[set[str], set[str]]:
+    """The datasets that mixtures pack, those within others too, and those that energon reads."""
+    packed: set[str] = set()
+    read: set[str] = set()
+    for mixture in config.mixtures.values():
+        (packed if mixture.pack else read).update(mixture.names, mixture.validation)
+    for name in packed | read:
+        packed.update(config.datasets[name].pack_together)
+    return packed, read
 
 
 def check_mixture(config: "Config", name: str) -> None:
@@ -81,6 +153,35 @@ def _refuse_ignored(where: str, given: Any, ignored: "Iterable[str]", reader: st
         raise ValueError(f"{where} has {found[0]} {value!r}, which nothing reads: {reader}")
 
 
+def check_model(config: "Config", name: str) -> None:
+    """Refuse a LLaVA whose parts are of kinds that they cannot be.
+
+    What a model of kind ``folder`` or ``hub`` is made of is not known here; ``plait build`` looks.
+
+    Raises:
+        ValueError: a sentence that names both.
+    """
+    source = config.raw_hf[name]
+    if source.kind != "llava":
+        return
+    for key, kinds in {"base": LANGUAGE_MODELS, "vision": TOWERS}.items():
+        part = getattr(source, key)
+        if part in config.raw_hf and config.raw_hf[part].kind not in kinds:
+            raise ValueError(
+                f"raw_hf.{name} has {key} {part!r} of kind {config.raw_hf[part].kind!r}; it can be of kind "
+                f"{', '.join(kinds)}"
+            )
+    tokenizer = config.tokenizers.get(source.tokenizer)
+    if tokenizer is not None and tokenizer.kind == "extend" and "image" not in tokenizer.add:
+        raise ValueError(
+            f"raw_hf.{name} has tokenizer {source.tokenizer!r}, which adds {', '.join(tokenizer.add)} and no "
+            "`image`: a LLaVA needs <image> and <pad>"
+        )
+    if source.projector:
+        why = "its projector comes from a file"
+        _refuse_ignored(f"raw_hf.{name}", source, ("initializer_range",), why)
+
+
 def check_run(config: "Config", name: str) -> None:
     """Refuse a run whose model would read its data wrongly.
 
@@ -110,6 +211,7 @@ def check_run(config: "Config", name: str) -> None:
         _check_pictures(name, model, source, mixture.format, form)
     if source.kind == "llava":
         _check_picture_tokens(config, name, model, source, form)
+        _check_projector(name, run, model, source)
 
 
 def _source_name(config: "Config", model: str) -> str:
@@ -133,6 +235,9 @@ def _check_recipe(config: "Config", name: str, run: "Run", model: str) -> None:
         _refuse_ignored(f"runs.{name}", run, ("loss_roles",), f"recipe {run.recipe!r} trains answers")
     if run.init != "random":
         _refuse_ignored(f"runs.{name}", run, ("init_method_std",), "its `init` is not random")
+    pictured = [one.image for one in run.generate if one.image]
+    if pictured and root == "init":
+        raise ValueError(f"runs.{name} asks about {pictured[0]}, and raw_hf.{model} sees no pictures")
 
 
 def _root(config: "Config", model: str) -> "HfSource":
@@ -194,7 +299,7 @@ def _check_goes_on(config: "Config", name: str, run: "Run") -> None:
     if run.finetune or not run.start_run:
         return
     before = config.runs[run.start_run]
-    for key in SAME_ORDER:
+    for key in SAME_ORDER + (SAME_PLACE if run.recipe in LLAVA else ()):
         ours, theirs = getattr(run, key), getattr(before, key)
         if ours != theirs:
             raise ValueError(
@@ -227,4 +332,14 @@ def _check_picture_tokens(
         raise ValueError(
             f"runs.{name} trains raw_hf.{model}, whose tower gives {tokens} features a picture, on a format "
             f"with picture_tokens {form.picture_tokens}; they must be equal"
+        )
+
+
+def _check_projector(name: str, run: "Run", model: str, source: "LlavaModel") -> None:
+    """Tensor parallel ranks share the projector's inner features."""
+    inner, tp = source.projector_hidden_size, run.tensor_model_parallel_size
+    if inner is not None and inner % tp:
+        raise ValueError(
+            f"runs.{name} trains raw_hf.{model} with projector_hidden_size {inner}, which is not a multiple "
+            f"of tensor_model_parallel_size {tp}"
         )

@@ -17,6 +17,7 @@ Class = Literal["io", "cpu", "gpu"]
 
 RULES: dict[str, Class] = {
     "raw": "io",
+    "lock": "io",
     "fetch": "io",
     "model": "io",
     "schedule": "io",

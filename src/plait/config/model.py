@@ -15,7 +15,15 @@ from pydantic import (
 )
 
 from plait.config.base import FormatName, Name, Share, Strict
-from plait.config.fit import check_mixture, check_run, check_tokenizer
+from plait.config.fit import (
+    check_dataset,
+    check_energon,
+    check_mixture,
+    check_model,
+    check_run,
+    check_tokenizer,
+)
+from plait.config.hub import AsKind, HubData, HubModel, UrlData
 from plait.config.images import Images
 from plait.config.jobs import Jobs
 from plait.config.paths import shard_name
@@ -56,7 +64,9 @@ class LlavaJson(Strict):
 
     kind: Literal["llava-json"]
     path: str = Field(description="the json file, e.g. blip_laion_cc_sbu_558k.json")
-    images: str = Field("", description="the folder of its pictures; empty is the folder of the json")
+    images: str = Field(
+        "", description="the folder of its pictures, or a zip of them; empty is the folder of the json"
+    )
 
 
 class Tars(Strict):
@@ -78,13 +88,19 @@ class YouSupply(Strict):
 
     kind: Literal["you-supply"]
     what: str = Field(description="what they are, in a sentence")
-    as_kind: Literal["chat-jsonl", "llava-json", "tars"] = Field(
-        "chat-jsonl", description="the kind of source that takes its place"
-    )
+    as_kind: AsKind = Field("chat-jsonl", description="the kind of source that takes its place")
 
 
 Source = Annotated[
-    EmojiCaptions | ChatterbotDialogues | ChatJsonl | LlavaJson | Tars | EnergonFolder | YouSupply,
+    EmojiCaptions
+    | ChatterbotDialogues
+    | ChatJsonl
+    | LlavaJson
+    | Tars
+    | EnergonFolder
+    | HubData
+    | UrlData
+    | YouSupply,
     Field(discriminator="kind"),
 ]
 
@@ -123,12 +139,15 @@ class Energon(Strict):
         None,
         description="energon's class; null: VQASample where every sample is one picture and one exchange",
     )
-    field_map: dict[str, str] = Field(
-        {}, description="field of the sample: part of the tar, e.g. context: json[0][value]; empty: by layout"
+    field_map: dict[Literal["image", "context", "answers"], str] = Field(
+        {},
+        description="fields of a VQASample: part of the tar, e.g. context: json[0][value]; those not named "
+        "are the layout's, or those of a prepared folder; image: jpg,png names alternatives",
     )
 
     @model_validator(mode="after")
-    def _shards_have_names(self) -> Self:
+    def _can_be(self) -> Self:
+        check_energon(self)
         try:
             shard_name(self.shard_name, 0)
         except ConfigError as error:
@@ -199,10 +218,12 @@ class Format(Strict):
     )
     instruction: Literal["keep", "none", "drawn"] = Field(
         "keep",
-        description="keep: users' turns as they are; none: reduced to their pictures; drawn: with a drawn "
-        "instruction of the sample's category before them",
+        description="keep: users' turns as they are; none: those with pictures are reduced to them; drawn: "
+        "the first, if it has one, with a drawn instruction of the sample's category",
     )
-    language: Literal["ja", "en"] = Field("ja", description="language of drawn instructions")
+    language: Literal["ja", "en"] | None = Field(
+        None, description="language of drawn instructions; null: en (template llava), ja (jp_alpaca)"
+    )
     picture_tokens: PositiveInt | None = Field(
         None, description="tokens of a picture before a tower's features replace them (LLaVA)"
     )
@@ -232,7 +253,9 @@ class Mixture(Strict):
     datasets: tuple[Name, ...] = Field((), description="datasets at their natural weights")
     weights: dict[Name, PositiveFloat] = Field({}, description="explicit weights by dataset; they sum to 1")
     validation: tuple[Name, ...] = Field(
-        (), description="datasets of the validation blend (energon); empty: the val split of `datasets`"
+        (),
+        description="datasets of the validation blend (energon), by their val split; as a whole, where they "
+        "have none and do not train; empty: the val splits of `datasets`",
     )
 
     @model_validator(mode="after")
@@ -286,15 +309,7 @@ class FolderModel(Strict):
     """A model folder that is already on this machine; it is linked, not copied."""
 
     kind: Literal["folder"]
-    path: str = Field(description="a folder with config.json and safetensors")
-
-
-class HubModel(Strict):
-    """A model of the Hugging Face hub, downloaded at one commit and checked file by file."""
-
-    kind: Literal["hub"]
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
-    revision: str = Field("main", description="a commit, tag or branch; a commit never changes")
+    path: str = Field(description="a folder with config.json and its weights")
 
 
 class TowerModel(Strict):
@@ -333,9 +348,16 @@ class LlavaModel(Strict):
     projector: str | None = Field(
         None, description="safetensors file with linear_1 and linear_2; null: it is drawn"
     )
-    image_token_id: NonNegativeInt | None = Field(None, description="id of a picture; null: that of <image>")
-    pad_token_id: NonNegativeInt | None = Field(None, description="id of padding; null: that of <pad>")
+    image_token_id: NonNegativeInt | None = Field(
+        None, description="id of a picture; null: that of <image>, and a run trains no other"
+    )
+    pad_token_id: NonNegativeInt | None = Field(
+        None, description="id of padding; null: that of <pad>, and a run pads by no other"
+    )
     new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="type of all weights; null: as each source has it"
+    )
     seed: NonNegativeInt = 0
 
 
@@ -415,10 +437,14 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        for name in self.datasets:
+            check_dataset(self, name)
         for name in self.tokenizers:
             check_tokenizer(self, name)
         for name in self.mixtures:
             check_mixture(self, name)
+        for name in self.raw_hf:
+            check_model(self, name)
         for name in self.runs:
             check_run(self, name)
         return self

@@ -6,6 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from plait.errors import ConfigError
 
+SPLIT = ".nv-meta/split.yaml"
+"""Where energon keeps which shards are whose."""
 DEFAULT_PLAN, PLANS = "config/config.yaml", "config/plans"
 HOME = "PLAIT_HOME"
 """Where this is set it is the user's home folder: Snakemake gives images the working folder as HOME."""
@@ -15,7 +17,7 @@ NAMES = {
     "chat-jsonl": JSONL,
     "llava-json": re.compile(r".*\.json"),
     "tars": re.compile(r".*\.tar"),
-    "energon": re.compile(r".*\.tar|dataset\.yaml|split\.yaml"),
+    "energon": re.compile(r".*\.tar|dataset\.yaml|split\.yaml|\.info\.(yaml|json)"),
 }
 """Names of the files that a source of a kind reads, where it names a path of the user's."""
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from plait import layout
+from plait.config.hub import HubData, HubModel, UrlData
 from plait.config.images import Kind, environment
+from plait.config.lock import Fetchable, Lock
 from plait.config.model import (
     ChatJsonl,
     Config,
@@ -19,7 +21,6 @@ from plait.config.model import (
     ExtendedTokenizer,
     FolderModel,
     FolderTokenizer,
-    HubModel,
     InitModel,
     LlavaJson,
     LlavaModel,
@@ -36,21 +37,23 @@ from plait.errors import ConfigError
 from plait.files import canonical, read_json, sizes
 
 VERSIONS = {
-    "raw": 1,
-    "chat": 3,
+    "raw": 2,
+    "chat": 4,
+    "lock": 1,
+    "fetch": 1,
     "tokenizer": 1,
     "index": 1,
-    "energon": 2,
-    "analyse": 3,
-    "build": 2,
-    "convert": 3,
-    "shard": 3,
-    "verify": 2,
+    "energon": 3,
+    "analyse": 4,
+    "build": 3,
+    "convert": 4,
+    "shard": 4,
+    "verify": 3,
     "schedule": 1,
-    "train": 2,
-    "export": 1,
+    "train": 3,
+    "export": 2,
     "report": 1,
-    "generate": 2,
+    "generate": 3,
 }
 PATHS = (ChatJsonl, LlavaJson, Tars, EnergonFolder)
 """Sources that name a path of the user's."""
@@ -63,6 +66,7 @@ class Plan:
     def __init__(self, config: Config) -> None:
         """Take a checked config."""
         self.config = config
+        self.lock = Lock()
 
     # What is made from what
 
@@ -90,8 +94,58 @@ class Plan:
         _check_shard(chat.dataset, chat.shard, dataset.shards)
         return layout.Raw(dataset=chat.dataset)
 
+    def fetchables(self) -> dict[str, Fetchable]:
+        """Every entry of config/ that comes from the hub or from a URL, by its place there."""
+        found: dict[str, Any] = {f"datasets.{name}": one.source for name, one in self.config.datasets.items()}
+        found |= {f"raw_hf.{name}": source for name, source in self.config.raw_hf.items()}
+        return {where: one for where, one in found.items() if isinstance(one, HubModel | HubData | UrlData)}
+
+    def fetched(self, where: str) -> list[layout.HubFile | layout.HubTree]:
+        """The files that an entry of config/ comes as; its tree alone, where that is not locked yet."""
+        source = self.fetchables().get(where)
+        if source is None:
+            return []
+        found = self.lock.files(source, where)
+        if found is None and not isinstance(source, UrlData):
+            return [source.tree]
+        return [*(found or ())]
+
+    def to_fetch(self, where: str) -> str:
+        """A line that says what an entry of config/ comes as, and what of it is here."""
+        source, found = self.fetchables()[where], self.fetched(where)
+        if isinstance(source, UrlData):
+            name, listed = source.url, [self.lock.url(source)]
+        else:
+            tree = self.lock.tree(source.tree)
+            name = f"{source.tree.key} at {tree.commit[:12] if tree else '?'}"
+            listed = [tree.files[one.file] for one in found if tree and isinstance(one, layout.HubFile)]
+        size = sum(one.bytes or 0 for one in listed)
+        here = sum(Path(file.manifest).is_file() for file in found)
+        return f"{where}: {name}: {len(found)} files, {size / 1e9:.3f} GB; {here} of them are here."
+
+    def fetching(self, file: layout.HubFile) -> dict[str, Any]:
+        """What is known of a file before it is fetched.
+
+        Raises:
+            ConfigError: nothing in config/ or its lock names the file.
+        """
+        for source in self.fetchables().values():
+            if isinstance(source, UrlData) and layout.HubFile.of_url(source.url) == file:
+                return {"url": source.url, "sha256": source.sha256}
+        listed = self.lock.listed(file)
+        if listed is None:
+            raise ConfigError(
+                f"nothing in config/ or {self.lock.path} comes as {file}",
+                hint="`plait lock` resolves what config/ takes from the hub",
+            )
+        return _dump(listed)  # type: ignore[no-any-return]
+
+    def commit(self, source: Any) -> dict[str, str]:
+        """The commit of an entry of config/ that the hub has; nothing for any other."""
+        return {"commit": self.lock.commit(source)} if isinstance(source, HubModel | HubData) else {}
+
     def sources(self, raw: layout.Raw) -> list[layout.Artifact]:
-        """A raw source is made from no artifact, but what it is made from must be there.
+        """The files that a raw source comes as, from afar; what it is made from here must be there.
 
         Raises:
             ConfigError: its path does not exist, or it has none because it packs others together.
@@ -101,7 +155,7 @@ class Plan:
             raise ConfigError(f"dataset {raw.dataset} packs others together and has no raw source itself")
         if isinstance(source, PATHS):
             check_there(f"datasets.{raw.dataset}.source.path", source.path)
-        return []
+        return [*self.fetched(f"datasets.{raw.dataset}")]
 
     def sizes(self, raw: layout.Raw) -> dict[str, int]:
         """How many bytes each of the user's own files of a raw source has."""
@@ -244,13 +298,16 @@ class Plan:
         """The export that answers a run's prompts.
 
         Raises:
-            ConfigError: the run asks nothing.
+            ConfigError: the run asks nothing, or about a picture that is not there.
         """
         if not self.run(generated.run).generate:
             raise ConfigError(
                 f"run {generated.run} asks its exports nothing",
                 hint=f"name prompts in runs.{generated.run}.generate",
             )
+        for number, one in enumerate(self.run(generated.run).generate):
+            if one.image:
+                check_there(f"runs.{generated.run}.generate[{number}].image", one.image)
         return layout.Export(run=generated.run, step=generated.step)
 
     def inputs(self, artifact: Any) -> dict[str, list[layout.Artifact]]:
@@ -383,12 +440,17 @@ class Plan:
     def _shape_of(self, source: Any, part: str, otherwise: Any = None) -> dict[str, int]:
         if isinstance(source, InitModel | TowerModel):
             return {key: value for key, value in source if isinstance(value, int)}
-        if isinstance(source, HubModel):
-            return {}
-        path = local(source.path) / "config.json"
+        path = self._config_file(source)
         config = read_json(path) if path.is_file() else {}
         found: dict[str, int] = config.get(part, config if otherwise is None else otherwise)
         return found
+
+    def _config_file(self, source: Any) -> Path:
+        """The config.json of a folder, or of a model of the hub, which may not be fetched yet."""
+        if isinstance(source, HubModel):
+            commit = self.lock.commit(source) or "0" * 40
+            return Path(str(layout.HubFile(repo=source.tree.repo, commit=commit, file="config.json")))
+        return local(source.path) / "config.json"
 
     def schedule(self, name: str, instances: int | None = None) -> Schedule | None:
         """The run's length and save interval; None where they wait for the data.
@@ -433,13 +495,15 @@ class Plan:
 
 # What each kind of artifact is made from.
 INPUTS: dict[type[layout.Artifact], Callable[[Plan, Any], dict[str, Any]]] = {
-    layout.Raw: lambda plan, it: {"artifacts": plan.sources(it)},
+    layout.HubTree: lambda _plan, _it: {},
+    layout.HubFile: lambda _plan, _it: {},
+    layout.Raw: lambda plan, it: {"files": plan.sources(it)},
     layout.Chat: lambda plan, it: {"raw": [plan.raw(it)]},
     layout.Tokenizer: lambda plan, it: {"base": plan.base_tokenizer(it)},
     layout.Indexed: lambda plan, it: {"tokenizer": [plan.tokenizer_of(it)], "chats": plan.chats(it)},
     layout.Energon: lambda plan, it: plan.shards(it),
     layout.Analysis: lambda plan, it: plan.mixed(it),
-    layout.HfModel: lambda plan, it: {"parts": plan.parts(it)},
+    layout.HfModel: lambda plan, it: {"parts": plan.parts(it), "files": plan.fetched(f"raw_hf.{it.model}")},
     layout.Megatron: lambda plan, it: {"hf": [plan.hf(it.model)]},
     layout.Sharded: lambda plan, it: {"megatron": [plan.uncut(it)]},
     layout.Run: lambda plan, it: {"analysis": [plan.analysis(it.run)]},
@@ -469,7 +533,11 @@ NOT_TRAIN_KEYS = {
     *SCHEDULE_KEYS - {"recipe", "global_batch_size"},
 }
 SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
-    "raw": lambda plan, it: {"source": _dump(plan.dataset(it.dataset).source)},
+    "fetch": lambda plan, it: {"file": plan.fetching(it)},
+    "raw": lambda plan, it: {
+        "source": _dump(plan.dataset(it.dataset).source),
+        **plan.commit(plan.dataset(it.dataset).source),
+    },
     "chat": lambda plan, it: dict(plan.dataset(it.dataset).model_dump(mode="json", include=CHAT_KEYS)),
     "tokenizer": lambda plan, it: {
         "source": _dump(_known("tokenizer", it.tokenizer, plan.config.tokenizers))
@@ -477,7 +545,10 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     "index": lambda plan, it: {"format": _dump(_known("format", it.format, plan.config.formats))},
     "energon": lambda plan, it: dict(plan.dataset(it.dataset).model_dump(mode="json", include=ENERGON_KEYS)),
     "analyse": lambda plan, it: plan.mixture_settings(it),
-    "build": lambda plan, it: {"source": _dump(_known("raw_hf", it.model, plan.config.raw_hf))},
+    "build": lambda plan, it: {
+        "source": _dump(_known("raw_hf", it.model, plan.config.raw_hf)),
+        **plan.commit(plan.config.raw_hf[it.model]),
+    },
     "shard": lambda plan, it: plan.split(it.model),
     "schedule": lambda plan, it: {
         **plan.run(it.run).model_dump(mode="json", include=SCHEDULE_KEYS),
@@ -493,6 +564,8 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
 }
 
 STAGE_OF: dict[type[layout.Artifact], str] = {
+    layout.HubTree: "lock",
+    layout.HubFile: "fetch",
     layout.Raw: "raw",
     layout.Chat: "chat",
     layout.Tokenizer: "tokenizer",

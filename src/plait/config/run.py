@@ -5,7 +5,7 @@ Each class is one concern of a run; :class:`Run` has the keys of all of them, si
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     Field,
@@ -28,6 +28,18 @@ STAGES: dict[int, dict[str, Any]] = {
 STAGE_ALWAYS = {
     "min_lr": 1e-8, "weight_decay": 0.1, "adam_beta2": 0.999, "lr_warmup_fraction": 0.03, "clip_grad": 1.0,
 }  # fmt: skip
+READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_eps"), ("optimizer", ("adam",))),
+    "sgd_momentum": ("optimizer", ("sgd",)),
+    **dict.fromkeys(("fp8_amax_compute_algo", "fp8_amax_history_len"), ("fp8", ("hybrid", "e4m3"))),
+    **dict.fromkeys(
+        ("loss_scale", "initial_loss_scale", "loss_scale_window", "hysteresis"), ("params_dtype", ("fp16",))
+    ),
+    "optimizer_offload_fraction": ("optimizer_cpu_offload", (True,)),
+}
+"""Keys that are read only where another has one of these values."""
+Part = Literal["language_model", "vision_model", "vision_projection"]
+PARTS: tuple[Part, ...] = get_args(Part)
 LENGTHS = ("epochs", "train_iters", "train_tokens")
 WARMUPS = ("lr_warmup_iters", "lr_warmup_fraction", "lr_warmup_tokens")
 
@@ -248,9 +260,7 @@ class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Around):
     stage: Literal[1, 2] | None = Field(
         None, description="LLaVA's stage: 1 trains the projector, 2 also the language model; sets defaults"
     )
-    freeze: tuple[Literal["language_model", "vision_model", "vision_projection"], ...] = Field(
-        (), description="parts that are not trained (LLaVA)"
-    )
+    freeze: tuple[Part, ...] = Field((), description="parts that are not trained (LLaVA)")
     start_run: Name | None = Field(None, description="a run whose weights this one starts from")
     start_iteration: PositiveInt | None = Field(None, description="the iteration of `start_run`")
     finetune: bool = Field(
@@ -270,9 +280,20 @@ class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Around):
         if not isinstance(values, Mapping) or values.get("stage") not in STAGES:
             return values
         defaults = STAGES[values["stage"]] | STAGE_ALWAYS
+        if values.get("optimizer", "adam") != "adam":
+            defaults = {key: value for key, value in defaults.items() if not key.startswith("adam_")}
         if set(WARMUPS) & values.keys():
             defaults = {key: value for key, value in defaults.items() if key not in WARMUPS}
         return {**defaults, **values}
+
+    @model_validator(mode="after")
+    def _every_key_is_read(self) -> Self:
+        for key, (other, values) in READ_WITH.items():
+            if getattr(self, key) != Run.model_fields[key].default and getattr(self, other) not in values:
+                raise ValueError(f"`{key}` is read only with `{other}: {' or '.join(map(str, values))}`")
+        if len(set(self.freeze)) == len(PARTS):
+            raise ValueError(f"`freeze` names {', '.join(self.freeze)}: nothing is left to train")
+        return self
 
     @model_validator(mode="after")
     def _a_start_is_whole(self) -> Self:

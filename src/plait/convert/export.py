@@ -16,7 +16,7 @@ from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG, MANIFEST
 from plait.models.specs import LLAVA, SOLO, Spec
 from plait.models.weights import INDEX, FolderTensors, check_shapes, config_text, merkle, write_safetensors
-from plait.tokens.vocabulary import TURN_END
+from plait.tokens.vocabulary import PICTURE, TURN_END
 
 CARD = "README.md"
 TEMPLATE = "chat_template.jinja"
@@ -55,7 +55,9 @@ def export_folder(
     _set_dtype(folder, str(written[spec.norm].dtype).removeprefix("torch."))
     if chat_template is not None:
         _set_template(folder, chat_template)
-    (folder / CARD).write_text(_card(spec, iteration.name, recipe=recipe), encoding="utf-8")
+    (folder / CARD).write_text(
+        _card(folder, spec, iteration.name, recipe=recipe, template=chat_template or ""), encoding="utf-8"
+    )
     log.info("%d tensors -> %s", len(written), folder.name.lstrip(".").split(".")[0])
     return {"merkle": root, "coverage": coverage(spec)}
 
@@ -78,7 +80,7 @@ def _copy_all_but_weights(source: Path, folder: Path) -> None:
 
 def _set_dtype(folder: Path, dtype: str) -> None:
     """Say the type of the trained weights, where it is not the source's."""
-    config = files.read_json(folder / "config.json")
+    config = files.read_object(folder / "config.json")
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     if config.get(key) != dtype:
         _write(folder / "config.json", {**config, key: dtype})
@@ -87,13 +89,13 @@ def _set_dtype(folder: Path, dtype: str) -> None:
 def _set_template(folder: Path, template: str) -> None:
     """Give the tokenizer the template of training; a turn's end then also ends generation."""
     (folder / TEMPLATE).write_text(template, encoding="utf-8")
-    config = files.read_json(folder / "tokenizer_config.json")
+    config = files.read_object(folder / "tokenizer_config.json")
     if config.pop("chat_template", None) is not None:
         _write(folder / "tokenizer_config.json", config)
     if TURN_END not in template:
         return
     end = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(TURN_END)
-    generation = files.read_json(folder / "generation_config.json")
+    generation = files.read_object(folder / "generation_config.json")
     known = generation.get("eos_token_id")
     ends = [*(known if isinstance(known, list) else [known]), end]
     generation["eos_token_id"] = sorted({one for one in ends if one is not None})
@@ -104,10 +106,10 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(config_text(values), encoding="utf-8")
 
 
-def _card(spec: Spec, iteration: str, *, recipe: str) -> str:
+def _card(folder: Path, spec: Spec, iteration: str, *, recipe: str, template: str) -> str:
     """The model card: what the model is and how to load it, without dates or paths."""
     step = int(iteration.removeprefix("iter_"))
-    load = {SOLO: _SOLO, LLAVA: _LLAVA}.get(spec.architecture, _CHAT)
+    sees = spec.vision is not None or spec.architecture == SOLO
     return _CARD.format(
         recipe=recipe,
         step=step,
@@ -117,14 +119,25 @@ def _card(spec: Spec, iteration: str, *, recipe: str) -> str:
         heads=spec.num_attention_heads,
         groups=spec.num_key_value_heads,
         vocabulary=spec.vocab_size,
-        load=load,
+        task="image-text-to-text" if sees else "text-generation",
+        load=_load(folder, spec, template),
     )
+
+
+def _load(folder: Path, spec: Spec, template: str) -> str:
+    """How the model is loaded and asked; a folder that carries code for its class says so by auto_map."""
+    if spec.architecture == SOLO:
+        return _SOLO_CHAT if PICTURE in template else _SOLO
+    if spec.architecture != LLAVA:
+        return _CHAT
+    trust = ", trust_remote_code=True" if "auto_map" in files.read_object(folder / "config.json") else ""
+    return _LLAVA.format(trust=trust)
 
 
 _CARD = """\
 ---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags: [plait, megatron-core]
 ---
 
@@ -162,13 +175,25 @@ inputs = processor(images=Image.open("picture.png"), text="")
 print(processor.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 """
 
+_SOLO_CHAT = """\
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
+chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+inputs = processor(images=Image.open("picture.png"), text=prompt)
+print(processor.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+"""
+
 _LLAVA = """\
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 processor = AutoProcessor.from_pretrained(".")
-model = AutoModelForImageTextToText.from_pretrained(".")
-chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\\n"}]}]
+model = AutoModelForImageTextToText.from_pretrained("."{trust})
+chat = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "\\n"}}]}}]
 prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
 picture = Image.open("picture.png")
 inputs = processor(images=picture, text=prompt, add_special_tokens=False, return_tensors="pt")

@@ -1,8 +1,11 @@
 """The stages of conversion, folder to folder: each proves what it wrote by reading it back."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from plait import files
 from plait.convert import checkpoint, engine
@@ -43,7 +46,7 @@ def convert(source: Path, folder: Path) -> dict[str, Any]:
     checkpoint.write_tracker(folder)
     log.info("%d tensors -> %d tensors, %s%s", len(hf), len(mcore), _bytes(size), hf.note)
     facts = _facts(folder, spec, None, expected=merkle(hf))
-    return {**facts, "tokenizer": _digest_of_tokenizer(source)}
+    return {**facts, "tokenizer": _digest_of_tokenizer(source), "dtypes": _dtypes(mcore)}
 
 
 def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
     checkpoint.write_tracker(folder)
     log.info("%d tensors -> %s, %s per rank", len(whole), grid, _bytes(max(sizes)))
     facts = _facts(folder, spec, grid, expected=merkle(hf_view(whole, spec, source)))
-    return {**facts, "tokenizer": _carried_digest(source)}
+    return {**facts, "tokenizer": _carried_digest(source), "dtypes": _dtypes(whole)}
 
 
 def root_of_shards(folder: Path, spec: Spec, grid: Grid) -> str:
@@ -102,6 +105,14 @@ def _facts(folder: Path, spec: Spec, grid: Grid | None, *, expected: str) -> dic
         "coverage": engine.coverage(spec, grid),
         "grid": size.facts,
     }
+
+
+def _dtypes(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The types of a Megatron model's tensors, by part: ``vision_model`` and so on in a LLaVA model."""
+    found: dict[str, set[str]] = {}
+    for name, tensor in outline(tensors).items():
+        found.setdefault(name.split(".")[0], set()).add(str(tensor.dtype).removeprefix("torch."))
+    return {part: sorted(types) for part, types in sorted(found.items())}
 
 
 def _bytes(size: int) -> str:

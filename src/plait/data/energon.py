@@ -10,32 +10,27 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from plait import files
-from plait.data import images
+from plait.config.paths import SPLIT
+from plait.data import images, llava, meta
 from plait.data.chat import Sample
-from plait.data.webdataset import Parts, asked, conversation, decoded, read_tar, to_sample, write
+from plait.data.fields import WHOLE_TALK, check_whole, of_parts
+from plait.data.meta import CRUDE, DATASET, INFO, META, PARTS, VQA
+from plait.data.tars import read_tar
+from plait.data.webdataset import PICTURE_PART, Written, nth, write
 from plait.errors import ConfigError, DataError, RecordError
 
-META = ".nv-meta"
-SPLIT, DATASET, INFO = f"{META}/split.yaml", f"{META}/dataset.yaml", f"{META}/.info.json"
 GIVEN_SPLIT = f"{META}/given.yaml"
 """A split that is known before energon deals one out, and takes its place."""
-PARTS = ("train", "val", "test")
-OLD_CLASS = re.compile(r"(\w+)Webdataset")
-FIELD = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
-"""A part of a tar entry, and where in its JSON: ``json[0][value]``."""
 QUESTION_ANSWER = {"context": "json[question]", "answers": "txt"}
 CONVERSATION = {"context": "json[0][value]", "answers": "json[1][value]"}
 FIELDS = {"question_answer": QUESTION_ANSWER, "conversations": CONVERSATION}
-WHOLE_TALK = "json"
-"""A context that is the whole list of turns."""
-CRUDE, VQA = "CrudeWebdataset", "VQASample"
+FAR = 0.2
+"""A part's share of the samples that differs by more from what ``split`` asks is worth a line."""
 
 log = logging.getLogger(__name__)
 
@@ -43,57 +38,85 @@ log = logging.getLogger(__name__)
 # Making
 
 
-def build(folder: Path, samples: Iterable[Sample], settings: Mapping[str, Any]) -> dict[str, Any]:
+def build(
+    folder: Path, samples: Iterable[Sample], settings: Mapping[str, Any], where: Callable[[int], str] = nth
+) -> dict[str, Any]:
     """Write and prepare a dataset in an empty folder; the facts of its manifest.
 
     Args:
         folder: where it goes.
         samples: conversations with ids.
         settings: ``datasets.*.energon`` of the config.
+        where: says where the sample of a number came from.
 
     Raises:
-        ConfigError: the split, a pattern, the shards' name or the sample type cannot be.
+        ConfigError: the samples are not of the sample type, or have no use for a field map.
         DataError: what was prepared is not what was written.
     """
-    _check_patterns(settings)
-    written = write(samples, folder, settings)
-    kind = settings["sample_type"] or (VQA if written.simple else CRUDE)
-    images_ = {"image": ",".join(sorted(written.kinds))}
-    fields = settings["field_map"] or {**images_, **FIELDS[settings["layout"]]}
-    if kind == VQA and not written.simple and fields.get("context") != WHOLE_TALK:
+    written = write(samples, folder, settings, where)
+    fields = _fields(written, settings)
+    fits = not written.larger or fields["context"] == WHOLE_TALK
+    kind = settings["sample_type"] or (VQA if fits else CRUDE)
+    one = (
+        f"one picture, one question and one answer; {written.larger!r} of {files.final_name(folder)} has more"
+    )
+    if kind == VQA and not fits:
         raise ConfigError(
-            "energon.sample_type VQASample holds one picture, one question and one answer; samples of "
-            f"{files.final_name(folder)} have more",
+            f"energon.sample_type VQASample holds {one}",
             hint="leave sample_type out: then samples are read whole",
         )
-    return _prepared(folder, written.shards, settings, _description(kind, fields))
+    if kind == CRUDE and settings["field_map"]:
+        what = f"samples of {one}" if written.larger else "a VQASample, and sample_type is CrudeWebdataset"
+        raise ConfigError(
+            f"energon.field_map describes {what}: samples are read whole and nothing would heed it",
+            hint="leave field_map out, or keep only samples of one picture and one exchange",
+        )
+    return _prepared(folder, written.shards, settings, meta.description(kind, fields))
+
+
+def _fields(written: Written, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The layout's field map, and over it the given one.
+
+    Where a given ``image: jpg`` is one kind of the pictures, the other kinds are its alternatives.
+    """
+    kinds, given = sorted(written.kinds), settings["field_map"]
+    fields = {"image": ",".join(kinds), **FIELDS[settings["layout"]], **given}
+    named = fields["image"].split(",")
+    if not set(kinds).isdisjoint(named) and all(map(PICTURE_PART.fullmatch, named)):
+        fields["image"] = ",".join(dict.fromkeys([*named, *kinds]))
+    return fields
 
 
 def adopt(folder: Path, origin: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Link a dataset that someone prepared, by whatever version of energon; prepare it anew beside.
 
-    Its description and split are kept; ``split_parts`` and ``exclude`` of the settings go first. Its own
-    folder is not touched.
+    Its description and split are kept; ``sample_type``, ``field_map``, ``split_parts`` and ``exclude`` of the
+    settings go first. Its own folder is not touched.
 
     Raises:
-        DataError: it is not prepared, or holds a damaged tar, an undecodable picture or a doubled key.
+        DataError: it is not prepared, or holds a damaged tar, an undecodable picture or a doubled key, or has
+            not the samples that it had.
     """
-    _check_patterns(settings)
     if not (origin / DATASET).is_file():
         raise DataError(f"{origin} has no {DATASET}", hint="`energon prepare` makes it, or use kind tars")
-    description = modern(read_yaml(origin / DATASET), origin)
+    description = meta.modern(meta.read_yaml(origin / DATASET), origin, settings)
+    split, counted = None, meta.shard_counts(origin)
+    if (origin / SPLIT).is_file() and not settings["split_parts"]:
+        split = meta.read_split(origin / SPLIT)
+    left_out = split.left_out if split else frozenset()
     counts: dict[str, int] = {}
     seen: set[str] = set()
     for path in sorted(path for path in origin.rglob("*.tar") if META not in path.parts):
         name = path.relative_to(origin).as_posix()
+        if name in left_out:
+            continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(path.resolve())
         if not _excluded(name, settings):
             counts[name] = _survey(path, seen, description)
-    split = None
-    if (origin / SPLIT).is_file() and not settings["split_parts"]:
-        split = _check_split(read_yaml(origin / SPLIT), counts, settings, origin)
-    return _prepared(folder, counts, settings, description, split)
+    given = _given(split, counts, settings, origin) if split else None
+    meta.check_counts({n: c for n, c in counted.items() if not _excluded(n, settings)}, counts, origin)
+    return _prepared(folder, counts, settings, description, given)
 
 
 def _prepared(
@@ -119,23 +142,27 @@ def _prepared(
             hint="look at exclude of the dataset's energon keys",
         )
     clean(folder)
-    _write_yaml(folder / DATASET, description)
+    meta.write_yaml(folder / DATASET, description)
     if split is not None:
-        _write_yaml(folder / GIVEN_SPLIT, split)
+        meta.write_yaml(folder / GIVEN_SPLIT, split)
     found = _run(folder, settings)
     _check_counts(folder, included)
-    dealt = {part: len(_shards(read_yaml(folder / SPLIT), part)) for part in PARTS}
+    dealt = splits(folder)
     if not dealt["train"]:
         raise DataError(
             f"the split leaves no shard for training: {len(included)} shards, of which val has "
-            f"{dealt['val']} and test {dealt['test']}",
+            f"{len(dealt['val'])} and test {len(dealt['test'])}",
             hint="whole shards are dealt out: lower samples_per_shard, or change split, in energon",
         )
+    meta.check_split(meta.read_split(folder / SPLIT), included, f"the split of {files.final_name(folder)}")
     if found["wrong"]:
+        wrong = found["wrong"].replace(folder.name, files.final_name(folder))
         raise DataError(
-            f"energon cannot read {files.final_name(folder)} as described: {found['wrong']}",
+            f"energon cannot read {files.final_name(folder)} as described: {wrong}",
             hint="look at field_map and sample_type of the dataset's energon keys",
         )
+    if not settings["split_parts"] and split is None:
+        _compare_shares(found["splits"], settings["split"], len(included))
     said = ", ".join(f"{number} {part}" for part, number in found["splits"].items())
     log.info("%d shards, samples: %s", len(included), said)
     return {"samples": sum(included.values()), "shards": included, "splits": found["splits"]}
@@ -175,32 +202,33 @@ def _run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _check_patterns(settings: Mapping[str, Any]) -> None:
-    if not settings["split_parts"] and settings["split"][0] <= 0:
-        raise ConfigError(
-            f"energon.split {list(settings['split'])} gives training no share", hint="e.g. [9, 1, 0]"
+def _compare_shares(found: Mapping[str, int], wanted: Iterable[float], shards: int) -> None:
+    """Say so where whole shards cannot be dealt out as ``split`` asks."""
+    asked, total = dict(zip(PARTS, wanted, strict=True)), sum(found.values())
+    shares = {part: (found[part] / total, asked[part] / sum(asked.values())) for part in PARTS}
+    if any(abs(real - ideal) > FAR or (ideal and not real) for real, ideal in shares.values()):
+        log.warning(
+            "samples are dealt out %s to %s, not %s as `split` asks, for there are %d shards: "
+            "lower samples_per_shard of the dataset's energon keys",
+            " : ".join(f"{real:.0%}" for real, _ in shares.values()),
+            ", ".join(PARTS),
+            " : ".join(f"{ideal:.0%}" for _, ideal in shares.values()),
+            shards,
         )
-    for pattern in (*settings["split_parts"].values(), settings["exclude"]):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"energon: {pattern!r} is not a regular expression: {error}") from error
 
 
 def _excluded(name: str, settings: Mapping[str, Any]) -> bool:
     return bool(settings["exclude"] and re.search(settings["exclude"], name))
 
 
-def _check_split(
-    split: Mapping[str, Any], counts: Mapping[str, int], settings: Mapping[str, Any], origin: Path
+def _given(
+    split: meta.Split, counts: Mapping[str, int], settings: Mapping[str, Any], origin: Path
 ) -> dict[str, Any]:
-    """Someone's split.yaml, if every shard that it names is there; shards left out are left out of it."""
-    wanted = {part: [n for n in _shards(split, part) if not _excluded(n, settings)] for part in PARTS}
-    for name in (name for names in wanted.values() for name in names):
-        if name not in counts:
-            raise DataError(f"{origin / SPLIT} names {name}, which is not there", hint="prepare it again")
-    single = [name for name in _expanded(split.get("exclude") or []) if "/" in name]
-    return {"split_parts": wanted, "exclude": single}
+    """Someone's split.yaml, if it fits the shards that are there; shards left out are left out of it."""
+    parts = {part: [n for n in names if not _excluded(n, settings)] for part, names in split.parts.items()}
+    meta.check_split(meta.Split(parts, split.left_out), counts, origin / SPLIT)
+    single = sorted(name for name in split.left_out if name.rpartition("/")[0] in counts)
+    return {"split_parts": parts, "exclude": single}
 
 
 def _check_counts(folder: Path, shards: Mapping[str, int]) -> None:
@@ -222,7 +250,9 @@ def _survey(path: Path, seen: set[str], description: Mapping[str, Any]) -> int:
             raise DataError(f"{path}: the key {key!r} stands twice", hint="keys are unique in a dataset")
         seen.add(key)
         try:
-            for picture in of_parts(parts, key, description).pictures:
+            sample = llava.checked(of_parts(parts, key, description))
+            check_whole(sample, parts, description.get("field_map"))
+            for picture in sample.pictures:
                 images.open_picture(picture)
         except RecordError as error:
             raise DataError(f"{path}: sample {key!r}: {error}", hint="mend it, or leave it out") from error
@@ -232,52 +262,7 @@ def _survey(path: Path, seen: set[str], description: Mapping[str, Any]) -> int:
     return count
 
 
-def _description(kind: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    described: dict[str, Any] = {"__module__": "megatron.energon", "__class__": kind}
-    return described if kind == CRUDE else {"sample_type": described, "field_map": dict(fields)}
-
-
-def modern(description: Mapping[str, Any], origin: Path) -> dict[str, Any]:
-    """A dataset.yaml of any version as today's: ``VQAWebdataset`` named a class, now it is ``VQASample``.
-
-    Nothing else is taken over: energon would import modules and run functions that are named there.
-
-    Raises:
-        DataError: it is of another class, or has no field map.
-    """
-    named = description.get("sample_type") or description
-    name = str(named.get("__class__") if isinstance(named, dict) else named)
-    old = OLD_CLASS.fullmatch(name)
-    kind = f"{old[1]}Sample" if old and name != CRUDE else name
-    fields = description.get("field_map")
-    if kind not in (VQA, CRUDE) or (kind == VQA and not isinstance(fields, dict)):
-        raise DataError(
-            f"{origin / DATASET} describes a {name}{'' if fields else ' without field_map'}; plait reads "
-            f"{VQA} by a field_map, and {CRUDE}",
-            hint="describe image, context and answers of a VQASample by a field_map, or use kind tars",
-        )
-    return _description(kind, fields or {})
-
-
 # Reading
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of energon's.
-
-    Raises:
-        DataError: it is missing, or is not YAML.
-    """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint="prepare the dataset again") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(dict(value), sort_keys=False), encoding="utf-8")
 
 
 def read(folder: Path, split: str = "train") -> Iterator[Sample]:
@@ -287,11 +272,10 @@ def read(folder: Path, split: str = "train") -> Iterator[Sample]:
         DataError: the dataset is not prepared, a shard is damaged, or a sample has not the fields that
             its description names.
     """
-    description, divided = read_yaml(folder / DATASET), read_yaml(folder / SPLIT)
-    left_out = set(_expanded(divided.get("exclude") or []))
-    for name in _shards(divided, split):
+    description, divided = meta.read_yaml(folder / DATASET), meta.read_split(folder / SPLIT)
+    for name in divided.parts[split]:
         for key, parts in read_tar(folder / name):
-            if f"{name}/{key}" in left_out:
+            if f"{name}/{key}" in divided.left_out:
                 continue
             try:
                 yield of_parts(parts, key, description)
@@ -301,89 +285,40 @@ def read(folder: Path, split: str = "train") -> Iterator[Sample]:
 
 def splits(folder: Path) -> dict[str, list[str]]:
     """The shards of each part of a prepared dataset."""
-    divided = read_yaml(folder / SPLIT)
-    return {part: _shards(divided, part) for part in PARTS}
-
-
-def of_parts(parts: Parts, key: str, description: Mapping[str, Any]) -> Sample:
-    """A conversation from a tar entry, by the dataset's field map; whole where it has none.
-
-    Raises:
-        RecordError: a field is not there.
-    """
-    fields = description.get("field_map")
-    if not fields:
-        return to_sample(parts, key)
-    values = {name: decoded(name, content, key) for name, content in parts.items()}
-    return of_fields({field: _access(values, path) for field, path in fields.items()}, key)
-
-
-def of_fields(values: Mapping[str, Any], key: str) -> Sample:
-    """A conversation from the fields of a VQASample: image, context, answers.
-
-    ``context`` may be a whole list of turns: a field map of ``context: json`` keeps all of them. Of several
-    answers the first is taken.
-
-    Raises:
-        RecordError: a field is of another kind.
-    """
-    pictures = [values["image"]] if values.get("image") is not None else []
-    if not all(isinstance(picture, bytes) for picture in pictures):
-        raise RecordError(f"{key}: image is no part of the tar", reason="not_a_picture")
-    context, answers = values.get("context", ""), values.get("answers")
-    if isinstance(context, list):
-        return conversation(context, pictures, key)
-    return asked(context, answers[0] if isinstance(answers, list) and answers else answers, pictures, key)
-
-
-def _access(parts: Mapping[str, Any], path: str) -> Any:
-    """The value of ``json[0][value]`` or ``jpg,png``: the first of the alternatives that is there."""
-    for alternative in path.split(","):
-        found = FIELD.fullmatch(alternative)
-        steps = [found[1], *re.findall(r"[^\[\]]+", found[2])] if found else [alternative]
-        value: Any = parts
-        try:
-            for step in steps:
-                value = value[int(step) if isinstance(value, list) else step]
-        except (LookupError, TypeError, ValueError):
-            continue
-        return value
-    raise RecordError(f"there is no part {path}", reason="missing_field")
-
-
-def _shards(split: Mapping[str, Any], part: str) -> list[str]:
-    """The shards of a part, without those that are left out."""
-    names = _expanded((split.get("split_parts") or {}).get(part) or [])
-    left_out = set(_expanded(split.get("exclude") or []))
-    return [name for name in names if name not in left_out]
-
-
-def _expanded(names: Iterable[str]) -> list[str]:
-    """The shards that braces stand for: ``{000000..000003}.tar``."""
-    from braceexpand import braceexpand
-
-    return [one for name in names for one in braceexpand(name)]
+    return dict(meta.read_split(folder / SPLIT).parts)
 
 
 def blend(
-    sources: Mapping[str, float], validation: Iterable[str] = (), *, relative_to: Path
+    sources: Mapping[str, float], validation: Sequence[str] = (), *, relative_to: Path
 ) -> dict[str, Any]:
     """Energon's metadataset: the training blend, and a validation one.
 
     Args:
         sources: weight by the path of a dataset.
-        validation: datasets whose train split validates; none: the val splits of the sources.
+        validation: datasets that validate, by their val split; one that does not train and has none does so
+            as a whole. None: the val splits of the sources.
         relative_to: the folder of the file; energon takes paths from there.
+
+    Raises:
+        DataError: a dataset would validate what it trains.
     """
 
     def part(path: str, **more: Any) -> dict[str, Any]:
         return {"path": os.path.relpath(path, relative_to), **more}
 
     train = [part(path, weight=weight) for path, weight in sources.items()]
-    checked = [part(path, weight=1.0, split_part="train") for path in validation] or [
-        part(path, weight=weight, split_part="val")
-        for path, weight in sources.items()
-        if splits(Path(path))["val"]
+    weights = dict.fromkeys(validation, 1.0) or sources
+    held = {path: bool(splits(Path(path))["val"]) for path in weights}
+    both = [path for path in validation if path in sources and not held[path]]
+    if both:
+        raise DataError(
+            f"{both[0]} trains, and has no val split that could validate",
+            hint="change split of its energon keys, or leave it out of the mixture's validation",
+        )
+    checked = [
+        part(path, weight=weight, split_part="val" if held[path] else "train")
+        for path, weight in weights.items()
+        if held[path] or path not in sources
     ]
     parts = {"train": {"blend": train}, **({"val": {"blend": checked}} if checked else {})}
     return {"__module__": "megatron.energon", "__class__": "MetadatasetV2", "splits": parts}

@@ -7,16 +7,17 @@ with an id that no other has and with the digests of its pictures, which are not
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 import orjson
 
-from plait.data import chat, webdataset
+from plait.data import chat, webdataset, zipped
 from plait.errors import DataError, RecordError
 
 PICTURES = "pictures"
-"""The link to the folder of the pictures."""
+"""The link to the folder of the pictures, or to a zip of them."""
 CHUNK = 1 << 20
 LONGEST = 1 << 24
 """Characters that a mistake in the JSON may lie behind what was read; no record of LLaVA is near it."""
@@ -115,14 +116,17 @@ def rows(path: Path, pictures: Path, unique: Unique) -> Iterator[bytes]:
 
     Args:
         path: the json.
-        pictures: the folder of its pictures.
+        pictures: the folder of its pictures, or a zip of them.
         unique: gives the ids.
     """
+    packed = None if pictures.is_dir() else zipped.Zip(pictures)
     for record in records(path):
         wanted = record.get("id", "") if isinstance(record, dict) else ""
         key = unique(str(wanted) if isinstance(wanted, str | int) else "")
-        digests = [_digest(pictures, name) for name in _names(record)]
-        line = json.dumps({"id": key, "sha256": digests, "record": record}, separators=(",", ":"))
+        places = [packed.place(name) for name in _names(record)] if packed else []
+        digests = [_digest(pictures, name, where) for name, where in _placed(record, places)]
+        more = {"places": places} if packed else {}
+        line = json.dumps({"id": key, "sha256": digests, **more, "record": record}, separators=(",", ":"))
         yield line.encode() + b"\n"
 
 
@@ -132,16 +136,21 @@ def _names(record: Any) -> list[Any]:
     return found if isinstance(found, list) else [] if found is None else [found]
 
 
-def _digest(pictures: Path, name: Any) -> str | None:
+def _placed(record: Any, places: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """The names of a record's pictures, each with its place in a zip."""
+    return zip_longest(_names(record), places)
+
+
+def _digest(pictures: Path, name: Any, where: Any) -> str | None:
     """The sha256 of a picture; None where there is none: the record will be rejected."""
     try:
-        return hashlib.sha256(_encoded(pictures, name)).hexdigest()
+        return hashlib.sha256(_encoded(pictures, name, where)).hexdigest()
     except RecordError:
         return None
 
 
-def _encoded(pictures: Path, name: Any) -> bytes:
-    """A picture file.
+def _encoded(pictures: Path, name: Any, where: Any) -> bytes:
+    """A picture file; ``where`` is its place, if they lie in a zip.
 
     Raises:
         RecordError: it is missing, or outside the folder: a stranger's list must not read other files.
@@ -150,6 +159,8 @@ def _encoded(pictures: Path, name: Any) -> bytes:
         raise RecordError(f"image is {name!r}, not the name of a file", reason="missing_picture")
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise RecordError(f"picture {name} is outside the folder of pictures", reason="missing_picture")
+    if where is not None:
+        return zipped.read(pictures, where)
     try:
         return (pictures / name).read_bytes()
     except (OSError, ValueError) as error:
@@ -174,13 +185,13 @@ def read(line: bytes, folder: Path) -> chat.Sample:
     turns = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(turns, list):
         raise RecordError("the record has no list of conversations", reason="not_a_record")
-    pairs = zip(_names(record), row["sha256"], strict=True)
-    pictures = [_unchanged(folder, name, wanted) for name, wanted in pairs]
+    pairs = zip(_placed(record, row.get("places", [])), row["sha256"], strict=True)
+    pictures = [_unchanged(folder, name, where, wanted) for (name, where), wanted in pairs]
     return checked(webdataset.conversation(turns, pictures, row["id"]))
 
 
-def _unchanged(folder: Path, name: Any, wanted: str | None) -> bytes:
-    encoded = _encoded(folder / PICTURES, name)
+def _unchanged(folder: Path, name: Any, where: Any, wanted: str | None) -> bytes:
+    encoded = _encoded(folder / PICTURES, name, where)
     if wanted is None:
         sentence = f"picture {name} was missing when {folder} was made"
         raise RecordError(sentence, reason="missing_picture", hint=f"remove {folder} and ask for it again")

@@ -7,6 +7,7 @@ and ends by ``sys.exit``.
 
 import json
 import sys
+from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,11 +18,13 @@ from plait.errors import PlaitError
 SAMPLES = 8
 QUIET = ("--non-interactive", "--no-progress", "--num-workers", "1", "--skip-dataset-yaml")
 """Options that keep ``energon prepare`` from asking."""
+FAULTS = (AssertionError, ValueError, TypeError, LookupError)
+"""What energon raises where fields and samples do not fit."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prepare, read, and print one line of JSON: samples of each split, or what is wrong in a sentence."""
-    from plait.data.energon import INFO
+    from plait.data.meta import INFO
 
     folder = Path(arguments[0])
     prepare(folder, arguments[1:])
@@ -35,7 +38,8 @@ def prepare(folder: Path, options: Sequence[str]) -> None:
     """Run ``energon prepare``; it raises, or exits, or says that it did nothing."""
     from megatron.energon.cli.main import main as energon
 
-    from plait.data.energon import GIVEN_SPLIT, SPLIT
+    from plait.config.paths import SPLIT
+    from plait.data.energon import GIVEN_SPLIT
 
     energon.main(["prepare", str(folder), *QUIET, *options], standalone_mode=False)
     if (folder / GIVEN_SPLIT).is_file():
@@ -59,8 +63,8 @@ def read(folder: Path) -> dict[str, Any]:
                 counts[split] += 1
                 if sample.id in found and found.pop(sample.id) != sample:
                     return {"wrong": f"energon reads sample {sample.id!r} otherwise than plait does"}
-    except (SampleException, EmptyDatasetError, PlaitError, AssertionError, ValueError) as error:
-        return {"wrong": _first_cause(error)}
+    except (SampleException, EmptyDatasetError, PlaitError, *FAULTS) as error:
+        return {"wrong": _ours(folder) or _first_cause(error)}
     wrong = f"energon reads sample {found.popitem()[0]!r}, plait does not" if found else ""
     return {"splits": counts, "wrong": wrong}
 
@@ -84,8 +88,21 @@ def _training(folder: Path) -> Any:
     return get_loader(dataset)
 
 
+def _ours(folder: Path) -> str:
+    """What our own reader objects to; it names shard and sample. Empty where it has no objection."""
+    from plait.data import energon
+
+    try:
+        for split in energon.splits(folder):
+            deque(energon.read(folder, split), maxlen=0)
+    except PlaitError as error:
+        return _first_cause(error)
+    return ""
+
+
 def _first_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
+    """The sentence of ours that names the sample, or else what energon stumbled over."""
+    while error.__cause__ is not None and not isinstance(error, PlaitError):
         error = error.__cause__
     said = str(error).splitlines()
     return f"{type(error).__name__}: {said[0] if said else 'it says nothing'}"

@@ -6,7 +6,7 @@ from megatron.energon import DefaultTaskEncoder, SampleDecoder, VQASample, state
 from megatron.energon.task_encoder.cooking import Cooker
 
 from plait.data.chat import Sample
-from plait.data.energon import of_fields
+from plait.data.fields import of_fields
 from plait.data.webdataset import decoded, to_sample
 
 

@@ -117,7 +117,7 @@ def read(path: Path | str) -> Iterator[chat.Sample]:
 def _sort(raw: Path, shard: Chat, settings: Mapping[str, Any], kept: Path, rejects: Path) -> Counts:
     """Write each line of the shard's share to one of the two files."""
     counts = Counts()
-    read_line = sources.KINDS[settings["source"]["kind"]].read
+    read_line = sources.reader(settings["source"])
     resize = partial(images.resized, pictures=settings["pictures"])
     share = islice(sources.read(raw), shard.shard, None, settings["shards"])
     with ExitStack() as stack:

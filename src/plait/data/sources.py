@@ -14,9 +14,10 @@ import orjson
 
 from plait import files
 from plait.config.paths import JSONL, NAMES, local
-from plait.data import builtin, chat, energon, llava, webdataset
+from plait.data import builtin, chat, fetched, llava, meta, tars, webdataset
 from plait.data.lines import read_lines
 from plait.errors import DataError, RecordError
+from plait.fetch.lfs import refuse_pointers
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +84,18 @@ def link_tars(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         DataError: there is no such path, no tar in it, or a tar is damaged.
     """
     wanted, others = _link(source["path"], folder, source["kind"])
+    return {"linked": len(wanted), "other_files": others, **_note_places(wanted, folder)}
+
+
+def _note_places(names: list[str], folder: Path) -> dict[str, Any]:
     unique, samples = llava.Unique(), 0
     with (folder / builtin.RECORDS).open("wb") as records:
-        for path in wanted:
-            for key, parts in webdataset.places(folder / path):
+        for path in names:
+            for key, parts in tars.places(folder / path):
                 row = {"tar": path, "key": key, "id": unique(key), "parts": parts}
                 records.write(orjson.dumps(row) + b"\n")
                 samples += 1
-    return {"linked": len(wanted), "other_files": others, "samples": samples, "renamed": unique.renamed}
+    return {"samples": samples, "renamed": unique.renamed}
 
 
 def link_llava(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -100,15 +105,20 @@ def link_llava(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         DataError: the json or the folder is not there, or the json is no list.
     """
     path = _origin(source["path"])
+    refuse_pointers([path])
     pictures = _origin(source["images"]) if source["images"] else path.parent
-    if not pictures.is_dir():
+    if not pictures.is_dir() and pictures.suffix != ".zip":
         raise DataError(
-            f"{pictures} is no folder", hint="`images` names the folder of a LLaVA json's pictures"
+            f"{pictures} is no folder and no zip", hint="`images` names where a LLaVA json's pictures are"
         )
     (folder / llava.PICTURES).symlink_to(pictures.resolve())
+    return _write_llava(path, folder)
+
+
+def _write_llava(path: Path, folder: Path) -> dict[str, Any]:
     unique, count = llava.Unique(), 0
     with (folder / builtin.RECORDS).open("wb") as lines:
-        for line in llava.rows(path, pictures, unique):
+        for line in llava.rows(path, folder / llava.PICTURES, unique):
             lines.write(line)
             count += 1
     return {"records": count, "renamed": unique.renamed}
@@ -121,10 +131,51 @@ def link_energon(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         DataError: it is not there, or is not prepared.
     """
     wanted, others = _link(source["path"], folder, source["kind"])
-    if energon.DATASET not in wanted:
+    if meta.DATASET not in wanted:
         hint = "`energon prepare` makes it; tars without it are a source of kind tars"
-        raise DataError(f"{source['path']} has no {energon.DATASET}", hint=hint)
+        raise DataError(f"{source['path']} has no {meta.DATASET}", hint=hint)
     return {"linked": len(wanted), "other_files": others}
+
+
+def fetched_source(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Read what came from the hub or a URL as a source of its ``as_kind``.
+
+    Raises:
+        DataError: it holds no such source.
+    """
+    names = fetched.place(source, folder)
+    if source["as_kind"] == "tars":
+        return _note_places([name for name in names if name.endswith(".tar")], folder)
+    if source["as_kind"] == "chat-jsonl":
+        return fetched.facts(folder, names)
+    lists = [name for name in names if NAMES["llava-json"].fullmatch(Path(name).name)]
+    zips = [name for name in names if name.endswith(".zip")]
+    if len(lists) != 1 or len(zips) > 1:
+        raise DataError(
+            f"a LLaVA json is one json and at most one zip of pictures, not {len(lists)} and {len(zips)}",
+            hint="name them in `files` of the source",
+        )
+    pictures = zips[0] if zips else str(Path(lists[0]).parent)
+    (folder / llava.PICTURES).symlink_to(pictures)
+    return _write_llava(folder / lists[0], folder)
+
+
+def inputs(source: Mapping[str, Any]) -> list[str]:
+    """The files that stand for what a raw source was made from in its manifest."""
+    return [file.manifest for file in fetched.brought(source)] if source["kind"] in AFAR else []
+
+
+def unlisted(source: Mapping[str, Any]) -> frozenset[str]:
+    """Zips of pictures: the records have a digest of each, and every shard would read the whole zip again."""
+    if source.get("as_kind", source["kind"]) != "llava-json":
+        return frozenset()
+    zips = [Path(file.file).name for file in fetched.brought(source)] if source["kind"] == "hub" else []
+    return frozenset({llava.PICTURES, *(name for name in zips if name.endswith(".zip"))})
+
+
+def reader(source: Mapping[str, Any]) -> Callable[[bytes, Path], chat.Sample]:
+    """What reads a line of a source."""
+    return KINDS[source["as_kind"] if source["kind"] in AFAR else source["kind"]].read
 
 
 def supplied(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -155,6 +206,7 @@ def _link(path: str, folder: Path, kind: str) -> tuple[list[str], int]:
     wanted = [one for one in found if names.fullmatch(one.name) and one.is_file()]
     if not wanted:
         raise DataError(f"{path} holds none of the files that are read", hint=f"expected {EXPECTED[kind]}")
+    refuse_pointers(wanted)
     for one in wanted:
         place = folder / one.relative_to(base)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -230,10 +282,12 @@ def read_places(line: bytes, folder: Path) -> chat.Sample:
         RecordError: it is of neither layout.
     """
     row = orjson.loads(line)
-    parts = webdataset.parts_at(folder / row["tar"], row["parts"])
+    parts = tars.parts_at(folder / row["tar"], row["parts"])
     return replace(llava.checked(webdataset.to_sample(parts, row["key"])), id=row["id"])
 
 
+AFAR = {"hub", "url"}
+"""Kinds that are read as another: their ``as_kind``."""
 KINDS: dict[str, Kind] = {
     "emoji-captions": Kind(make=builtin.emoji_captions, read=read_captioned),
     "chatterbot-dialogues": Kind(make=builtin.chatterbot_dialogues, read=read_chat),
@@ -241,5 +295,7 @@ KINDS: dict[str, Kind] = {
     "llava-json": Kind(make=link_llava, read=llava.read),
     "tars": Kind(make=link_tars, read=read_places),
     "energon": Kind(make=link_energon, read=read_chat),
+    "hub": Kind(make=fetched_source, read=read_chat),
+    "url": Kind(make=fetched_source, read=read_chat),
     "you-supply": Kind(make=supplied, read=read_chat),
 }

@@ -9,10 +9,9 @@ turns ``{"from": "human", "value": "<image>\nWhat is this?"}``; more pictures of
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +22,7 @@ import orjson
 from plait.config.paths import shard_name
 from plait.data.chat import Message, Part, Picture, Sample, Text
 from plait.data.images import media_type
+from plait.data.tars import Parts
 from plait.errors import DataError, RecordError
 
 IMAGE = "<image>"
@@ -36,15 +36,11 @@ ENDINGS = {
     "image/bmp": "bmp",
     "image/tiff": "tif",
 }
-PICTURE_PART = re.compile(r"(?:(\d+)\.)?(jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
-MEMBER = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)", re.DOTALL)
-"""Key and part of a file in a tar: a key ends at the first dot of the file's name."""
-META_MEMBER = re.compile(r"__[^/]*__(/|$)")
+PICTURE_PART = re.compile(r"(?:(\d+)\.)?(jpe?g|png|webp|gif|bmp|tiff?)")
+LIKE_A_PICTURE = re.compile(r".*\b(jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf]|jxl|jp2|svg|p[bgp]m)")
+"""Parts that would be a picture's: by other names, or of kinds that are not read."""
 PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
-TAR_BLOCK = 512
-
-Parts = dict[str, bytes]
 
 
 @dataclass
@@ -54,24 +50,35 @@ class Written:
     Attributes:
         shards: samples of each tar.
         kinds: kinds of picture files.
-        simple: whether every sample is one picture and one exchange.
+        larger: key of the first sample that is not one picture and one exchange.
     """
 
     shards: dict[str, int] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=set)
-    simple: bool = True
+    larger: str = ""
 
-    def note(self, sample: Sample) -> None:
+    def note(self, sample: Sample, key: str) -> None:
         """Take a sample into account."""
         self.kinds |= {kind_of(one) for one in sample.pictures}
         roles = [message.role for message in sample.messages]
-        self.simple &= roles == ["user", "assistant"] and len(sample.pictures) == 1
+        if roles != ["user", "assistant"] or len(sample.pictures) != 1:
+            self.larger = self.larger or key
 
 
 # Writing
 
 
-def write(samples: Iterable[Sample], folder: Path, settings: Mapping[str, Any]) -> Written:
+def nth(number: int) -> str:
+    """A sample by its number, where nothing better is known."""
+    return f"sample {number + 1}"
+
+
+def write(
+    samples: Iterable[Sample],
+    folder: Path,
+    settings: Mapping[str, Any],
+    where: Callable[[int], str] = nth,
+) -> Written:
     """Write tars of at most ``samples_per_shard`` samples; equal samples give equal bytes.
 
     One sample is in memory at a time, and the keys of all.
@@ -80,25 +87,32 @@ def write(samples: Iterable[Sample], folder: Path, settings: Mapping[str, Any]) 
         samples: conversations with ids.
         folder: where the tars go.
         settings: ``layout``, ``shard_name`` and ``samples_per_shard`` of ``datasets.*.energon``.
+        where: says where the sample of a number came from.
 
     Raises:
         ConfigError: ``shard_name`` does not name tars.
         DataError: two samples have one key, or one does not fit the layout.
     """
-    made, seen = Written(), set[str]()
+    made, seen = Written(), dict[str, int]()
     size = settings["samples_per_shard"]
     for shard, numbered in groupby(enumerate(samples), key=lambda pair: pair[0] // size):
         name = shard_name(settings["shard_name"], shard)
         made.shards[name] = 0
         with _open(folder / name) as tar:
-            for _, sample in numbered:
+            for number, sample in numbered:
                 key = key_for(sample.id)
                 if key in seen:
-                    raise DataError(f"two samples have the key {key!r}", hint="give records ids of their own")
-                seen.add(key)
+                    raise DataError(
+                        f"two samples have the key {key!r}: {where(seen[key])} and {where(number)}",
+                        hint="give records ids of their own",
+                    )
+                seen[key] = number
                 asked = with_question(sample)
-                _add(tar, key, to_parts(asked, settings["layout"]))
-                made.note(asked)
+                try:
+                    _add(tar, key, to_parts(asked, settings["layout"]))
+                except DataError as error:
+                    raise DataError(f"{where(number)}: {error.args[0]}", hint=error.hint) from error
+                made.note(asked, key)
                 made.shards[name] += 1
     if not seen:
         raise DataError("there is not one sample to write", hint="look at the ledgers of the chat shards")
@@ -205,71 +219,6 @@ def _add(tar: tarfile.TarFile, key: str, parts: Parts) -> None:
 # Reading
 
 
-def read_tar(path: Path) -> Iterator[tuple[str, Parts]]:
-    """The samples of a tar in file order: key, and content by part.
-
-    Raises:
-        DataError: the tar is damaged or cut short.
-    """
-    for key, found in places(path):
-        yield key, parts_at(path, found)
-
-
-def places(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """The samples of a tar in file order: key, and where each part's bytes lie: offset and length.
-
-    Raises:
-        DataError: the tar is damaged or cut short, or neighbours have one key.
-    """
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for key, members in groupby(_members(tar), key=lambda member: member[0]):
-                found: dict[str, tuple[int, int]] = {}
-                for _, name, info in members:
-                    if name in found:
-                        raise DataError(
-                            f"{path}: the key {key!r} has the part {name} twice",
-                            hint="readers merge neighbours of one key: give samples keys of their own",
-                        )
-                    found[name] = (info.offset_data, info.size)
-                yield key, found
-            end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(
-            f"{path} is damaged or no tar: {error}", hint="write or download the shard again"
-        ) from error
-    _check_end(path, end)
-
-
-def parts_at(path: Path, found: Mapping[str, Sequence[int]]) -> Parts:
-    """The parts of one sample, by :func:`places`.
-
-    Raises:
-        DataError: the tar has become shorter.
-    """
-    with path.open("rb") as file:
-        parts = {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in found.items()}
-    if any(len(parts[name]) != size for name, (_, size) in found.items()):
-        raise DataError(f"{path} is cut short", hint="write or download the shard again")
-    return parts
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Key, part and entry of every file that is a sample's, as webdataset and energon name them."""
-    for info in tar:
-        name = MEMBER.fullmatch(info.name)
-        if info.isreg() and name and not META_MEMBER.match(info.name):
-            yield name[1], name[2], info
-
-
-def _check_end(path: Path, end: int) -> None:
-    """A whole tar ends with two blocks of zeros: without them an unknown number of samples is lost."""
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(2 * TAR_BLOCK) != bytes(2 * TAR_BLOCK):
-            raise DataError(f"{path} is cut short: it has no end", hint="write or download the shard again")
-
-
 def decoded(name: str, content: Any, key: str) -> Any:
     """A part's value: json and txt are decoded, all else stays bytes, pictures above all.
 
@@ -290,18 +239,26 @@ def decoded(name: str, content: Any, key: str) -> Any:
 
 
 def to_sample(parts: Mapping[str, Any], key: str) -> Sample:
-    """A conversation from the parts of a tar entry, decoded or not.
+    """A conversation from the parts of a tar entry, decoded or not; their names in letters of either case.
+
+    A list of turns may be without a picture, a question and its answer are about one.
 
     Raises:
-        RecordError: the parts are of neither layout.
+        RecordError: the parts are of neither layout, or a picture is missing or under another name.
     """
-    values = {name: decoded(name, content, key) for name, content in parts.items()}
-    pictures = [values[name] for name in sorted(filter(PICTURE_PART.fullmatch, values), key=_nth)]
-    found = values.get("json")
+    values = {name.lower(): decoded(name, content, key) for name, content in parts.items()}
+    named = sorted(filter(PICTURE_PART.fullmatch, values), key=_nth)
+    unread = [name for name in values if name not in named and LIKE_A_PICTURE.fullmatch(name)]
+    if unread or len(values) < len(parts):
+        sentence = f"{key} has the parts {', '.join(parts)}; pictures are named jpg, 1.png and so on"
+        raise RecordError(sentence, reason="unknown_part")
+    pictures, found = [values[name] for name in named], values.get("json")
     if isinstance(found, list):
         return conversation(found, pictures, key)
-    if "txt" not in values:
+    if "txt" not in values or not isinstance(found or {}, dict):
         raise RecordError(f"{key} has neither a list of turns nor an answer", reason="not_a_record")
+    if not pictures:
+        raise RecordError(f"{key} has a question and an answer, but no picture", reason="missing_picture")
     question = found.get("question", "") if isinstance(found, dict) else ""
     return asked(question, values["txt"], pictures, key)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plait.config.base import Strict
+from plait.config.hub import HubModel
 from plait.config.model import (
     ExtendedModel,
     FolderModel,
-    HubModel,
     InitModel,
     LlavaModel,
     SoloModel,

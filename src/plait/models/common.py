@@ -90,7 +90,7 @@ def open_base(base: Path, *, known: Collection[str]) -> tuple[dict[str, Any], Fo
     """
     config, tensors, tied = open_language_model(base, known=known)
     if tied:
-        Spec.from_config(files.read_json(base / "config.json"), where=str(base / "config.json"))
+        Spec.from_config(files.read_object(base / "config.json"), where=str(base / "config.json"))
     return config, tensors
 
 
@@ -103,7 +103,7 @@ def open_language_model(
         CheckpointError: config and tensors do not agree, or the model is of another kind.
     """
     path = folder / "config.json"
-    found = files.read_json(path)
+    found = files.read_object(path)
     tied = bool(found.get("tie_word_embeddings"))
     config = {**found, "tie_word_embeddings": False}
     spec = Spec.from_config(config, where=str(path))

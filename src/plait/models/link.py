@@ -10,12 +10,20 @@ from plait import files
 from plait.config.model import FolderModel
 from plait.config.paths import local
 from plait.errors import CheckpointError
+from plait.fetch.lfs import refuse_pointers
 from plait.layout import MANIFEST
 from plait.models.common import open_language_model
 from plait.models.specs import ARCHITECTURES, LLAVA, Spec
 from plait.models.tower import PREPROCESSOR, is_tower, open_tower, preprocessor_of
 from plait.models.towers import Tower
-from plait.models.weights import FolderTensors, check_shapes, config_text, merkle
+from plait.models.weights import (
+    BIN_INDEX,
+    FolderTensors,
+    check_shapes,
+    config_text,
+    merkle,
+    write_safetensors,
+)
 from plait.tokens import tokenizer
 
 OTHER_FORMATS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -31,12 +39,13 @@ log = logging.getLogger(__name__)
 def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
     """Link every file of a local folder but hidden ones; the facts of the manifest.
 
-    What training and export need and the folder lacks is written beside the links.
+    What training and export need and the folder lacks is written beside the links: safetensors too, where
+    it has its weights in PyTorch's older format.
 
     Raises:
         CheckpointError: there is no such folder, it does not hold what its config promises, or it
             has no tokenizer.
-        DataError: its tokenizer cannot be read.
+        DataError: its tokenizer cannot be read, or its large files are still pointers of git LFS.
     """
     source = local(settings.path).resolve()
     if not source.is_dir():
@@ -48,17 +57,35 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
         for path in sorted(source.iterdir())
         if path.is_file()
         and not path.name.startswith(".")
-        and path.name != MANIFEST
+        and path.name not in (MANIFEST, BIN_INDEX)
         and path.suffix not in OTHER_FORMATS
     ]
+    safe = any(path.suffix == ".safetensors" for path in found)
+    refuse_pointers(found if safe else [*found, *sorted(source.glob("pytorch_model*.bin"))])
     for path in found:
         (folder / path.name).symlink_to(path)
+    written = as_safetensors(source, folder)
     tensors = FolderTensors(folder)
-    written = check_and_complete(source, folder, tensors)
+    written += check_and_complete(source, folder, tensors)
     note = f", written: {', '.join(written)}" if written else ""
     linked = sum(path.is_symlink() for path in folder.iterdir())
     log.info("%d files linked, %d tensors%s%s", linked, len(tensors), tensors.note, note)
     return {"merkle": merkle(tensors)}
+
+
+def as_safetensors(source: Path, folder: Path) -> list[str]:
+    """Write the weights of a folder that has them as pickles only; the names of the files written.
+
+    Nothing is renamed, cast or left out; one tensor after the other is read.
+
+    Raises:
+        CheckpointError: there are no weights, or they cannot be read.
+    """
+    stored = FolderTensors(source)
+    if not stored.pickled:
+        return []
+    write_safetensors(folder, stored.as_stored)
+    return sorted(path.name for path in folder.glob("*.safetensors*"))
 
 
 def check_and_complete(source: Path, folder: Path, tensors: FolderTensors) -> list[str]:
@@ -66,7 +93,7 @@ def check_and_complete(source: Path, folder: Path, tensors: FolderTensors) -> li
 
     A model whose output layer is its embedding can be linked: LLaVA is built from such a base too.
     """
-    config = files.read_json(folder / "config.json")
+    config = files.read_object(folder / "config.json")
     if is_tower(config):
         opened = open_tower(folder)
         return _complete_preprocessor(folder, opened.tower)
@@ -124,7 +151,7 @@ def _complete_generation(folder: Path) -> list[str]:
     """Write generation_config.json from config.json, as transformers would, where there is none."""
     if (folder / GENERATION).is_file():
         return []
-    config = files.read_json(folder / "config.json")
+    config = files.read_object(folder / "config.json")
     ids = {key: config.get(key, default) for key, default in IDS.items()}
     known = {key: value for key, value in ids.items() if value is not None}
     text = config_text({"_from_model_config": True, **known})

@@ -30,7 +30,7 @@ from plait.models.common import (
 from plait.models.specs import LANGUAGE_MODEL, LLAVA, PROJECTOR, TEXT_ARCHITECTURES, TOWER, Spec
 from plait.models.tower import PREPROCESSOR, PROCESSOR, open_tower, preprocessor_of
 from plait.models.weights import FolderTensors, Tensors, check_shapes, config_text, merkle, write_safetensors
-from plait.tokens.tokenizer import CONFIG, FAST
+from plait.tokens.tokenizer import CONFIG, FAST, check_fast
 from plait.tokens.vocabulary import IMAGE, PADDING
 
 STD = 0.02
@@ -41,6 +41,8 @@ OF_THE_WHOLE = (
     "_name_or_path",
 )  # fmt: skip
 """Keys of a part's config that are said once, for the whole."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 log = logging.getLogger(__name__)
 
@@ -64,20 +66,43 @@ def llava(folder: Path, settings: LlavaModel, *, base: Path, vision: Path, token
     _check_extends(base, tokenizer)
     text, stored, language = _language_model(base, settings, facts)
     tower = open_tower(vision)
+    dtype = DTYPES[settings.dtype] if settings.dtype else None
     config = config_of(settings, text, tower.config, tokens)
     spec = Spec.from_config(config, where=str(folder / "config.json"))
     copy_tokenizer(tokenizer, folder)
     _write_configs(folder, config, spec, tokens)
     (folder / PREPROCESSOR).write_text(preprocessor_of(vision, tower.tower), encoding="utf-8")
-    projector = _projector(settings, spec, text, dtype=stored[EMBEDDINGS[0]].dtype)
-    write_safetensors(folder, _joined({LANGUAGE_MODEL: language, TOWER: tower.tensors, PROJECTOR: projector}))
+    projector = _projector(settings, spec, text, dtype=dtype or stored[EMBEDDINGS[0]].dtype)
+    parts = {LANGUAGE_MODEL: language, TOWER: tower.tensors, PROJECTOR: projector}
+    write_safetensors(folder, _joined({name: cast(part, dtype) for name, part in parts.items()}))
     built = FolderTensors(folder)
     check_shapes(built.shapes, spec.shapes, str(folder))
-    carried = check_carried(stored, built, prefix=LANGUAGE_MODEL)
-    carried += check_carried(tower.tensors, built, prefix=TOWER)
+    carried = check_carried(cast(stored, dtype), built, prefix=LANGUAGE_MODEL)
+    carried += check_carried(cast(tower.tensors, dtype), built, prefix=TOWER)
     rows = (stored.shapes[EMBEDDINGS[0]][0], spec.vocab_size)
     log.info("%d tensors carried, %d -> %d token rows%s%s", carried, *rows, stored.note, tower.note)
+    _log_mixed(built)
     return {"merkle": merkle(built)}
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Mapping[str, Tensor]:
+    """The tensors in one type, each cast when it is asked for; None leaves each its own."""
+    if dtype is None:
+        return tensors
+    whole = Tensors()
+    for name in tensors:
+        whole.add((name,), lambda name=name: {name: tensors[name].to(dtype)})  # type: ignore[misc]
+    return whole
+
+
+def _log_mixed(built: FolderTensors) -> None:
+    """Say in a line where parts are of several types."""
+    types: dict[str, set[str]] = {}
+    for name, tensor in built.items():
+        types.setdefault(name.partition(".")[0], set()).add(str(tensor.dtype).removeprefix("torch."))
+    if len(set().union(*types.values())) > 1:
+        said = ", ".join(f"{part} {' and '.join(sorted(found))}" for part, found in types.items())
+        log.info("parts are of several types: %s; `dtype` of raw_hf casts all to one", said)
 
 
 def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> Tensors:
@@ -126,6 +151,7 @@ def _check_extends(base: Path, tokenizer: Path) -> None:
     """
     if not (base / FAST).is_file():
         return
+    check_fast(base / FAST)
     own = tokenizers.Tokenizer.from_file(str(base / FAST)).get_vocab()
     given = tokenizers.Tokenizer.from_file(str(tokenizer / FAST)).get_vocab()
     for name, token in sorted(own.items(), key=lambda item: item[1]):
@@ -197,7 +223,9 @@ def config_of(
         "vision_feature_layer": settings.vision_feature_layer,
         "vision_feature_select_strategy": "default" if drops else "full",
         "tie_word_embeddings": False,
-        "dtype": text.get("dtype") or text.get("torch_dtype") or "float32",
+        "dtype": str(DTYPES[settings.dtype]).removeprefix("torch.")
+        if settings.dtype
+        else text.get("dtype") or text.get("torch_dtype") or "float32",
     }
 
 
@@ -226,7 +254,7 @@ def _write_configs(
             "vision_feature_select_strategy": config["vision_feature_select_strategy"],
         },
         # Answers of a batch start together only where padding stands before the prompts.
-        CONFIG: {**files.read_json(folder / CONFIG), "pad_token": pad_name, "padding_side": "left"},
+        CONFIG: {**files.read_object(folder / CONFIG), "pad_token": pad_name, "padding_side": "left"},
     }
     for name, values in written.items():
         (folder / name).write_text(config_text(values), encoding="utf-8")

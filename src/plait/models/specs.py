@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from plait.errors import CheckpointError
-from plait.files import read_json
-from plait.models.towers import Projector, Tower
+from plait.files import read_object
+from plait.models.towers import Projector, Tower, check_size, part
 
 SOLO = "SoloForCausalLM"
 LLAMA = "LlamaForCausalLM"
@@ -59,10 +59,10 @@ class Spec:
 
         Raises:
             CheckpointError: the model is of a kind that plait does not know.
-            DataError: the file is missing or is not JSON.
+            DataError: the file is missing or is not a JSON object.
         """
         path = Path(folder) / name
-        return cls.from_config(read_json(path), where=str(path))
+        return cls.from_config(read_object(path), where=str(path))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, where: str = "config.json") -> Self:
@@ -75,24 +75,24 @@ class Spec:
         text = _text_config(config, where) if architecture == LLAVA else config
         kind = str(text["architectures"][0])
         _refuse_the_unknown(text, where, kind)
-        heads = _get(text, "num_attention_heads", where)
-        hidden = _get(text, "hidden_size", where)
+        heads = _size(text, "num_attention_heads", where)
+        hidden = _size(text, "hidden_size", where)
         return cls(
             architecture=architecture,
             text_architecture=kind,
-            vocab_size=_get(text, "vocab_size", where),
+            vocab_size=_size(text, "vocab_size", where),
             hidden_size=hidden,
-            intermediate_size=_get(text, "intermediate_size", where),
-            num_layers=_get(text, "num_hidden_layers", where),
+            intermediate_size=_size(text, "intermediate_size", where),
+            num_layers=_size(text, "num_hidden_layers", where),
             num_attention_heads=heads,
-            num_key_value_heads=text.get("num_key_value_heads") or heads,
-            head_dim=text.get("head_dim") or hidden // heads,
-            rms_norm_eps=_get(text, "rms_norm_eps", where),
+            num_key_value_heads=_size(text, "num_key_value_heads", where, default=heads),
+            head_dim=_size(text, "head_dim", where, default=hidden // heads),
+            rms_norm_eps=_number(_get(text, "rms_norm_eps", where), "rms_norm_eps", where),
             rope_theta=_rope_theta(text, where),
-            max_position_embeddings=_get(text, "max_position_embeddings", where),
+            max_position_embeddings=_size(text, "max_position_embeddings", where),
             sliding_window=_sliding_window(text, kind),
             attention_bias=kind == QWEN2,
-            patch_dim=3 * _get(config, "vision_patch_size", where) ** 2 if architecture == SOLO else 0,
+            patch_dim=3 * _size(config, "vision_patch_size", where) ** 2 if architecture == SOLO else 0,
             dtype=next(
                 (c[k] for c in (config, text) for k in ("dtype", "torch_dtype") if c.get(k)), "float32"
             ),
@@ -167,11 +167,23 @@ def _get(config: Mapping[str, Any], key: str, where: str) -> Any:
     return config[key]
 
 
+def _size(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
+    """A whole number above zero, which may be left out only where there is a default."""
+    value = config.get(key)
+    return check_size(_get(config, key, where) if default is None else value or default, key, where)
+
+
+def _number(value: Any, key: str, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise CheckpointError(f"{where}: {key} is {value!r}, expected a number above 0")
+    return value
+
+
 def _architecture(config: Mapping[str, Any], where: str) -> str:
     found = config.get("architectures") or ["none"]
-    if len(found) != 1 or found[0] not in ARCHITECTURES:
+    if not isinstance(found, list) or len(found) != 1 or found[0] not in ARCHITECTURES:
         raise CheckpointError(
-            f"{where} is of architecture {', '.join(map(str, found))}",
+            f"{where} is of architecture {', '.join(map(str, found)) if isinstance(found, list) else found}",
             hint=f"plait converts {', '.join(ARCHITECTURES)}",
         )
     return str(found[0])
@@ -179,7 +191,7 @@ def _architecture(config: Mapping[str, Any], where: str) -> str:
 
 def _text_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The language model's part of a LLaVA config, with its architecture named."""
-    text = config.get("text_config") or {}
+    text = part(config, "text_config", where)
     kind = TEXT_ARCHITECTURES.get(str(text.get("model_type", "llama")))
     if kind is None:
         raise CheckpointError(
@@ -209,7 +221,7 @@ TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
 
 def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[str, Any]:
     """Tower, projector and the picture's token of a LLaVA config."""
-    vision = config.get("vision_config")
+    vision = part(config, "vision_config", where)
     if not vision:
         raise CheckpointError(f"{where} has no vision_config")
     vision = {"model_type": "clip_vision_model", **vision}
@@ -225,7 +237,7 @@ def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[s
     )
     projector = Projector(
         input_size=tower.hidden_size,
-        hidden_size=config.get("projector_hidden_size") or hidden_size,
+        hidden_size=_size(config, "projector_hidden_size", where, default=hidden_size),
         output_size=hidden_size,
         bias=config.get("multimodal_projector_bias", True),
     )
@@ -261,17 +273,18 @@ def _refuse_the_unknown(config: Mapping[str, Any], where: str, architecture: str
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise CheckpointError(f"{where} has hidden_act {activation!r}; plait converts silu models")
-    heads, groups = config.get("num_attention_heads") or 1, config.get("num_key_value_heads") or 1
+    heads = _size(config, "num_attention_heads", where)
+    groups = _size(config, "num_key_value_heads", where, default=heads)
     if heads % groups:
         raise CheckpointError(f"{where}: {heads} attention heads do not divide into {groups} key-value heads")
 
 
 def _rope_theta(config: Mapping[str, Any], where: str) -> float:
     """The rotary base: transformers 5 writes ``rope_parameters``, 4 writes ``rope_theta``."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = part(config, "rope_parameters", where) or part(config, "rope_scaling", where)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise CheckpointError(
             f"{where} scales its rotary embedding ({kind!r}), which plait cannot convert yet"
         )
-    return float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    return float(_number(rope.get("rope_theta", config.get("rope_theta", 10000.0)), "rope_theta", where))

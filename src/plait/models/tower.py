@@ -12,7 +12,7 @@ from plait import files
 from plait.config.model import TowerModel
 from plait.errors import CheckpointError
 from plait.models.common import drawn
-from plait.models.towers import DEFAULTS, KINDS, Tower
+from plait.models.towers import DEFAULTS, KINDS, Tower, part
 from plait.models.weights import FolderTensors, Tensors, check_shapes, config_text, merkle, write_safetensors
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -65,8 +65,9 @@ def open_tower(folder: Path) -> OpenTower:
     Raises:
         CheckpointError: it holds neither, or not what its config says.
     """
-    config = _vision_config(files.read_json(folder / "config.json"))
-    tower = Tower.from_config(config, where=str(folder / "config.json"), drop_class_token=False)
+    where = str(folder / "config.json")
+    config = _vision_config(files.read_object(folder / "config.json"), where)
+    tower = Tower.from_config(config, where=where, drop_class_token=False)
     stored = FolderTensors(folder)
     below = [name for name in stored if name.startswith(PREFIX)] or list(stored)
     check_shapes(
@@ -81,12 +82,11 @@ def open_tower(folder: Path) -> OpenTower:
     return OpenTower(config, tower, tensors, note)
 
 
-def _vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _vision_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The tower's config; old ones of OpenAI say it twice, and transformers heeds the second."""
     if config.get("model_type") not in PARTS:
         return dict(config)
-    parts = (config.get("vision_config") or {}, config.get("vision_config_dict") or {})
-    merged = {key: value for part in parts for key, value in part.items()}
+    merged = part(config, "vision_config", where) | part(config, "vision_config_dict", where)
     return {**merged, "model_type": PARTS[config["model_type"]]}
 
 
@@ -98,9 +98,10 @@ def preprocessor_of(folder: Path, tower: Tower) -> str:
     """
     path, inside = folder / PREPROCESSOR, folder / PROCESSOR
     if path.is_file():
+        files.read_object(path)
         text = path.read_text(encoding="utf-8")
     else:  # transformers 5 may write it into the processor's config
-        found = files.read_json(inside).get("image_processor") if inside.is_file() else None
+        found = files.read_object(inside).get("image_processor") if inside.is_file() else None
         if not found:
             raise CheckpointError(
                 f"{folder} has no {PREPROCESSOR}, which says how pictures are resized and normalised",
@@ -122,9 +123,12 @@ def _shape_of_a_picture(text: str, where: str) -> tuple[int, ...]:
         (Path(folder) / PREPROCESSOR).write_text(text, encoding="utf-8")
         try:
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            pixels = processor(images=Image.new("RGB", (60, 40)), return_tensors="np")["pixel_values"]
         except (ValueError, OSError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{where}: transformers cannot read its {PREPROCESSOR}: {error}") from error
-    pixels = processor(images=Image.new("RGB", (60, 40)), return_tensors="np")["pixel_values"]
+            raise CheckpointError(
+                f"{where}: transformers cannot read its {PREPROCESSOR}, or prepare a picture by it: {error}",
+                hint="download the file of the tower anew",
+            ) from error
     return tuple(int(size) for size in pixels[0].shape)
 
 

@@ -24,6 +24,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """What a ``vision_config`` leaves out has the default of transformers."""
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
+    "patch_size",
+)  # fmt: skip
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 FEATURE_LAYERS = (-2, -1)
 
@@ -162,13 +166,37 @@ class Tower:
         return _linear(f"{name}.fc1", f, w) | _linear(f"{name}.fc2", w, f)
 
 
+def check_size(value: Any, key: str, where: str) -> int:
+    """A size of a config.
+
+    Raises:
+        CheckpointError: it is no whole number above zero.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(
+            f"{where}: {key} is {value!r}, expected a whole number above 0",
+            hint="plait knows models of one size in all layers and square pictures and patches only",
+        )
+    return value
+
+
+def part(config: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    """A config within a config; empty where there is none.
+
+    Raises:
+        CheckpointError: it is no object.
+    """
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: {key} is {value!r}, expected an object with keys")
+    return value
+
+
 def _check_sizes(found: Mapping[str, Any], where: str) -> None:
     """Refuse sizes that no tower of plait can have."""
+    for key in SIZES:
+        check_size(found[key], key, where)
     side, patch = found["image_size"], found["patch_size"]
-    if not isinstance(side, int) or not isinstance(patch, int):
-        raise CheckpointError(
-            f"{where} has pictures of {side} and patches of {patch}; plait knows squares only"
-        )
     if side < patch:
         raise CheckpointError(f"{where}: no patch of {patch} pixels fits into a picture of {side}")
     width, heads = found["hidden_size"], found["num_attention_heads"]

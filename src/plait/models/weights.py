@@ -12,15 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from plait.errors import CheckpointError
-from plait.files import canonical, read_json, write_json
+from plait.files import canonical, read_object, write_json
+from plait.models.pickles import Pickled
 
-ONE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FILE_LIMIT = 5_000_000_000
 BUFFERS = {
     "rotary buffers (inv_freq)": re.compile(
@@ -60,34 +61,73 @@ class Tensors(Mapping[str, Tensor]):
 
 
 class FolderTensors(Mapping[str, Tensor]):
-    """The safetensors of a Hugging Face folder, by the names that published models have.
+    """The weights of a Hugging Face folder, by the names that published models have.
 
-    The buffers of old files are left out and named in ``dropped``.
+    They are safetensors, or ``pytorch_model.bin`` where there are none. The buffers of old files are left
+    out and named in ``dropped``.
     """
 
     def __init__(self, folder: Path | str) -> None:
         """Find the files.
 
         Raises:
-            CheckpointError: there are no safetensors in the folder, or a listed file is missing.
+            CheckpointError: there are no weights in the folder, a listed file is missing, or one is broken.
         """
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}
-        if (self.folder / INDEX).is_file():
-            found: dict[str, str] = read_json(self.folder / INDEX)["weight_map"]
-        elif (self.folder / ONE).is_file():
-            found = dict.fromkeys(self._handle(ONE).keys(), ONE)
-        else:
-            raise CheckpointError(
-                f"{self.folder} has neither {ONE} nor {INDEX}",
-                hint="save the model with safe_serialization=True",
-            )
+        self._where = self._locate()
+        found = list(self._where)
         self.dropped = tuple(name for name in found if any(kind.fullmatch(name) for kind in BUFFERS.values()))
-        self._places = {
-            SHORT_TOWER.sub("vision_tower.vision_model.", name): (file, name)
-            for name, file in found.items()
+        self._stored = {
+            SHORT_TOWER.sub("vision_tower.vision_model.", name): name
+            for name in found
             if name not in self.dropped
         }
+
+    def _locate(self) -> dict[str, str]:
+        """The file of every tensor, by the name that it has there."""
+        for one, index in ((ONE, INDEX), (BIN, BIN_INDEX)):
+            if (self.folder / index).is_file():
+                return self._listed(index)
+            if (self.folder / one).is_file():
+                return dict.fromkeys(self._handle(one).keys(), one)
+        raise CheckpointError(
+            f"{self.folder} has neither {ONE} nor {INDEX}, nor {BIN} nor its index",
+            hint="save the model with save_pretrained, or download its weights too",
+        )
+
+    def _listed(self, index: str) -> dict[str, str]:
+        """What an index says, compared with the files that it names."""
+        path = self.folder / index
+        found = read_object(path).get("weight_map")
+        if not isinstance(found, dict) or not found or not all(_is_name(file) for file in found.values()):
+            raise CheckpointError(
+                f"{path} has no weight_map of tensors to files beside it",
+                hint=f"download {index} and the files that it lists anew",
+            )
+        for file in dict.fromkeys(found.values()):
+            if not (self.folder / file).is_file():
+                raise CheckpointError(f"{self.folder / file} is missing; {index} lists it")
+            lacking = sorted({name for name in found if found[name] == file} - set(self._handle(file).keys()))
+            if lacking:
+                raise CheckpointError(
+                    f"{self.folder / file} lacks {_some(lacking)}; {index} lists it there",
+                    hint="the files are of different downloads: download them anew",
+                )
+        return dict(found)
+
+    @property
+    def pickled(self) -> bool:
+        """Whether the weights are in PyTorch's older format."""
+        return not any(file.endswith(".safetensors") for file in self._where.values())
+
+    @property
+    def as_stored(self) -> Tensors:
+        """All that the files hold, buffers too, by the names that it has there."""
+        tensors = Tensors()
+        for name, file in self._where.items():
+            tensors.add((name,), lambda n=name, f=file: {n: self._handle(f).get_tensor(n)})  # type: ignore[misc]
+        return tensors
 
     @property
     def note(self) -> str:
@@ -99,29 +139,44 @@ class FolderTensors(Mapping[str, Tensor]):
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:
-            if not (self.folder / file).is_file():
-                raise CheckpointError(f"{self.folder / file} is missing; {INDEX} lists it")
-            self._open[file] = safe_open(self.folder / file, framework="pt")
+            safe = file.endswith(".safetensors")
+            self._open[file] = _safe(self.folder / file) if safe else Pickled(self.folder / file)
         return self._open[file]
 
     def __getitem__(self, name: str) -> Tensor:
-        file, stored = self._places[name]
-        tensor: Tensor = self._handle(file).get_tensor(stored)
+        stored = self._stored[name]
+        tensor: Tensor = self._handle(self._where[stored]).get_tensor(stored)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._stored)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor, without reading one."""
         return {
-            name: tuple(self._handle(file).get_slice(stored).get_shape())
-            for name, (file, stored) in self._places.items()
+            name: tuple(self._handle(self._where[stored]).get_slice(stored).get_shape())
+            for name, stored in self._stored.items()
         }
+
+
+def _safe(path: Path) -> Any:
+    """An open safetensors file."""
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is no whole safetensors file: {error}",
+            hint="download or copy the file again",
+        ) from error
+
+
+def _is_name(value: object) -> bool:
+    """Whether an index's word is the name of a file of weights in its own folder."""
+    return isinstance(value, str) and "/" not in value and value.endswith((".safetensors", ".bin"))
 
 
 def outline(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,11 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
+from plait import files
 from plait.data import images
-from plait.errors import ConfigError, DataError, RecordError
+from plait.errors import CheckpointError, ConfigError, DataError, RecordError
+from plait.layout import MANIFEST
 from plait.models.specs import SOLO, Spec
+from plait.models.tower import PREPROCESSOR, PROCESSOR, preprocessor_of
+from plait.models.weights import BUFFERS, FolderTensors, check_shapes
 from plait.tokens.llava import upright
+from plait.tokens.tokenizer import CONFIG, FAST, SENTENCEPIECE, UNREADABLE, check_fast
+from plait.tokens.vocabulary import GROUPS, IMAGE, PICTURE
 from plait.verify.logits import carries_our_code
+
+CONFIGS = ("config.json", "generation_config.json", CONFIG, PROCESSOR, PREPROCESSOR)
+"""What transformers reads of a folder beside weights, tokenizer and template."""
+UNMARKED = "pretrain"
+"""The template without markup: no chat template writes it."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +50,21 @@ class Model:
     """A folder of any recipe, ready to be asked."""
 
     def __init__(self, folder: Path) -> None:
-        """Load it.
+        """Load it, with every name and shape that its config promises.
 
         Raises:
-            DataError, CheckpointError: it is no model that plait knows.
+            DataError: a file that it needs is missing or cannot be read.
+            CheckpointError: it is no model that plait knows, or its weights are not whole.
             ProofError: it carries code that plait did not write.
         """
         self.spec = Spec.of(folder)
         self.folder = folder
+        has_processor = self.spec.vision is not None or self.spec.architecture == SOLO
+        _check_files(folder, has_processor=has_processor)
+        if self.spec.vision is not None:
+            preprocessor_of(folder, self.spec.vision)
+        check_shapes(FolderTensors(folder).shapes, self.spec.shapes, str(folder))
+        self.template = _trained_with(folder)
         os.environ["HF_HUB_OFFLINE"] = "1"
         with tempfile.TemporaryDirectory() as modules:
             os.environ.setdefault("HF_MODULES_CACHE", modules)
@@ -53,10 +73,18 @@ class Model:
             ours = {"trust_remote_code": carries_our_code(folder)}
             sees = self.spec.vision is not None
             kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-            self.model = kind.from_pretrained(folder, dtype="auto", **ours).eval()
-            has_processor = sees or self.spec.architecture == SOLO
             reader = transformers.AutoProcessor if has_processor else transformers.AutoTokenizer
-            self.reader: Any = reader.from_pretrained(folder, **ours)
+            try:
+                self.reader: Any = reader.from_pretrained(folder, **ours)
+                model, loading = kind.from_pretrained(folder, dtype="auto", output_loading_info=True, **ours)
+            except UNREADABLE as error:
+                words = str(error).partition("\n")[0]
+                raise DataError(
+                    f"{folder}: transformers cannot load it: {type(error).__name__}: {words}",
+                    hint="download or export the folder again",
+                ) from error
+        _refuse_incomplete(loading, folder)
+        self.model = model.eval()
 
     @property
     def tokenizer(self) -> Any:
@@ -92,21 +120,55 @@ class Model:
 
     def _inputs(self, prompt: str, picture: Any) -> Mapping[str, Any]:
         """The prompt as the model was trained on such: by its chat template, or as it is."""
+        self._check_asked(prompt, picture)
+        seen = {} if picture is None else {"images": picture}
+        if not self._has_template:
+            return self._unmarked(prompt, seen)
+        # LLaVA's data put a picture on a line of its own, SOLO's before the text.
+        words = f"\n{prompt}" if seen and self.spec.vision is not None else prompt
+        parts = [{"type": "image"}, {"type": "text", "text": words}]
+        text = self._templated([{"role": "user", "content": parts if seen else words}])
+        if seen and text.count(self._mark) != 1:
+            raise ConfigError(
+                f"the chat template of {self.folder} writes no picture", hint="leave --image out"
+            )
+        plain = {} if self.spec.architecture == SOLO else {"add_special_tokens": False}
+        return dict(self.reader(text=text, return_tensors="pt", **plain, **seen))
+
+    def _check_asked(self, prompt: str, picture: Any) -> None:
+        """Refuse what the model cannot be asked."""
         if not prompt and picture is None:
             raise ConfigError("there is nothing to ask", hint="give --prompt, or --image, or both")
-        if self.spec.architecture == SOLO:
-            text = prompt if picture is None else prompt or ""
-            seen = {} if picture is None else {"images": picture}
-            return dict(self.reader(text=text, return_tensors="pt", **seen))
-        if self.spec.vision is None and picture is not None:
+        solo = self.spec.architecture == SOLO
+        if self.spec.vision is None and not solo and picture is not None:
             raise ConfigError(
                 f"{self.folder} is a model of text and sees no picture", hint="leave --image out"
             )
-        shown = [] if picture is None else [{"type": "image"}]
-        words = f"\n{prompt}" if shown else prompt
-        turn = {"role": "user", "content": [*shown, {"type": "text", "text": words}] if shown else words}
-        text = self._templated([turn], words)
-        seen = {} if picture is None else {"images": picture}
+        marks = (IMAGE, *GROUPS["vision"]) if solo else (self._mark,) if self.spec.vision else ()
+        for mark in marks:
+            if mark in prompt:
+                raise ConfigError(
+                    f"the prompt writes {mark}, which stands for a picture or a part of one",
+                    hint="leave it out: --image FILE puts a picture before the prompt",
+                )
+
+    @property
+    def _mark(self) -> str:
+        """What stands for a picture in a text."""
+        return PICTURE if self.spec.architecture == SOLO else str(self.reader.image_token)
+
+    @property
+    def _has_template(self) -> bool:
+        if self.template == UNMARKED:
+            return False
+        return bool(self.tokenizer.chat_template or getattr(self.reader, "chat_template", None))
+
+    def _unmarked(self, prompt: str, seen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Text alone, as in pretraining; LLaVA's picture before it."""
+        if self.spec.architecture == SOLO:
+            return dict(self.reader(text=prompt, return_tensors="pt", **seen))
+        mark = f"{self._mark}\n" if seen else ""
+        text = f"{self.tokenizer.bos_token or ''}{mark}{prompt}"
         return dict(self.reader(text=text, add_special_tokens=False, return_tensors="pt", **seen))
 
     def _opened(self, image: str) -> Any:
@@ -120,11 +182,61 @@ class Model:
         except RecordError as error:
             raise DataError(f"{image}: {error}", hint="give a png, jpeg or webp file") from error
 
-    def _templated(self, turns: list[dict[str, Any]], words: str) -> str:
-        if self.tokenizer.chat_template is None and getattr(self.reader, "chat_template", None) is None:
-            return f"{self.tokenizer.bos_token or ''}{words}"
-        text: str = self.reader.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    def _templated(self, turns: list[dict[str, Any]]) -> str:
+        try:
+            text: str = self.reader.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise DataError(
+                f"the chat template of {self.folder} cannot write a prompt: {error}",
+                hint="mend its chat_template.jinja, or export the model again",
+            ) from error
         return text
+
+
+def _check_files(folder: Path, *, has_processor: bool) -> None:
+    """Find what is missing or is no JSON object before transformers does.
+
+    Raises:
+        DataError: the file is named.
+    """
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            files.read_object(folder / name)
+    if (folder / FAST).is_file():
+        check_fast(folder / FAST)
+    elif not (folder / SENTENCEPIECE).is_file():
+        raise DataError(
+            f"{folder} has neither {FAST} nor {SENTENCEPIECE}",
+            hint="copy the model's tokenizer files into it",
+        )
+    if has_processor and not (folder / PROCESSOR).is_file():
+        raise DataError(
+            f"{folder} has no {PROCESSOR}, which says how pictures and text are joined",
+            hint="copy it from where the model comes from, or export the model again",
+        )
+
+
+def _trained_with(folder: Path) -> str | None:
+    """The template of the run that the folder is the export of; None where nothing says it."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    template = files.read_manifest(folder)["settings"].get("template")
+    return None if template is None else str(template)
+
+
+def _refuse_incomplete(loading: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model that transformers has drawn a part of, or not used all of."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(
+            str(name)
+            for name in loading[kind]
+            if not any(known.fullmatch(str(name)) for known in BUFFERS.values())
+        )
+        if names:
+            raise CheckpointError(
+                f"{folder}: transformers has {kind.replace('_', ' ')}: {', '.join(names[:3])}",
+                hint="its answers would not be the model's: download or export the folder again",
+            )
 
 
 def ask_all(folder: Path, prompts: Iterable[Mapping[str, Any]]) -> list[Answer]:

@@ -123,7 +123,7 @@ def drawn(key: str, question: str, answer: str, language: str) -> str:
 
 
 def reduced(sample: Sample) -> Sample:
-    """The conversation with users' turns reduced to their pictures, a line each."""
+    """The conversation with users' turns reduced to their pictures, a line each; those without stay."""
     return replace(sample, messages=tuple(_reduced(message) for message in sample.messages))
 
 
@@ -152,7 +152,8 @@ def _told(message: Message, key: str, answer: str, language: str) -> Message:
 
 
 def _reduced(message: Message) -> Message:
-    return Message("user", _lines(message)) if message.role == "user" else message
+    shown = _lines(message)
+    return Message("user", shown) if shown and message.role == "user" else message
 
 
 def _lines(message: Message) -> tuple[Part, ...]:

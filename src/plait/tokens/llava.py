@@ -23,6 +23,9 @@ from plait.tokens.roles import ASSISTANT
 from plait.tokens.templates import TEMPLATES, Marks
 from plait.tokens.vocabulary import IMAGE, PADDING
 
+LANGUAGES = {"llava": "en", "jp_alpaca": "ja"}
+"""The language of a template's instructions, where the format names none."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -90,7 +93,8 @@ class LlavaRenderer:
         if self.form["instruction"] == "none":
             return instructions.reduced(sample)
         if self.form["instruction"] == "drawn":
-            return instructions.instructed(sample, key, self.form["language"])
+            language = self.form["language"] or LANGUAGES[self.form["template"]]
+            return instructions.instructed(sample, key, language)
         return sample
 
     def encode(self, sample: chat.Sample) -> Encoded:

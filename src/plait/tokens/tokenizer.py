@@ -17,6 +17,7 @@ from typing import Any
 from plait import files
 from plait.config.paths import local
 from plait.errors import ConfigError, DataError
+from plait.fetch.lfs import refuse_pointers
 from plait.tokens.templates import chat_template
 from plait.tokens.vocabulary import GROUPS, PADDING
 
@@ -91,6 +92,7 @@ def _from_folder(folder: Path, path: Path) -> Any:
     """Read the tokenizer of a local folder."""
     if not any((path / name).is_file() for name in (FAST, SENTENCEPIECE)):
         raise ConfigError(f"{path} holds neither {FAST} nor {SENTENCEPIECE}")
+    refuse_pointers([path / FAST, path / SENTENCEPIECE])
     if (path / SENTENCEPIECE).is_file():
         shutil.copyfile(path / SENTENCEPIECE, folder / SENTENCEPIECE)
     return read(path)
@@ -105,7 +107,7 @@ def read(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     if (folder / FAST).is_file():
-        _check_fast(folder / FAST)
+        check_fast(folder / FAST)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except UNREADABLE as error:
@@ -115,8 +117,12 @@ def read(folder: Path) -> Any:
         ) from error
 
 
-def _check_fast(path: Path) -> None:
-    """Find what the library under transformers would raise a bare ``Exception`` for."""
+def check_fast(path: Path) -> None:
+    """Find what the library under transformers would raise a bare ``Exception`` for.
+
+    Raises:
+        DataError: it holds no vocabulary.
+    """
     found = files.read_json(path)
     model = found.get("model") if isinstance(found, dict) else None
     if not isinstance(model, dict) or not model.get("vocab"):

@@ -6,12 +6,12 @@ from typing import Any
 from plait.errors import ConfigError
 
 NEEDS_GPU: dict[str, tuple[Any, str]] = {
-    "fp8": (None, "Transformer Engine's matrix products"),
     "cpu_offloading_num_layers": (0, "Transformer Engine's layers"),
     "optimizer_cpu_offload": (False, "a device that the optimizer's state can be moved from"),
-    "attention_backend": ("auto", "Transformer Engine's attention"),
 }
 """Keys that need a GPU where they differ from this value, and what they reach there."""
+NEEDS_ENGINE: dict[str, Any] = {"fp8": None, "attention_backend": "auto"}
+"""Keys that only Transformer Engine's layers would read where they differ from this value."""
 
 
 def check_hardware(run: Mapping[str, Any], *, gpu: bool) -> None:
@@ -24,6 +24,13 @@ def check_hardware(run: Mapping[str, Any], *, gpu: bool) -> None:
     Raises:
         ConfigError: it names the key.
     """
+    for key, without in NEEDS_ENGINE.items():
+        if run[key] != without:
+            raise ConfigError(
+                f"{key} {run[key]!r} would be read by Transformer Engine's layers, and plait builds Megatron "
+                "Core's own",
+                hint=f"leave {key} out",
+            )
     if gpu:
         return
     for key, (without, what) in NEEDS_GPU.items():

@@ -15,6 +15,10 @@ from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import IMAGE
 
+NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+HELD = {"fp32": {"float32", "bfloat16", "float16"}, "bf16": {"bfloat16"}, "fp16": {"float16"}}
+"""The types all of whose values a run's type has."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -107,6 +111,7 @@ class Job:
         self._check_steps()
         start = files.read_manifest(self.start)
         self._check_grid(start)
+        self._check_frozen(start)
         self._check_goes_on(start)
         model = Spec.of(self.start, layout.HF_CONFIG)
         if model.vision is not None:
@@ -148,6 +153,21 @@ class Job:
                 f"it is {now[:12]} now",
                 hint="bring back the data it was trained on, or start a run of its own from it by start_run",
             )
+
+    def _check_frozen(self, manifest: dict[str, Any]) -> None:
+        """What is frozen comes out bit for bit: the run's type must hold every value of it."""
+        dtype = self.settings["params_dtype"]
+        before = manifest["settings"].get("params_dtype")
+        kept = manifest["facts"].get("dtypes", {})
+        for part in self.settings["freeze"]:
+            types = [NAMES[before]] if manifest["kind"] == "iteration" else kept.get(part, [])
+            lost = [one for one in types if one not in HELD[dtype]]
+            if lost:
+                raise CheckpointError(
+                    f"{part} of {self.start} has weights of {lost[0]}, and the run freezes it with "
+                    f"params_dtype {dtype}, which would round them",
+                    hint=f"build the model with dtype: {dtype} in raw_hf, or train with another params_dtype",
+                )
 
     def _check_grid(self, manifest: dict[str, Any]) -> None:
         """A sharded model is cut for one grid; another run's checkpoint is read on any."""

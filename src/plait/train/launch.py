@@ -118,7 +118,7 @@ def launch(job: Job, image: str = "") -> None:
         Stopped: they were asked to stop, and did with all that they had done.
     """
     job = chosen(job)
-    before = _published(job)
+    before, kept = _published(job), _kept(job)
     if job.around["launch"] == "env":
         _run_in_place(job, image)
         asked = 0
@@ -126,7 +126,7 @@ def launch(job: Job, image: str = "") -> None:
         lease.refuse_live(Path(str(job.run)))
         asked = _run_to_the_end(job, image)
     if _published(job) == before:
-        _end_early(job, asked)
+        _end_early(job, asked, progress=_kept(job) != kept)
 
 
 def _published(job: Job) -> int:
@@ -184,15 +184,22 @@ def _run_to_the_end(job: Job, image: str) -> int:
     return asked[0] if asked else 0
 
 
-def _end_early(job: Job, asked: int) -> None:
+def _kept(job: Job) -> tuple[str, int]:
+    """The newest state of the run and when it was written."""
+    manifests = Path(str(job.run.states)).glob(f"iter_*/{layout.MANIFEST}")
+    written = max(((path.stat().st_mtime_ns, str(path.parent)) for path in manifests), default=(0, ""))
+    return written[1], written[0]
+
+
+def _end_early(job: Job, asked: int, *, progress: bool) -> None:
     """Say what is kept; in a Slurm job that was not to be ended for good, queue it again.
 
-    Slurm cancels and preempts by SIGTERM, and requeues the preempted by itself.
+    Slurm cancels and preempts by SIGTERM, and requeues the preempted by itself. A job that did nothing
+    would do nothing again.
     """
-    kept = sorted(Path(str(job.run.states)).glob("iter_*"))
-    where = f"its state is kept in {kept[-1]}" if kept else "it had done nothing yet"
+    where = f"its state is kept in {_kept(job)[0]}" if progress else "it had done no iteration yet"
     own = slurm.own_job()
-    if own and kept and asked == signal.SIGUSR2:
+    if own and progress and asked == signal.SIGUSR2:
         log.warning("training %s stops, %s; Slurm job %s is queued again", job.target, where, own)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         refused = slurm.requeue(own)

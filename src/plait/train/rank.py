@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import files, layout
+from plait.config.run import AXES
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.train import lease
@@ -42,7 +43,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     spec = Spec.of(job.start, layout.HF_CONFIG)
     inner = build_model(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]], run=job.settings)
     states = States(job)
-    before, same_grid = _goes_on_from(job, states)
+    before, same_ranks = _goes_on_from(job, states)
     if before is None:
         _load_start(inner, job, spec)
     freeze(inner, job.settings["freeze"])
@@ -52,7 +53,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters, sequence=feed.seq_length)
     state = TrainState(inner, optimizer, schedule)
     if before is not None:
-        state.load(before, generators=same_grid)
+        state.load(before, generators=same_ranks)
         feed.resume(before)
     origin = Origin(
         start=Path(job.start),
@@ -77,7 +78,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
 
 
 def _goes_on_from(job: Job, states: States) -> tuple[Path | None, bool]:
-    """The state or checkpoint that training goes on from, if any, and whether its grid is the job's.
+    """The state or checkpoint that training goes on from, if any, and whether its generators fit the ranks.
 
     Rank 0 looks for states: it holds the lease, so nobody writes or removes one meanwhile.
     """
@@ -89,9 +90,11 @@ def _goes_on_from(job: Job, states: States) -> tuple[Path | None, bool]:
     dist.broadcast(iteration, src=0)
     if iteration.item():
         return states.path(int(iteration.item())), True
-    if job.steps[0]:
-        return Path(job.start), Grid(**files.read_manifest(job.start)["facts"]["grid"]) == job.grid
-    return None, False
+    if not job.steps[0]:
+        return None, False
+    manifest = files.read_manifest(job.start)
+    same = all(manifest["settings"].get(key) == job.settings.get(key) for key in (*AXES, "version"))
+    return Path(job.start), same and Grid(**manifest["facts"]["grid"]) == job.grid
 
 
 def _load_start(model: Any, job: Job, spec: Spec) -> None:

@@ -1,7 +1,7 @@
 """Saving and loading a run: Megatron's dist_checkpointing in a folder that appears whole.
 
 Model, optimizer and schedule are stored by global tensors, so another grid can read them. The
-generators' states belong to a grid; a job on another grid starts its own.
+generators' states belong to ranks; a job of other ranks starts its own.
 """
 
 import sys
@@ -51,7 +51,7 @@ class TrainState:
         }
 
     def load(self, folder: Path, *, generators: bool = True) -> None:
-        """Take everything from a checkpoint; ``generators`` only from one of the same grid."""
+        """Take everything from a checkpoint; ``generators`` only from one of as many ranks."""
         wanted = self.sharded(is_loading=True, generators=generators)
         found = dist_checkpointing.load(wanted, str(folder))
         load_weights(self.model, found)
@@ -85,18 +85,19 @@ def _interned(value: Any) -> Any:
 
 
 def _generators() -> ShardedObject:
-    """The states of this rank's generators, stored by its place in the grid."""
+    """The states of this rank's generators, stored by its place: copies draw alike only for equal lengths."""
     state = {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
-    pp, tp = (
+    sizes = (
         parallel_state.get_pipeline_model_parallel_world_size(),
         parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_data_parallel_world_size(with_context_parallel=True),
     )
     place = (
         parallel_state.get_pipeline_model_parallel_rank(),
         parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_data_parallel_rank(with_context_parallel=True),
     )
-    replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-    return ShardedObject("rng_state", state, (pp, tp), place, replica_id=replica)
+    return ShardedObject("rng_state", state, sizes, place)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def world(*, tp: int, pp: int, seed: int, cp: int = 1, rendezvous: str | None = 
 
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        place = int(os.environ.get("LOCAL_RANK") or int(os.environ["RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(place)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     dist.init_process_group(
         "nccl" if gpu else "gloo",

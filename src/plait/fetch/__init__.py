@@ -1,0 +1,1 @@
+"""Files from the hub and from URLs: resumed, checked, linked where they are here already."""
