@@ -73,7 +73,7 @@ class Cluster:
 class OnSlurm(Project):
     """A folder with the workflow whose jobs go to Slurm."""
 
-    def submit(self, *targets, config=None, timeout=580):
+    def submit(self, *targets, config=None, timeout=1800):
         """Snakemake with the profile, from here."""
         return self.snakemake("--profile", "slurm", *targets, config=config, timeout=timeout)
 
