@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from workflow.projects import BIN, Project
+from projects import BIN, Project
 
 SCRIPT = Path(__file__).parent / "one_host_slurm"
 QUICK = {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 5}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from envs.containers import TOOLS, bring_up, environment, passthrough
-from workflow.projects import Project
+from projects import Project
 
 CHAT = yaml.safe_load((Path(__file__).parent / "chat.yaml").read_text())
 EXPORT = "data/ckpts/small/hf/model_iter_4"

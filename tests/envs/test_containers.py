@@ -10,7 +10,7 @@ import pytest
 import yaml
 from envs.containers import EVERYONES, PACKAGES, ROOT, SEEN, environment, passthrough, proofs
 from envs.fixtures import EXPORT, PATIENCE, small
-from workflow.projects import Project
+from projects import Project
 
 pytestmark = pytest.mark.cluster
 
