@@ -8,7 +8,7 @@ VENV := .venv
 CORES ?= 2
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: tiny env dev test tiny-test test-long test-cluster check format config goldens
+.PHONY: tiny env dev test tiny-test test-long test-cluster check format config goldens image
 
 tiny: env
 	snakemake --cores $(CORES)
@@ -39,9 +39,10 @@ tiny-test: dev
 test-long: dev
 	pytest -m long
 
-# On a Slurm of this host, installed and brought up by tests/cluster; says in one line what it skips, and why.
+# On a Slurm of this host and with an Apptainer, installed and brought up by the tests; says in one line each
+# what it skips, and why.
 test-cluster: dev
-	pytest -m cluster -rs tests/cluster
+	pytest -m cluster -rs tests/cluster tests/envs
 
 check: dev
 	ruff format --check src tests
@@ -52,6 +53,7 @@ check: dev
 	lint-imports
 	codespell
 	python -m plait.config.document --check
+	plait env render --check
 
 format: dev
 	ruff format src tests
@@ -65,3 +67,13 @@ config: dev
 # The plans that tests/workflow compares with.
 goldens: dev
 	REWRITE_GOLDENS=1 pytest tests/workflow -k golden
+
+# Images for --sdm apptainer, envs/cpu.sif and envs/gpu.sif: built from envs/*.def, their bases held to the
+# digests of the first time; or pulled: make image PULL=docker://REGISTRY/NAME takes its tags cpu and gpu.
+IMAGES ?= cpu gpu
+
+image: env
+	$(if $(PULL),,plait env lock)
+	for name in $(IMAGES); do \
+	  apptainer $(if $(PULL),pull,build) --force envs/$$name.sif.part $(if $(PULL),$(PULL):$$name,envs/$$name.def) \
+	  && mv envs/$$name.sif.part envs/$$name.sif || exit 2; done

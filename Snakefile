@@ -27,15 +27,17 @@ min_version("9.0")
 report: "workflow/report/workflow.rst"
 
 
-# Only `--sdm apptainer` uses it; everything else runs in the environment of Snakemake itself.
-container: "envs/megatron.sif"
-
-
 wildcard_constraints:
     **layout.WILDCARDS,
 
 
 include: "workflow/common.smk"
+
+
+# Only `--sdm apptainer` uses it; everything else runs in the environment of Snakemake itself.
+container: image("cpu")
+
+
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"

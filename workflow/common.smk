@@ -1,10 +1,12 @@
 """The plan, and the functions by which rules ask it."""
 
+import os
 from functools import wraps
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 
 from plait.config import Plan, load
 from plait.config.paths import plan_file
@@ -193,6 +195,15 @@ linked = in_snakemakes_frame(
 # What no rule makes is refused with the names that rules know.
 unmade = in_snakemakes_frame(lambda wildcards: layout.refuse_target(wildcards.unmade))
 
+# Whether rules run in images, and in which; training starts its own on every node: Snakemake would put `srun`
+# into one. Each is looked for when a job wants it.
+contained = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+image = lambda kind: in_snakemakes_frame(
+    lambda wildcards: plan.image(kind) if contained else None
+)
+training_image = lambda wildcards: image("gpu")(wildcards) or ""
+no_image = lambda wildcards: None
+
 # What `snakemake --report` shows; captions lie where the rules look for them.
 LOSS_CURVE = {
     "caption": "../report/loss.rst",
@@ -215,3 +226,5 @@ waiting = set()
 plan = in_snakemakes_frame(
     lambda: Plan(load({key: config[key] for key in config if key != "plan"}))
 )()
+if contained:
+    os.environ.update(in_snakemakes_frame(plan.containers)())

@@ -78,18 +78,11 @@ def test_on_several_nodes_srun_starts_one_process_on_each(programs, monkeypatch)
 def test_an_image_stands_behind_srun_and_its_tokens_not_in_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "secret-1")
     monkeypatch.setenv("HF_TOKEN", "secret-2")
-    (tmp_path / "project").mkdir()
-    (tmp_path / "scratch").mkdir()
-    (tmp_path / "project/data").symlink_to(tmp_path / "scratch")
-    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.chdir(tmp_path)
     command = launch.command(job(launch="slurm", nodes=2), "x.sif")
     words = " ".join(command)
     assert words.startswith("srun --nodes=2 --ntasks=2 --ntasks-per-node=1 ")
-    here = tmp_path / "project"
-    assert (
-        f" apptainer exec --nv --bind {here},{tmp_path}/scratch --pwd {here} x.sif "
-        "python -m plait.train.node " in words
-    )
+    assert f" apptainer exec --pwd {tmp_path} x.sif python -m plait.train.node " in words
     assert "secret" not in words
     assert launch.command(job(launch="local"), "x.sif")[:2] == ["apptainer", "exec"]
 

@@ -35,10 +35,10 @@ def test_every_rule_asks_a_cluster_in_its_own_name_and_has_a_class():
         assert name in RULES, name
 
 
-def test_rules_are_at_most_twenty_lines_and_their_docstring():
+def test_rules_are_at_most_twenty_two_lines_and_their_docstring():
     for name, body in rules():
         lines = [line for line in body.splitlines() if line.strip() and '"""' not in line]
-        assert len(lines) + 1 <= 20, name
+        assert len(lines) + 1 <= 22, name
 
 
 def test_rules_share_at_most_twelve_functions():

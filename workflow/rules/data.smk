@@ -13,6 +13,8 @@ rule raw:
         "data/logs/raw/{dataset}.log",
     benchmark:
         "data/benchmarks/raw/{dataset}.tsv"
+    container:
+        image("io")
     resources:
         **asks("raw"),
     params:

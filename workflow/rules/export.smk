@@ -36,6 +36,8 @@ rule short:
         "data/logs/short/{run}/model_iter_{step}.log",
     benchmark:
         "data/benchmarks/short/{run}/model_iter_{step}.tsv"
+    container:
+        no_image
     resources:
         **asks("short"),
     shell:

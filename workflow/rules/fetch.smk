@@ -15,6 +15,8 @@ checkpoint lock:
         "data/logs/lock/{repo}/{revision}.log",
     benchmark:
         "data/benchmarks/lock/{repo}/{revision}.tsv"
+    container:
+        image("io")
     resources:
         **asks("lock"),
     shell:
@@ -33,6 +35,8 @@ rule fetch:
         "data/logs/fetch/{repo}/{commit}/{file}.log",
     benchmark:
         "data/benchmarks/fetch/{repo}/{commit}/{file}.tsv"
+    container:
+        image("io")
     resources:
         **asks("fetch"),
     params:

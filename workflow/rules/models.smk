@@ -13,6 +13,8 @@ rule model:
         "data/logs/model/{model}.log",
     benchmark:
         "data/benchmarks/model/{model}.tsv"
+    container:
+        image("io")
     resources:
         **asks("model"),
     params:

@@ -15,6 +15,8 @@ rule report:
         "data/logs/report/{run}.log",
     benchmark:
         "data/benchmarks/report/{run}.tsv"
+    container:
+        image("io")
     resources:
         **asks("report"),
     params:

@@ -11,6 +11,8 @@ checkpoint schedule:
         "data/logs/schedule/{run}.log",
     benchmark:
         "data/benchmarks/schedule/{run}.tsv"
+    container:
+        image("io")
     resources:
         **asks("schedule"),
     params:
@@ -32,11 +34,14 @@ rule train:
         "data/logs/train/{run}/iter_{iteration}.log",
     benchmark:
         "data/benchmarks/train/{run}/iter_{iteration}.tsv"
+    container:
+        no_image
     threads: processes
     resources:
         **asks("train"),
         around=around,
+        image=training_image,
     params:
         settings=settings(layout.Iteration),
     shell:
-        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --around {resources.around:q} > {log} 2>&1"
+        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --around {resources.around:q} --image={resources.image:q} > {log} 2>&1"

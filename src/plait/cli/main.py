@@ -28,6 +28,8 @@ STAGES = (
     "report",
     "generate",
 )
+TOOLS = ("env", "shell")
+"""Commands that make no artifact."""
 
 
 class Wide(argparse.RawDescriptionHelpFormatter):
@@ -49,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"plait {plait.__version__}")
     stages = top.add_subparsers(title="stages", metavar="STAGE", required=True)
-    for name in STAGES:
+    for name in (*STAGES, *TOOLS):
         importlib.import_module(f"plait.cli.{name}").add(stages)
     return top
 

@@ -24,6 +24,7 @@ from plait.config.fit import (
     check_tokenizer,
 )
 from plait.config.hub import AsKind, HubData, HubModel, UrlData
+from plait.config.images import Images
 from plait.config.jobs import Jobs
 from plait.config.paths import shard_name
 from plait.config.run import Run
@@ -419,6 +420,7 @@ class Config(Strict):
         {}, description="names under `data/models/raw`, where they differ from `raw_hf`"
     )
     runs: dict[Name, Run] = Field({}, description="`data/ckpts`")
+    images: Images = Field(Images(), description="containers, by class of rule")
     jobs: Jobs = Field(
         Jobs(), description="what jobs ask a Slurm cluster for; changes nothing of what is made"
     )

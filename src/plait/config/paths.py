@@ -1,5 +1,6 @@
 """Paths that the config names: anywhere on this machine, `~` included."""
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -8,6 +9,8 @@ from plait.errors import ConfigError
 SPLIT = ".nv-meta/split.yaml"
 """Where energon keeps which shards are whose."""
 DEFAULT_PLAN, PLANS = "config/config.yaml", "config/plans"
+HOME = "PLAIT_HOME"
+"""Where this is set it is the user's home folder: Snakemake gives images the working folder as HOME."""
 JSONL = re.compile(r".*\.jsonl(\.gz|\.lz4|\.zst)?")
 """Names of files of chat records."""
 NAMES = {
@@ -25,6 +28,8 @@ def local(path: str) -> Path:
     Raises:
         ConfigError: it starts with `~NAME`, and nobody has that name.
     """
+    if HOME in os.environ and Path(path).parts[:1] == ("~",):
+        return Path(os.environ[HOME], *Path(path).parts[1:])
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from plait import layout
 from plait.config.hub import HubData, HubModel, UrlData
+from plait.config.images import Kind, environment
 from plait.config.lock import Fetchable, Lock
 from plait.config.model import (
     ChatJsonl,
@@ -372,6 +373,16 @@ class Plan:
         """The iteration after which a run begins: 0, or where the one stopped that it goes on from."""
         run = self.run(name)
         return 0 if run.finetune else int(run.start_iteration or 0)
+
+    # Images
+
+    def image(self, kind: Kind) -> str:
+        """The image that a class of rules runs in."""
+        return self.config.images.path(kind)
+
+    def containers(self) -> dict[str, str]:
+        """What stands in the environment of jobs that run in images."""
+        return environment(self.config.model_dump(mode="json", exclude={"images"}))
 
     # Checks that need no data
 

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from plait import files
+from plait.config.paths import local
 from plait.data import images
 from plait.errors import CheckpointError, ConfigError, DataError, RecordError
 from plait.layout import MANIFEST
@@ -173,7 +174,7 @@ class Model:
 
     def _opened(self, image: str) -> Any:
         """A picture as training sees it: LLaVA's are turned as their camera was held, SOLO's are not."""
-        path = Path(image).expanduser()
+        path = local(image)
         read = images.open_picture if self.spec.vision is None else upright
         try:
             return read(path.read_bytes())

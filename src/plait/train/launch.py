@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from plait import layout
+from plait.config import images
 from plait.config.run import processes_per_node, world_size
 from plait.errors import CheckpointError, ConfigError, Stopped
 from plait.train import lease, slurm
@@ -103,14 +104,9 @@ def srun(nodes: int) -> list[str]:
 def contained(image: str) -> list[str]:
     """The words that put a command into an image; none without one.
 
-    Tokens reach the container in the environment, which Apptainer hands on.
+    What it sees of this machine and what it must know, tokens too, stands in the environment.
     """
-    if not image:
-        return []
-    here, data = Path.cwd(), Path("data").resolve()
-    places = [here] if data.is_relative_to(here) else [here, data]
-    binds = ",".join(str(place) for place in places)
-    return ["apptainer", "exec", "--nv", "--bind", binds, "--pwd", str(here), image]
+    return ["apptainer", "exec", "--pwd", str(Path.cwd()), image] if image else []
 
 
 def launch(job: Job, image: str = "") -> None:
@@ -167,6 +163,8 @@ def _run_to_the_end(job: Job, image: str) -> int:
         signal.signal(number, lambda got, _: asked.append(got))
     clock = Clock.of(job)
     environ = environment(job, processes_per_node(job.settings, job.machines))
+    if image:
+        environ |= images.environment((), environ)
     process = subprocess.Popen(command(job, image), env=environ)
     told = 0.0
     while process.poll() is None:

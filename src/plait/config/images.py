@@ -1,0 +1,115 @@
+"""The images that rules run in, and the environment that makes a machine's files visible in them.
+
+Apptainer takes everything here from its environment: no argument of a rule changes, tokens stand in no
+command line, and what a job starts itself (training, on every node) finds the same. A run without images
+never looks at it.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+import plait
+from plait.config.base import Strict
+from plait.config.paths import HOME, local
+from plait.errors import ConfigError
+
+Kind = Literal["io", "cpu", "gpu"]
+# Snakemake puts it into a shell command as it stands.
+ImagePath = Annotated[str, StringConstraints(pattern=r"^[\w./~+@-]+$")]
+TOKENS = ("HF_TOKEN", "WANDB_API_KEY")
+"""What an image learns by environment alone."""
+BIND = "APPTAINER_BIND"
+CACHE = ".snakemake/cache"
+
+
+class Images(Strict):
+    """Images by class of rule, a .sif or a sandbox folder; only `--sdm apptainer` reads them."""
+
+    io: ImagePath = Field("envs/cpu.sif", description="raw sources, downloads, models, reports, schedules")
+    cpu: ImagePath = Field("envs/cpu.sif", description="all that is neither: data, conversion, proofs")
+    gpu: ImagePath = Field("envs/gpu.sif", description="training, on every node")
+
+    def path(self, kind: Kind) -> str:
+        """The image of a class of rules.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        image = local(getattr(self, kind))
+        if not image.exists():
+            raise ConfigError(
+                f"images.{kind}: {image} does not exist",
+                hint="`make image` builds or pulls envs/cpu.sif and envs/gpu.sif; or name another in images",
+            )
+        return str(image)
+
+
+def environment(named: Any = (), given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What Apptainer must find in its environment, so that an image sees what this machine sees.
+
+    Args:
+        named: values of the config; the paths among them are bound, as far as they lie elsewhere.
+        given: the environment as it is; binds in it stay.
+    """
+    home, cwd = Path.home(), Path.cwd()
+    hub = Path(given.get("HF_HOME", home / ".cache/huggingface"))
+    source = Path(plait.__file__).parents[1]
+    wanted: list[Path | str] = [cwd, *_links(cwd), tempfile.gettempdir(), hub, *_strings(named)]
+    found = {
+        BIND: ",".join(_binds(given.get(BIND, ""), wanted, cwd)),
+        "APPTAINER_NV": "true",
+        # Snakemake mounts the working folder as home: `~` in config/ and the hub's files are elsewhere.
+        f"APPTAINERENV_{HOME}": given.get(HOME, str(home)),
+        "APPTAINERENV_HF_HOME": str(hub if hub.is_dir() else cwd / CACHE / "huggingface"),
+        "APPTAINERENV_XDG_CACHE_HOME": str(cwd / CACHE),
+        # Packages of ~/.local are no part of an image.
+        "APPTAINERENV_PYTHONNOUSERSITE": "1",
+        **{f"APPTAINERENV_{name}": given[name] for name in TOKENS if name in given},
+    }
+    if (source.parent / "pyproject.toml").is_file():
+        # A checkout: the stages that planning knows are those that run, whatever the image was built with.
+        found["APPTAINERENV_PYTHONPATH"] = str(source)
+        found[BIND] = ",".join(_binds(found[BIND], [source], cwd))
+    return found
+
+
+def _binds(given: str, wanted: Iterable[Path | str], cwd: Path) -> list[str]:
+    """Binds as Apptainer reads them: those that are given, then each real path that no other one holds.
+
+    Raises:
+        ConfigError: a path has a comma or a colon, which divide binds.
+    """
+    kept = [bind for bind in given.split(",") if bind]
+    real = {local(str(path)).resolve() for path in wanted if local(str(path)).exists()} - {Path("/")}
+    for path in sorted(real):
+        inside = any(other in path.parents for other in real) or (path != cwd and cwd in path.parents)
+        if inside or str(path) in kept:
+            continue
+        if set(",:") & set(str(path)):
+            raise ConfigError(f"{path}: no image can see a path with a comma or a colon", hint="rename it")
+        kept.append(str(path))
+    return kept
+
+
+def _links(cwd: Path) -> list[Path]:
+    """data/, and what lies one or two folders deep in it, where it is a link."""
+    data = cwd / "data"
+    return [path for path in (data, *data.glob("*"), *data.glob("*/*")) if path.is_symlink()]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text of a config that could be a path of this machine."""
+    if isinstance(value, str) and value and "\0" not in value and len(value) < 4096:
+        if value.startswith(("/", "~/")) or Path(value).is_symlink():
+            yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)

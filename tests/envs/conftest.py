@@ -1,0 +1,3 @@
+from envs.fixtures import bare, commands, contained, image, scratch
+
+__all__ = ["bare", "commands", "contained", "image", "scratch"]
