@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from plait.cli.main import STAGES, parser
+from plait.cli.main import STAGES, TOOLS, parser
 from plait.config.plan import VERSIONS
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *TOOLS])
 def test_help_ends_with_an_example_that_the_command_understands(stage, capsys):
     with pytest.raises(SystemExit) as end:
         parser().parse_args([stage, "--help"])
@@ -25,7 +25,7 @@ def test_help_lists_every_stage(capsys):
         parser().parse_args(["--help"])
     said = capsys.readouterr().out
 
-    assert all(f"\n    {stage}  " in said for stage in STAGES)
+    assert all(f"\n    {stage}  " in said for stage in (*STAGES, *TOOLS))
     assert set(STAGES) == set(VERSIONS)
 
 
