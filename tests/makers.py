@@ -100,3 +100,27 @@ class Maker:
     def _once(self, name, kind, build_it):
         target = self.root / name
         return target if target.exists() else made(target, kind, build_it)
+
+
+def rank_of(folder, grid):
+    """A rank's model with the weights that a sharded folder has for it."""
+    from megatron.core import parallel_state as ps
+
+    from plait.convert import checkpoint
+    from plait.models.specs import Spec
+    from plait.train.build import build_model, load_weights
+
+    model = build_model(Spec.of(folder, "hf_config.json"), grid, dtype=torch.float32)
+    place = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
+    load_weights(model, checkpoint.read_rank(folder, grid, *place))
+    return model
+
+
+def save(folder, grid, target):
+    """Save a sharded folder's model as Megatron Core's trainer does; every rank calls it."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+    state = {**rank_of(folder, grid).sharded_state_dict(), "iteration": 7}
+    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+    dist_checkpointing.save(state, str(target), strategy)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from plait import files
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 JOB = re.compile(
@@ -95,3 +97,8 @@ class Project:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         return file
+
+
+def contents(folder):
+    """Every file of a folder and its digest: what is to stay as it is."""
+    return {str(path): files.digest(path) for path in sorted(Path(folder).rglob("*")) if path.is_file()}

@@ -62,7 +62,7 @@ def from_afar(wildcards):
     return files_of_all
 
 
-def inputs(kind):
+def inputs(kind, *, of_its_proof=False):
     """The artifacts that one of this kind is made from, by name, and their manifests.
 
     Only the manifests count as changed: folders are ancient, so touching or cloning plans nothing.
@@ -75,13 +75,19 @@ def inputs(kind):
     @in_snakemakes_frame
     def find(wildcards):
         artifact = made(kind, wildcards)
+        if not of_its_proof and plan.left_alone(artifact, workflow.dag_settings):
+            return {}
         found = plan.inputs(artifact)
         if kind is layout.Raw and plan.to_supply(artifact) not in {"", *waiting}:
             waiting.add(plan.to_supply(artifact))
             logger.info(f"You must supply {plan.to_supply(artifact)}.")
-        files.refuse_foreign(artifact)
+        if not of_its_proof:
+            files.refuse_foreign(artifact)
         found.pop("files", None)
-        manifests = [one.manifest for several in found.values() for one in several]
+        needed = [one for several in found.values() for one in several]
+        for one in needed:
+            plan.adopted(one)
+        manifests = [one.manifest for one in needed]
         folders = {
             name: [folder(one) for one in several] for name, several in found.items()
         }
@@ -92,9 +98,13 @@ def inputs(kind):
 
 def fetched(kind):
     """The files from afar that an artifact is made from: apart, for they may wait for the hub."""
-    return in_snakemakes_frame(
-        lambda wildcards: brought(plan.inputs(made(kind, wildcards))["files"])
-    )
+
+    @in_snakemakes_frame
+    def find(wildcards):
+        artifact = made(kind, wildcards)
+        return [] if plan.adopted(artifact) else brought(plan.inputs(artifact)["files"])
+
+    return find
 
 
 def settings(kind, stage=""):
@@ -108,6 +118,8 @@ def settings(kind, stage=""):
 def start(wildcards):
     """What a checkpoint is trained from: the one before it, another run's proven one, or the proven model."""
     iteration = made(layout.Iteration, wildcards)
+    if plan.left_alone(iteration, workflow.dag_settings):
+        return {}
     before = plan.start(iteration, plan.schedule_as_known(iteration.run))
     if isinstance(before, layout.Iteration):
         proven = {"proof": before.proof} if before.run != iteration.run else {}
@@ -123,6 +135,8 @@ def start(wildcards):
 def legal_schedule(wildcards):
     """schedule.json, for an iteration that it saves; as soon as it is known, others are refused."""
     run, step = wildcards.run, int(wildcards.iteration)
+    if plan.adopted(made(layout.Iteration, wildcards)):
+        return []
     saved = layout.Run(run=run).schedule
     if plan.schedule(run) is None:
         if plan.schedule_as_known(run) is None and run not in waiting:

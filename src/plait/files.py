@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from plait.errors import DataError, LayoutError
 from plait.layout import MANIFEST, Artifact, Chat, Export, HubFile, Run
 
 SCHEMA = 1
+ADOPTED = b'"adopted"'
+PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)@(?P<host>.+)\.part")
+"""What is being written, and by which process of which machine: a killed one leaves it behind."""
 SNAKEMAKE_LEFTOVERS = {".snakemake_timestamp"}
 
 
@@ -85,7 +89,7 @@ def made_by_plait(target: Path, marks: Iterable[str] = (MANIFEST,)) -> bool:
     if target.is_symlink() or not target.is_dir():
         return target.is_file() or not os.path.lexists(target)
     if any((target / mark).is_file() for mark in marks):
-        return True
+        return not _adopted(target / MANIFEST)
     return {path.name for path in target.iterdir()} <= SNAKEMAKE_LEFTOVERS
 
 
@@ -95,7 +99,8 @@ def foreign(artifact: Artifact) -> Path | None:
     if isinstance(artifact, Chat):
         # The rejects are there before the shard is, so a killed stage leaves a shard that is still known.
         marks = (Path(artifact.manifest), Path(artifact.rejects))
-        return target if os.path.lexists(target) and not any(mark.is_file() for mark in marks) else None
+        known = any(mark.is_file() for mark in marks) and not adopted(artifact)
+        return target if os.path.lexists(target) and not known else None
     if isinstance(artifact, Run) or (isinstance(artifact, HubFile) and not target.is_dir()):
         return None
     return None if made_by_plait(target, artifact.MARKS) else target
@@ -111,11 +116,28 @@ def refuse_foreign(target: Path | Artifact) -> None:
         LayoutError: it names what stands there.
     """
     stands = foreign(target) if isinstance(target, Artifact) else None if made_by_plait(target) else target
+    if stands is not None and (stands / MANIFEST).is_file():
+        raise LayoutError(f"{stands} was adopted, and nothing is made in its place", hint="move it away")
     if stands is not None:
         raise LayoutError(
             f"{stands} stands where plait would write, and plait did not make it",
-            hint="move it away, or name it in config/ as the source of another artifact",
+            hint=f"`plait adopt {stands}` checks it and takes it as it is; or move it away, or name it in "
+            "config/ as the source of another artifact",
         )
+
+
+def adopted(artifact: Artifact) -> dict[str, Any] | None:
+    """The manifest of what stands at an artifact's path, where ``plait adopt`` wrote it; None otherwise."""
+    path = Path(artifact.manifest)
+    return _adopted(path) if path.suffix == ".json" else None
+
+
+def _adopted(path: Path) -> dict[str, Any] | None:
+    """The manifest at a path, if it says so; of most it is enough to know that the word is not in them."""
+    if not path.is_file() or ADOPTED not in path.read_bytes():
+        return None
+    manifest: dict[str, Any] = read_json(path)
+    return manifest if manifest.get("adopted") else None
 
 
 def linkable(export: Export) -> str:
@@ -162,7 +184,7 @@ def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]
     if folder:
         refuse_foreign(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{os.getpid()}@{socket.gethostname()}.part")
     remove(part)
     try:
         if folder:
@@ -187,8 +209,8 @@ def link(source: Path | str, place: Path) -> None:
 
 def final_name(part: Path) -> str:
     """The name that a path of :func:`appears_whole` will have; a user knows no other."""
-    found = re.fullmatch(r"\.(.+)\.\d+\.part", part.name)
-    return found[1] if found else part.name
+    found = PART.fullmatch(part.name)
+    return found["name"] if found else part.name
 
 
 def remove(path: Path) -> None:
@@ -231,23 +253,28 @@ def write_manifest(
         facts: counts and roots worth reading without opening the artifact.
         unlisted: names of files made for people only: another look of theirs changes nothing.
     """
+    names = [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in {MANIFEST, *unlisted}
+    ]
     manifest = {
         "schema": SCHEMA,
         "kind": kind,
         "settings": settings,
         "inputs": {os.path.relpath(path): digest_of_input(path) for path in inputs},
-        "files": {
-            path.relative_to(folder).as_posix(): {
-                "bytes": path.stat().st_size,
-                "sha256": digest(path),
-            }
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in {MANIFEST, *unlisted}
-        },
+        "files": listed(folder, names),
         "facts": dict(facts or {}),
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def listed(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The files of a folder as its manifest has them."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)} for name in names
+    }
 
 
 def read_manifest(folder: Path | str, *, kind: str = "") -> dict[str, Any]:

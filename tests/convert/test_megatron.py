@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
+from makers import save
 from megatron.core import parallel_state as ps
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from plait import files
 from plait.convert import checkpoint, engine
@@ -15,7 +14,7 @@ from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
-from plait.train.build import build_model, load_weights
+from plait.train.build import build_model
 from plait.verify import logits
 from plait.verify.ranks import run_ranks
 
@@ -36,19 +35,6 @@ def test_a_rank_holds_the_names_and_shapes_of_megatrons_model(maker, grid, kind)
     for rank, (tp, pp) in enumerate(grid):
         theirs = {name: shape for name, shape in ranks[rank].items() if not name.endswith("_extra_state")}
         assert engine.rank_shapes(spec, grid, tp, pp) == theirs
-
-
-def rank_of(folder, grid):
-    model = build_model(Spec.of(folder, "hf_config.json"), grid, dtype=torch.float32)
-    place = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
-    load_weights(model, checkpoint.read_rank(folder, grid, *place))
-    return model
-
-
-def save(folder, grid, target):
-    state = {**rank_of(folder, grid).sharded_state_dict(), "iteration": 7}
-    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-    dist_checkpointing.save(state, str(target), strategy)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ STAGES = (
     "report",
     "generate",
 )
-TOOLS = ("env", "shell")
+TOOLS = ("adopt", "status", "env", "shell")
 """Commands that make no artifact."""
 
 
@@ -41,8 +41,12 @@ class Wide(argparse.RawDescriptionHelpFormatter):
         self._action_max_length = len("    tokenizer")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of every command; a stage's own code is loaded when it runs."""
+def parser(stage: str = "") -> argparse.ArgumentParser:
+    """The parser of one command, or of all; a stage's own code is loaded when it runs.
+
+    Args:
+        stage: the command that is called; where it is known, the others' parsers are not made.
+    """
     top = argparse.ArgumentParser(
         prog="plait",
         description="From raw jsonl to a Hugging Face checkpoint through Megatron Core: one command a stage.",
@@ -51,7 +55,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"plait {plait.__version__}")
     stages = top.add_subparsers(title="stages", metavar="STAGE", required=True)
-    for name in (*STAGES, *TOOLS):
+    known = (*STAGES, *TOOLS)
+    for name in (stage,) if stage in known else known:
         importlib.import_module(f"plait.cli.{name}").add(stages)
     return top
 
@@ -59,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; 0 if it went well, 2 if its input or its words were wrong, 75 if asked to stop."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    args = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser(argv[0] if argv else "").parse_args(argv)
     try:
         args.run(args)
     except PlaitError as error:

@@ -1,6 +1,6 @@
 """Every key of config/, its type, unit and default. Unknown keys are errors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -524,10 +524,32 @@ def load_file(path: Path | str) -> Config:
     Raises:
         ConfigError: it is missing, is no file, is not UTF-8 or YAML, or a value in it is wrong.
     """
+    return load_files([path])
+
+
+def load_files(paths: Sequence[Path | str]) -> Config:
+    """Check config files as Snakemake puts them together: each goes over the ones before, key by key.
+
+    Raises:
+        ConfigError: as :func:`load_file`.
+    """
+    values: dict[str, Any] = {}
+    for path in paths:
+        values = _over(values, _read(path))
+    return load(values)
+
+
+def _over(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}
+
+
+def _read(path: Path | str) -> Any:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist", hint="name a config file with --config") from error
     except UnicodeDecodeError as error:
@@ -536,7 +558,6 @@ def load_file(path: Path | str) -> Config:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="--config names a file") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
-    return load(values)
 
 
 def _sentences(error: ValidationError) -> list[str]:

@@ -31,10 +31,11 @@ from plait.config.model import (
     YouSupply,
 )
 from plait.config.paths import NAMES, check_there, local
+from plait.config.remembered import remembered
 from plait.config.run import Around, Run
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
-from plait.files import canonical, read_json, sizes
+from plait.files import adopted, canonical, read_json, sizes
 
 VERSIONS = {
     "raw": 2,
@@ -76,6 +77,8 @@ class Plan:
 
     def run(self, name: str) -> Run:
         """The run of this name, or an error that lists the known ones."""
+        if name not in self.config.runs and remembered(name):
+            raise ConfigError(f"run {name} is no longer in config/", hint=remembered(name))
         run: Run = _known("run", name, self.config.runs)
         return run
 
@@ -95,9 +98,11 @@ class Plan:
         return layout.Raw(dataset=chat.dataset)
 
     def fetchables(self) -> dict[str, Fetchable]:
-        """Every entry of config/ that comes from the hub or from a URL, by its place there."""
+        """Every entry of config/ that comes from the hub or from a URL, by its place there; none adopted."""
         found: dict[str, Any] = {f"datasets.{name}": one.source for name, one in self.config.datasets.items()}
-        found |= {f"raw_hf.{name}": source for name, source in self.config.raw_hf.items()}
+        for name, source in self.config.raw_hf.items():
+            if adopted(layout.HfModel(model=name)) is None:
+                found[f"raw_hf.{name}"] = source
         return {where: one for where, one in found.items() if isinstance(one, HubModel | HubData | UrlData)}
 
     def fetched(self, where: str) -> list[layout.HubFile | layout.HubTree]:
@@ -487,6 +492,49 @@ class Plan:
         stage = stage or STAGE_OF[type(artifact)]
         slice_ = SLICES[stage](self, artifact) if stage in SLICES else {}
         return {"stage": stage, "version": VERSIONS[stage], **slice_}
+
+    def adopted(self, artifact: layout.Artifact) -> bool:
+        """Whether something that plait did not make was adopted for an artifact.
+
+        Raises:
+            ConfigError: it was adopted as something else than the config has now.
+        """
+        manifest = adopted(artifact)
+        if manifest is None or getattr(artifact, "run", None) not in {None, *self.config.runs}:
+            return manifest is not None
+        always = {"version": 0, "commit": ""}
+        was, now = ({**found, **always} for found in (manifest["settings"], self.settings(artifact)))
+        other = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+        if other:
+            raise ConfigError(
+                f"{artifact} was adopted with another {', '.join(other)} than config/ has now",
+                hint=f"bring that back, or remove {artifact.manifest} and adopt it again",
+            )
+        return True
+
+    def left_alone(self, artifact: layout.Artifact, asked: Any) -> bool:
+        """Whether an artifact was adopted, so that its job gets no inputs and never starts.
+
+        Snakemake removes the outputs of a job before it starts. This job has no input that could be newer
+        and, since it never ran here, no record to differ from; what would force it is refused.
+
+        Args:
+            artifact: what a job would make.
+            asked: Snakemake's settings of the plan: its targets, and what is forced.
+
+        Raises:
+            ConfigError: it is to be made by force, or was adopted as something else than config/ has now.
+        """
+        if not self.adopted(artifact):
+            return False
+        stage, outputs = STAGE_OF[type(artifact)], {str(artifact), artifact.manifest}
+        rule = "model" if stage == "build" else stage
+        by_name = asked.forcetargets and not outputs.isdisjoint(asked.targets)
+        if asked.forceall or by_name or not {rule, *outputs}.isdisjoint(asked.forcerun or ()):
+            raise ConfigError(
+                f"{artifact} was adopted, and nothing is made in its place", hint="move it away"
+            )
+        return True
 
     def settings_text(self, artifact: layout.Artifact, stage: str = "") -> str:
         """The settings as one canonical JSON text."""

@@ -11,7 +11,11 @@ first and its tensors are then written in place, one at a time, so memory does n
 model. The price: the zip entries carry no checksum of their own (the manifest has the digest of
 the file), which ``torch.load`` does not ask for.
 
-Files are read with ``weights_only=True``; ``argparse.Namespace`` is the only class allowed in.
+Megatron's own training writes the same below ``iter_NNNNNNN``, with Transformer Engine's names where that
+was trained; both are read here.
+
+Files are read with ``weights_only=True``. ``argparse.Namespace`` is the only class allowed in; objects of
+any other, such as Megatron's enums among the arguments, become :class:`Inert`.
 """
 
 import argparse
@@ -19,7 +23,7 @@ import mmap
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -27,7 +31,8 @@ from tqdm import tqdm
 
 from plait.convert.carried import hf_view
 from plait.convert.engine import coverage, join, rank_shapes
-from plait.convert.torch_dist import EXTRA, read_iteration
+from plait.convert.tables import entries
+from plait.convert.torch_dist import EXTRA, METADATA, read_iteration
 from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG, TRACKER
 from plait.models.specs import Spec
@@ -45,6 +50,26 @@ State = Mapping[str, Tensor]
 def rank_file(folder: Path, grid: Grid, tp_rank: int, pp_rank: int) -> Path:
     """The file of a rank in a released checkpoint."""
     return folder / RELEASE / grid.folder(tp=tp_rank, pp=pp_rank) / FILE
+
+
+class Inert:
+    """Stands for an object of a class that has no place here: nothing of that class is loaded or run."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Take whatever the object would be made from, and leave it."""
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        """Leave its state too."""
+
+
+def saved(folder: Path) -> Path:
+    """Where the ranks of a checkpoint stand: below what its tracker names, or in the folder itself."""
+    tracker = folder / TRACKER
+    if tracker.is_file():
+        name = tracker.read_text(encoding="utf-8").strip()
+        return folder / (f"iter_{int(name):07d}" if name.isdecimal() else RELEASE)
+    return folder if any(folder.glob("mp_rank_*")) else folder / RELEASE
 
 
 def write_rank(path: Path, state: State, *, outline: State, args: argparse.Namespace) -> int:
@@ -82,20 +107,55 @@ def read_rank(folder: Path | str, grid: Grid, tp_rank: int, pp_rank: int) -> dic
             the config promises a rank of this grid; the first few names are given.
     """
     folder = Path(folder)
-    path = rank_file(folder, grid, tp_rank, pp_rank)
+    path = saved(folder) / grid.folder(tp=tp_rank, pp=pp_rank) / FILE
     content = _read(path)
-    state = {name: tensor for name, tensor in content["model"].items() if not name.endswith(EXTRA)}
     spec = Spec.of(folder, HF_CONFIG)
-    padded = content["args"].make_vocab_size_divisible_by > 1
-    expected = rank_shapes(spec, grid if padded else None, tp_rank, pp_rank)
+    names = {entry.local_engine(spec, grid): entry.local(spec, grid) for entry in entries(spec)}
+    state = {
+        names.get(name, name): tensor for name, tensor in content["model"].items() if not name.endswith(EXTRA)
+    }
+    expected = rank_shapes(spec, grid if is_padded(content["args"]) else None, tp_rank, pp_rank)
     check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, expected, str(path))
     return state
 
 
+def is_padded(args: argparse.Namespace) -> bool:
+    """Whether a checkpoint's vocabulary has the rows that make it divide among its ranks."""
+    return bool(args.make_vocab_size_divisible_by > 1)
+
+
 def read_args(folder: Path | str, grid: Grid) -> argparse.Namespace:
     """Megatron's arguments, as the first rank's file records them."""
-    args: argparse.Namespace = _read(rank_file(Path(folder), grid, 0, 0))["args"]
+    args: argparse.Namespace = _read(saved(Path(folder)) / grid.folder(tp=0, pp=0) / FILE)["args"]
     return args
+
+
+def grid_of(folder: Path | str) -> Grid:
+    """The grid that a checkpoint says it was saved on.
+
+    Raises:
+        CheckpointError: the folder has no first rank's file.
+    """
+    place = saved(Path(folder))
+    pipelined = (place / "mp_rank_00_000").is_dir()
+    args = vars(read_args(folder, Grid(pp=2) if pipelined else Grid()))
+    return Grid(
+        tp=args["tensor_model_parallel_size"],
+        pp=args["pipeline_model_parallel_size"],
+        first=args.get("decoder_first_pipeline_num_layers"),
+        last=args.get("decoder_last_pipeline_num_layers"),
+    )
+
+
+def read_trained(folder: Path | str, spec: Spec) -> State:
+    """Megatron's whole tensors of a training checkpoint, torch_dist or classic.
+
+    Raises:
+        CheckpointError: as :func:`read_whole` and :func:`read_iteration`.
+    """
+    if (Path(folder) / METADATA).is_file() or saved(Path(folder)) != Path(folder):
+        return read_iteration(folder, spec)
+    return read_whole(folder, grid_of(folder))
 
 
 def read_whole(folder: Path | str, grid: Grid) -> State:
@@ -105,10 +165,9 @@ def read_whole(folder: Path | str, grid: Grid) -> State:
         CheckpointError: as :func:`read_rank`; or the tracker file does not say that it is whole.
     """
     folder = Path(folder)
-    tracker = folder / TRACKER
-    if not tracker.is_file() or tracker.read_text(encoding="utf-8").strip() != RELEASE:
+    if not saved(folder).is_dir() or not ((folder / TRACKER).is_file() or saved(folder) == folder):
         raise CheckpointError(
-            f"{tracker} does not say {RELEASE!r}: the checkpoint is not whole, or is not one"
+            f"{folder / TRACKER} does not say {RELEASE!r}: the checkpoint is not whole, or is not one"
         )
     ranks = {(tp, pp): read_rank(folder, grid, tp, pp) for tp, pp in grid}
     return join(ranks, Spec.of(folder, HF_CONFIG), grid)
@@ -178,17 +237,20 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is missing", hint=f"a rank's file stands in {RELEASE}/mp_rank_TT[_PPP]/"
         )
-    content = _load(path)
-    if not isinstance(content, dict) or not {"model", "args"} <= content.keys():
+    content: dict[str, Any] = _load(path)
+    known = isinstance(content, dict) and {"model", "args"} <= content.keys()
+    if not known or not isinstance(content["args"], argparse.Namespace):
         raise CheckpointError(f"{path} is not a Megatron checkpoint: it has no 'model' and 'args'")
     return content
 
 
 def _load(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        inert = [(Inert, name) for name in unknown if name != "argparse.Namespace"]
+        with torch.serialization.safe_globals([argparse.Namespace, *inert]):
             return torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
@@ -198,5 +260,5 @@ def facts_of_iteration(folder: Path | str, spec: Spec, grid: Grid) -> dict[str, 
     Raises:
         CheckpointError: an element of the model is missing, or stored twice.
     """
-    root = merkle(hf_view(read_iteration(folder, spec), spec, folder))
+    root = merkle(hf_view(read_trained(folder, spec), spec, folder))
     return {"merkle": root, "coverage": coverage(spec, grid), "grid": grid.facts}

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from plait import files
 from plait.convert.carried import hf_view
+from plait.convert.checkpoint import read_trained
 from plait.convert.engine import coverage
-from plait.convert.torch_dist import read_iteration
 from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG, MANIFEST
 from plait.models.specs import LLAVA, SOLO, Spec
@@ -31,7 +31,7 @@ def export_folder(
 
     Args:
         hf_source: the Hugging Face folder that the run's model was made from.
-        iteration: a torch_dist checkpoint.
+        iteration: a training checkpoint.
         folder: where the model goes.
         recipe: what it was trained as; the model card says it.
         chat_template: the Jinja text of the run's template; None leaves the tokenizer's own.
@@ -44,7 +44,7 @@ def export_folder(
     """
     _check_source(hf_source, iteration)
     spec = Spec.of(iteration, HF_CONFIG)
-    hf = hf_view(read_iteration(iteration, spec), spec, iteration)
+    hf = hf_view(read_trained(iteration, spec), spec, iteration)
     _copy_all_but_weights(hf_source, folder)
     write_safetensors(folder, hf)
     written = FolderTensors(folder)

@@ -11,7 +11,7 @@ from plait import files
 from plait.convert import checkpoint, engine
 from plait.convert.carried import carry, hf_view, take_along
 from plait.errors import CheckpointError
-from plait.layout import HF_CONFIG
+from plait.layout import HF_CONFIG, MANIFEST
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors, check_shapes, merkle, outline
 from plait.parallel.grid import Grid
@@ -46,7 +46,7 @@ def convert(source: Path, folder: Path) -> dict[str, Any]:
     checkpoint.write_tracker(folder)
     log.info("%d tensors -> %d tensors, %s%s", len(hf), len(mcore), _bytes(size), hf.note)
     facts = _facts(folder, spec, None, expected=merkle(hf))
-    return {**facts, "tokenizer": _digest_of_tokenizer(source), "dtypes": _dtypes(mcore)}
+    return {**facts, "tokenizer": digest_of_tokenizer(source), "dtypes": dtypes(mcore)}
 
 
 def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
     checkpoint.write_tracker(folder)
     log.info("%d tensors -> %s, %s per rank", len(whole), grid, _bytes(max(sizes)))
     facts = _facts(folder, spec, grid, expected=merkle(hf_view(whole, spec, source)))
-    return {**facts, "tokenizer": _carried_digest(source), "dtypes": _dtypes(whole)}
+    return {**facts, "tokenizer": _carried_digest(source), "dtypes": dtypes(whole)}
 
 
 def root_of_shards(folder: Path, spec: Spec, grid: Grid) -> str:
@@ -79,7 +79,12 @@ def root_of_shards(folder: Path, spec: Spec, grid: Grid) -> str:
     return merkle(hf_view(checkpoint.read_whole(folder, grid), spec, folder))
 
 
-def _digest_of_tokenizer(source: Path) -> str:
+def digest_of_tokenizer(source: Path) -> str:
+    """What `plait tokenizer` would write of it: a folder that was adopted may have an older form."""
+    if (source / MANIFEST).is_file():
+        known = files.read_manifest(source)["facts"].get(TOKENIZER)
+        if known:
+            return str(known)
     path = source / TOKENIZER
     if not path.is_file():
         raise CheckpointError(f"{source} has no {TOKENIZER}", hint="`plait build` makes or links one")
@@ -107,7 +112,7 @@ def _facts(folder: Path, spec: Spec, grid: Grid | None, *, expected: str) -> dic
     }
 
 
-def _dtypes(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def dtypes(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """The types of a Megatron model's tensors, by part: ``vision_model`` and so on in a LLaVA model."""
     found: dict[str, set[str]] = {}
     for name, tensor in outline(tensors).items():

@@ -198,8 +198,17 @@ class Entry:
 
     def local(self, spec: Spec, grid: Grid) -> str:
         """The name within its stage, whose layers are numbered from 0."""
-        first = grid.layers(self.stage(spec, grid), num_layers=spec.num_layers).start
-        return self.row.names(self.layer - first)[0] if self.row.place == "layer" else self.mcore
+        return self.row.mcore.format(layer=self._number(spec, grid))
+
+    def local_engine(self, spec: Spec, grid: Grid) -> str:
+        """The same where Transformer Engine's layers were trained; empty where it is the same name."""
+        return self.row.engine.format(layer=self._number(spec, grid))
+
+    def _number(self, spec: Spec, grid: Grid) -> int:
+        """The number of its layer within its stage; a tower stands whole on the first."""
+        if self.row.place != "layer":
+            return self.layer
+        return self.layer - grid.layers(self.stage(spec, grid), num_layers=spec.num_layers).start
 
     @property
     def is_layered(self) -> bool:

@@ -71,7 +71,7 @@ def build(
             f"energon.field_map describes {what}: samples are read whole and nothing would heed it",
             hint="leave field_map out, or keep only samples of one picture and one exchange",
         )
-    return _prepared(folder, written.shards, settings, meta.description(kind, fields))
+    return prepared(folder, written.shards, settings, meta.description(kind, fields))
 
 
 def _fields(written: Written, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -100,26 +100,54 @@ def adopt(folder: Path, origin: Path, settings: Mapping[str, Any]) -> dict[str, 
     if not (origin / DATASET).is_file():
         raise DataError(f"{origin} has no {DATASET}", hint="`energon prepare` makes it, or use kind tars")
     description = meta.modern(meta.read_yaml(origin / DATASET), origin, settings)
-    split, counted = None, meta.shard_counts(origin)
+    split = None
     if (origin / SPLIT).is_file() and not settings["split_parts"]:
         split = meta.read_split(origin / SPLIT)
-    left_out = split.left_out if split else frozenset()
-    counts: dict[str, int] = {}
-    seen: set[str] = set()
-    for path in sorted(path for path in origin.rglob("*.tar") if META not in path.parts):
-        name = path.relative_to(origin).as_posix()
-        if name in left_out:
-            continue
+    for name, path in shards_below(origin, split).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(path.resolve())
-        if not _excluded(name, settings):
-            counts[name] = _survey(path, seen, description)
-    given = _given(split, counts, settings, origin) if split else None
+    counts = surveyed(origin, settings, description, split)
+    return prepared(folder, counts, settings, description, _given(split, counts, settings))
+
+
+def shards_below(folder: Path, split: meta.Split | None = None) -> dict[str, Path]:
+    """The tars of a folder and those below it, by name; without those that a split leaves out."""
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*.tar"))
+        if META not in path.parts
+    }
+    return {name: path for name, path in found.items() if split is None or name not in split.left_out}
+
+
+def surveyed(
+    origin: Path, settings: Mapping[str, Any], description: Mapping[str, Any], split: meta.Split | None = None
+) -> dict[str, int]:
+    """Samples of each tar that is not left out, after a look at every key, field and picture.
+
+    Args:
+        origin: whose tars they are; where someone has counted their samples, they must be as many now.
+        settings: ``datasets.*.energon`` of the config.
+        description: the content of dataset.yaml.
+        split: that of split.yaml, which must fit the tars.
+
+    Raises:
+        DataError: a tar is damaged, a picture cannot be decoded, a key is doubled, or shards or samples are
+            not those of the split and of the counts.
+    """
+    counted, seen = meta.shard_counts(origin), set[str]()
+    counts = {
+        name: _survey(path, seen, description)
+        for name, path in shards_below(origin, split).items()
+        if not _excluded(name, settings)
+    }
+    if split is not None:
+        meta.check_split(meta.Split(_kept(split, settings), split.left_out), counts, origin / SPLIT)
     meta.check_counts({n: c for n, c in counted.items() if not _excluded(n, settings)}, counts, origin)
-    return _prepared(folder, counts, settings, description, given)
+    return counts
 
 
-def _prepared(
+def prepared(
     folder: Path,
     shards: Mapping[str, int],
     settings: Mapping[str, Any],
@@ -221,14 +249,19 @@ def _excluded(name: str, settings: Mapping[str, Any]) -> bool:
     return bool(settings["exclude"] and re.search(settings["exclude"], name))
 
 
+def _kept(split: meta.Split, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The parts of a split without the shards that ``exclude`` leaves out."""
+    return {part: [n for n in names if not _excluded(n, settings)] for part, names in split.parts.items()}
+
+
 def _given(
-    split: meta.Split, counts: Mapping[str, int], settings: Mapping[str, Any], origin: Path
-) -> dict[str, Any]:
-    """Someone's split.yaml, if it fits the shards that are there; shards left out are left out of it."""
-    parts = {part: [n for n in names if not _excluded(n, settings)] for part, names in split.parts.items()}
-    meta.check_split(meta.Split(parts, split.left_out), counts, origin / SPLIT)
+    split: meta.Split | None, counts: Mapping[str, int], settings: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Someone's split as energon takes it; shards left out are left out of it."""
+    if split is None:
+        return None
     single = sorted(name for name in split.left_out if name.rpartition("/")[0] in counts)
-    return {"split_parts": parts, "exclude": single}
+    return {"split_parts": _kept(split, settings), "exclude": single}
 
 
 def _check_counts(folder: Path, shards: Mapping[str, int]) -> None:

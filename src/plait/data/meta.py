@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from plait import files
 from plait.errors import DataError
 
@@ -34,6 +32,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is missing, or is not YAML.
     """
+    import yaml
+
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -43,6 +43,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """Write one of energon's YAML files."""
+    import yaml
+
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(dict(value), sort_keys=False), encoding="utf-8")
 

@@ -16,6 +16,8 @@ from typing import Any
 from plait.errors import PlaitError
 
 SAMPLES = 8
+AS_IT_IS = "--as-it-is"
+"""Instead of options: read what someone else has prepared, and write nothing."""
 QUIET = ("--non-interactive", "--no-progress", "--num-workers", "1", "--skip-dataset-yaml")
 """Options that keep ``energon prepare`` from asking."""
 FAULTS = (AssertionError, ValueError, TypeError, LookupError)
@@ -27,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     from plait.data.meta import INFO
 
     folder = Path(arguments[0])
-    prepare(folder, arguments[1:])
+    if arguments[1:] != [AS_IT_IS]:
+        prepare(folder, arguments[1:])
     if not (folder / INFO).is_file():
         return 1
     print(json.dumps(read(folder)))  # noqa: T201 - this line is the result

@@ -76,10 +76,12 @@ def write(raw: Path, shard: Chat, settings: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         DataError: more lines are rejected than ``reject_limit`` allows, there is no line at all,
             or the dataset has no such shard.
+        LayoutError: what stands there was not made by plait.
     """
     if shard.shard >= settings["shards"]:
         last = f"{settings['shards'] - 1:05d}"
         raise DataError(f"{shard} is beyond the last shard of {shard.dataset}, {last}")
+    files.refuse_foreign(shard)
     for path in (shard.manifest, str(shard), shard.rejects):
         files.remove(Path(path))
     with files.appears_whole(str(shard)) as part:

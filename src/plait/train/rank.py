@@ -102,6 +102,7 @@ def _load_start(model: Any, job: Job, spec: Spec) -> None:
     from megatron.core import parallel_state
 
     from plait.convert import checkpoint, engine
+    from plait.convert.torch_dist import METADATA
     from plait.models.common import drawn
     from plait.train.build import load_weights
     from plait.train.state import load_model
@@ -113,8 +114,11 @@ def _load_start(model: Any, job: Job, spec: Spec) -> None:
     if job.settings["init"] == "random":
         random = drawn(spec.shapes, std=job.settings["init_method_std"], seed=job.settings["seed"])
         load_weights(model, engine.cut(engine.to_mcore(random, spec), spec, job.grid, *place))
-    elif job.settings["start_run"]:
+    elif job.settings["start_run"] and (Path(job.start) / METADATA).is_file():
         load_model(model, Path(job.start))
+    elif job.settings["start_run"]:
+        whole = checkpoint.read_trained(Path(job.start), spec)
+        load_weights(model, engine.cut(whole, spec, job.grid, *place))
     else:
         load_weights(model, checkpoint.read_rank(Path(job.start), job.grid, *place))
 

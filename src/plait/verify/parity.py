@@ -11,6 +11,7 @@ from typing import Any
 
 from plait import files, layout
 from plait.convert import checkpoint, engine
+from plait.convert.torch_dist import METADATA
 from plait.errors import ProofError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
@@ -57,7 +58,8 @@ def prove_export(
     trained = files.check_manifest(iteration)["facts"]
     spec = Spec.of(folder)
     inputs = logits.cases(spec)
-    found = logits.of_megatron(spec, Grid(**trained["grid"]), _Trained(iteration), inputs)
+    grid = Grid(**trained["grid"])
+    found = logits.of_megatron(spec, grid, _Trained(iteration, spec, grid), inputs)
     rows = logits.compare(inputs, logits.of_transformers(folder, inputs), found)
     known = {**facts, "grid": trained["grid"]}
     write(
@@ -153,12 +155,23 @@ class _Sharded:
 
 
 class _Trained:
-    """Loads a training checkpoint."""
+    """Loads a training checkpoint: Megatron Core's reader where it wrote it, ours where it is classic."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, spec: Spec, grid: Grid) -> None:
+        self.folder, self.spec, self.grid = folder, spec, grid
 
     def __call__(self, model: Any) -> None:
+        from megatron.core import parallel_state
+
+        from plait.train.build import load_weights
         from plait.train.state import load_model
 
-        load_model(model, self.folder)
+        if (self.folder / METADATA).is_file():
+            load_model(model, self.folder)
+            return
+        place = (
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_pipeline_model_parallel_rank(),
+        )
+        whole = checkpoint.read_trained(self.folder, self.spec)
+        load_weights(model, engine.cut(whole, self.spec, self.grid, *place))

@@ -1,0 +1,71 @@
+"""What plait did not make and a user wants to have taken as made: how it is recorded.
+
+The stages check, each its own kind of artifact, and say what they found; here the manifest is written. Of
+what stands there nothing is moved, changed or removed. What a stage needs and a folder lacks is added.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plait import files
+from plait.layout import Artifact, Chat
+
+SNAKEMAKE = Path(".snakemake")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a check found.
+
+    Attributes:
+        kind: the kind of the manifest.
+        names: the files that it lists, relative to the folder.
+        facts: what the stage that would have made it would have recorded.
+        beside: content of files that plait needs there and the folder lacks, by name.
+    """
+
+    kind: str
+    names: list[str]
+    facts: Mapping[str, Any]
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def record(artifact: Artifact, found: Found, settings: Mapping[str, Any]) -> None:
+    """Write the manifest of an artifact that was checked, and what it lacks beside it."""
+    folder = Path(str(artifact))
+    for name, content in found.beside.items():
+        with files.appears_whole(folder / name) as part:
+            part.write_bytes(content)
+    manifest = {
+        "schema": files.SCHEMA,
+        "kind": found.kind,
+        "settings": settings,
+        "inputs": {},
+        "adopted": True,
+    }
+    if isinstance(artifact, Chat):
+        with files.appears_whole(artifact.rejects) as part:
+            part.write_bytes(b"")
+        manifest |= {**found.facts, "bytes": folder.stat().st_size, "sha256": files.digest(folder)}
+    else:
+        manifest |= {
+            "files": files.listed(folder, sorted({*found.names, *found.beside})),
+            "facts": found.facts,
+        }
+    files.write_json(artifact.manifest, manifest)
+    forget(artifact)
+
+
+def forget(artifact: Artifact) -> None:
+    """Remove what Snakemake recorded of another artifact that it once made at this path.
+
+    By such a record it would see changed settings, and remove what stands there to make it anew.
+    """
+    others = [artifact.rejects] if isinstance(artifact, Chat) else []
+    for path in (str(artifact), artifact.manifest, *others):
+        name = base64.urlsafe_b64encode(path.encode()).decode()
+        for kind in ("metadata", "incomplete"):
+            (SNAKEMAKE / kind / name).unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""What ``plait status`` tells of real processes: living ones, killed ones, and what they left."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from plait import files
+from plait.cli.main import main
+from plait.config.remembered import remembered
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from plait import files
+from plait.train import lease
+with lease.hold(Path("data/ckpts/x")), files.appears_whole("data/raw/emoji", folder=True) as part:
+    (part / "half").write_text("half")
+    print("holds", flush=True)
+    time.sleep(600)
+"""
+
+
+def started(code):
+    """A process that has said its first word."""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "holds\n"
+    return process
+
+
+def killed(process):
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def said(tmp_path, monkeypatch, capsys):
+    """Runs ``plait status`` in an empty project; its words."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, status=0):
+        assert main(["status", *words]) == status
+        found = capsys.readouterr()
+        return found.out + found.err
+
+    return run
+
+
+def checkpoint(path, *, kind="iteration", inputs=(), settings=None, facts=None):
+    folder = Path(path)
+    folder.mkdir(parents=True)
+    files.write_manifest(folder, kind=kind, settings=settings or {}, inputs=inputs, facts=facts)
+
+
+def test_a_living_job_and_what_it_leaves_when_it_is_killed(said):
+    process = started(HOLD)
+    part = next(Path("data/raw").iterdir())
+    try:
+        text = said("x")
+        assert f"lease: live, process {process.pid} on " in text
+        assert f"{part}, 0.0 MB: process {process.pid} on " in text
+        assert " writes it" in text
+        assert "removed" not in said("--clean")
+        assert (part / "half").exists()
+    finally:
+        killed(process)
+
+    text = said()
+    assert f"lease: stale, process {process.pid} on " in text
+    assert "the next job takes it over by itself" in text
+    assert "plait status --clean removes it" in text
+    assert f"removed: {part}" in said("--clean")
+    assert not part.exists()
+    assert "half written" not in said()
+
+
+def test_what_another_machine_writes_is_left_to_it(said, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    part = Path("data/models/raw/.x-megatron.1@elsewhere.part")
+    part.mkdir(parents=True)
+
+    text = said("--clean")
+
+    assert "process 1 on elsewhere, which cannot be asked from here" in text
+    assert part.exists()
+
+
+def test_a_download_that_goes_on_and_a_half_written_checkpoint_are_told_apart(said):
+    download, half = Path("data/hub/.model.safetensors.part"), Path("data/ckpts/x/.iter_0000100.part")
+    for folder in (download, half):
+        folder.mkdir(parents=True)
+
+    assert f"{half}, 0.0 MB: the holder of the run's lease is gone" in said("--clean")
+
+    assert download.exists()
+    assert not half.exists()
+
+
+def test_a_run_is_known_by_what_stands(said):
+    checkpoint("data/ckpts/x/iter_0000050", settings={"recipe": "chat"}, facts={"grid": {"tp": 2, "pp": 1}})
+    checkpoint("data/ckpts/x/.state/iter_0000073", kind="state")
+    Path("data/ckpts/x/iter_0000100").mkdir()
+    Path("data/ckpts/x/metrics.jsonl").write_text('{"iteration": 72}\n{"iteration": 73}\n')
+
+    text = said("x")
+
+    assert "lease: free, nobody trains it" in text
+    assert "checkpoints: iter_0000050\n" in text
+    assert "newest: data/ckpts/x/iter_0000050 (recipe chat, tp2 pp1)" in text
+    assert "crash state: data/ckpts/x/.state/iter_0000073" in text
+    assert 'last row of metrics.jsonl: {"iteration": 73}\n' in text
+    assert "there is no data/ckpts/y\nhint:  known: x" in said("y", status=2)
+
+
+def test_snakemakes_own_lock_living_and_left_behind(said):
+    Path("Snakefile").write_text("rule all:\n    output: 'x'\n    shell: 'sleep 600'\n")
+    words = [sys.executable, "-m", "snakemake", "--cores", "1"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 200
+    while not list(Path(".snakemake/locks").glob("*")) and time.monotonic() < end:
+        time.sleep(0.2)
+    try:
+        assert f"workflow: locked; snakemake runs in this folder as process {process.pid}" in said()
+    finally:
+        killed(process)
+
+    assert "if none does elsewhere: snakemake --unlock" in said()
+
+
+def test_status_loads_no_torch():
+    code = "import sys; from plait.cli.main import main; main(['status']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+
+    assert not set(done.stdout.split()) & {"torch", "transformers", "numpy", "megatron", "pydantic"}
+
+
+def test_a_run_that_the_config_has_lost_is_exported_by_what_its_manifests_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hf, packed = "data/models/raw_hf/m", "data/megatron_format/im_d_pack64/shard_00000"
+    checkpoint(hf, kind="hf_model")
+    checkpoint("data/models/raw/m-megatron", kind="megatron", inputs=[hf])
+    checkpoint(packed, kind="indexed", settings={"format": {"template": "chatml"}})
+    checkpoint("data/analysis/d", kind="analysis", inputs=[packed], settings={"mixture": {}})
+    inputs = ["data/models/raw/m-megatron", "data/analysis/d"]
+    assert remembered("x") == ""
+    checkpoint("data/ckpts/x/iter_0000050", inputs=inputs, settings={"recipe": "chat"})
+
+    command = f"plait export {hf} data/ckpts/x/iter_0000050 data/ckpts/x/hf/model_iter_50 --settings"
+
+    assert command in remembered("x")
+    assert json.dumps({"recipe": "chat", "template": "chatml"}, separators=(",", ":")) in remembered("x")
+    Path("data/analysis/d/plait.json").unlink()
+    assert "what it was made from does not: bring its entry in runs back" in remembered("x")
