@@ -5,13 +5,16 @@ what stands there nothing is moved, changed or removed. What a stage needs and a
 """
 
 import base64
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from plait import files
-from plait.layout import Artifact, Chat
+from plait.errors import LayoutError
+from plait.layout import MANIFEST, Artifact, Chat
 
 SNAKEMAKE = Path(".snakemake")
 
@@ -31,6 +34,52 @@ class Found:
     names: list[str]
     facts: Mapping[str, Any]
     beside: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@contextmanager
+def linked(artifact: Artifact, elsewhere: str | None) -> Iterator[None]:
+    """Links at an artifact's path to every file of what stands elsewhere, taken away again if it is refused.
+
+    Args:
+        artifact: what is adopted.
+        elsewhere: a folder or a file; None where what is adopted stands at its path. What is adopted
+            already stays.
+
+    Raises:
+        LayoutError: there is nothing, or something else stands at the artifact's path.
+    """
+    if elsewhere is None or Path(artifact.manifest).exists():
+        yield
+        return
+    target, source = Path(str(artifact)), Path(elsewhere)
+    if os.path.lexists(target):
+        raise LayoutError(
+            f"{target} stands already, and config/ has {elsewhere} given in its place",
+            hint=f"move {target} away, or take it out of `given`",
+        )
+    found = [path for path in _files(source) if path.name != MANIFEST]
+    if not found:
+        raise LayoutError(f"there is nothing at {elsewhere}, which config/ has given as {artifact}")
+    if isinstance(artifact, Chat) != source.is_file():
+        raise LayoutError(f"{elsewhere} is no {'file' if source.is_dir() else 'folder'}, as {artifact} is")
+    with files.appears_whole(target, folder=source.is_dir()) as part:
+        for path in found:
+            link = part / path.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    try:
+        yield
+    finally:
+        if not Path(artifact.manifest).exists():
+            files.remove(target)
+
+
+def _files(source: Path) -> list[Path]:
+    """A file itself, or every file of a folder but those of git."""
+    if source.is_file():
+        return [source]
+    found = (path for path in source.rglob("*") if path.is_file())
+    return sorted(path for path in found if ".git" not in path.relative_to(source).parts)
 
 
 def record(artifact: Artifact, found: Found, settings: Mapping[str, Any]) -> None:

@@ -37,7 +37,12 @@ def add(stages: Subparsers) -> None:
         "check what stands at a target and was not made by plait, and take it as made",
         example,
     )
-    stage.add_argument("path", nargs="+", help="the path of a target: a folder, or a shard of chat records")
+    stage.add_argument(
+        "path",
+        nargs="+",
+        help="the path of a target, a folder or a shard of chat records: of what stands there, or of what "
+        "`given` of config/ has elsewhere, which is linked there",
+    )
     stage.add_argument(
         "--config",
         nargs="+",
@@ -55,10 +60,11 @@ def run(args: argparse.Namespace) -> None:
     plan = Plan(load_files(args.config))
     for path in args.path:
         artifact = layout.parse(path)
-        _check_standing(artifact)
-        chosen = plan.settings(artifact)
-        found = check(artifact, plan, chosen)
-        foreign.record(artifact, found, chosen)
+        with foreign.linked(artifact, plan.config.given.get(str(artifact))):
+            _check_standing(artifact)
+            chosen = plan.settings(artifact)
+            found = check(artifact, plan, chosen)
+            foreign.record(artifact, found, chosen)
         beside = f"; written beside: {', '.join(sorted(found.beside))}" if found.beside else ""
         log.info("%s: adopted as %s%s", artifact, found.kind, beside)
 

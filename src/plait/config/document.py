@@ -73,7 +73,7 @@ def _sections(found: dict[str, Any]) -> Iterator[str]:
 
 def _models(entry: dict[str, Any]) -> list[str]:
     variants = entry.get("oneOf", [entry])
-    return [variant["$ref"].rpartition("/")[2] for variant in variants]
+    return [variant["$ref"].rpartition("/")[2] for variant in variants if "$ref" in variant]
 
 
 def _table(model: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:

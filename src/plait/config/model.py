@@ -23,6 +23,7 @@ from plait.config.fit import (
     check_run,
     check_tokenizer,
 )
+from plait.config.given import Elsewhere, Target
 from plait.config.hub import AsKind, HubData, HubModel, UrlData
 from plait.config.images import Images
 from plait.config.jobs import Jobs
@@ -420,6 +421,11 @@ class Config(Strict):
         {}, description="names under `data/models/raw`, where they differ from `raw_hf`"
     )
     runs: dict[Name, Run] = Field({}, description="`data/ckpts`")
+    given: dict[Target, Elsewhere] = Field(
+        {},
+        description="what stands elsewhere, by the target whose place it takes: packed shards, tars, a "
+        "Megatron model, a checkpoint; `plait adopt TARGET` checks it and links it there, file by file",
+    )
     images: Images = Field(Images(), description="containers, by class of rule")
     jobs: Jobs = Field(
         Jobs(), description="what jobs ask a Slurm cluster for; changes nothing of what is made"

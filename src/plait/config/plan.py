@@ -497,9 +497,15 @@ class Plan:
         """Whether something that plait did not make was adopted for an artifact.
 
         Raises:
-            ConfigError: it was adopted as something else than the config has now.
+            ConfigError: it was adopted as something else than the config has now, or is given and was not
+                adopted yet.
         """
-        manifest = adopted(artifact)
+        manifest, given = adopted(artifact), self.config.given.get(str(artifact))
+        if manifest is None and given:
+            raise ConfigError(
+                f"{artifact} is given in config/, as {given}, and was not adopted yet",
+                hint=f"plait adopt {artifact}",
+            )
         if manifest is None or getattr(artifact, "run", None) not in {None, *self.config.runs}:
             return manifest is not None
         always = {"version": 0, "commit": ""}

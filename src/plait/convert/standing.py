@@ -16,7 +16,6 @@ from torch import Tensor
 from plait import files
 from plait.convert import checkpoint, engine, folders
 from plait.convert.carried import hf_view, take_along
-from plait.convert.torch_dist import METADATA
 from plait.errors import CheckpointError
 from plait.fetch.lfs import refuse_pointers
 from plait.foreign import Found
@@ -72,8 +71,7 @@ def iteration(target: Iteration, hf: Path, settings: Mapping[str, Any]) -> Found
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     refuse_pointers(found)
     with _completed(folder, hf, spec) as (whole, beside):
-        # Chunks of torch_dist are read from the folder that its metadata stands in, and from no link.
-        state = checkpoint.read_trained(folder if (folder / METADATA).is_file() else whole, spec)
+        state = checkpoint.read_trained(whole, spec)
         root = merkle(_of_shapes(hf_view(state, spec, whole), spec, str(target)))
     facts = {"merkle": root, "coverage": engine.coverage(spec, grid), "grid": grid.facts}
     facts["tokenizer"] = folders.digest_of_tokenizer(hf)

@@ -126,8 +126,8 @@ class TorchDist:
         from torch.distributed.checkpoint.metadata import MetadataIndex
 
         info = self.metadata.storage_data[MetadataIndex(name, chunk.offsets)]
-        path = (self.folder / info.relative_path).resolve()
-        if path.parent != self.folder.resolve() or getattr(info, "transform_descriptors", None):
+        path = self.folder / info.relative_path
+        if path.name != info.relative_path or getattr(info, "transform_descriptors", None):
             raise CheckpointError(f"{self.folder}: {name} is stored in a way that plait does not read")
         try:
             with path.open("rb") as file:
