@@ -107,8 +107,8 @@ def project(root, **keys):
     return Place(root, run | SPLIT, start), grid
 
 
-def analysed(place, mixture):
-    folder = place.root / "data/analysis/x"
+def analysed(place, mixture, name="x"):
+    folder = place.root / "data/analysis" / name
     folder.mkdir()
     (folder / "mixture.yaml").write_text(yaml.safe_dump(mixture))
     return folder

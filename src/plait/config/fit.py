@@ -203,6 +203,7 @@ def check_run(config: "Config", name: str) -> None:
     _check_start(config, name, run)
     _check_goes_on(config, name, run)
     _check_length(name, run, mixture)
+    _check_evaluation(config, name, run)
     if source.kind in ELSEWHERE:
         return
     tokenizer = getattr(source, "tokenizer", None)
@@ -280,6 +281,33 @@ def _check_length(name: str, run: "Run", mixture: "Mixture") -> None:
             f"runs.{name}: sequences of {length} tokens do not divide into {tensor * context} pieces "
             f"(sequence_parallel over {tensor} x twice context_parallel_size "
             f"{run.context_parallel_size})"
+        )
+
+
+def _check_evaluation(config: "Config", name: str, run: "Run") -> None:
+    """What is evaluated is read as what is trained, and is none of it."""
+    if run.eval_interval is None:
+        return
+    trained = config.mixtures[run.mixture]
+    if run.eval_mixture is None:
+        if trained.pack:
+            raise ValueError(
+                f"runs.{name} has eval_interval {run.eval_interval} and packed data, which have no val "
+                "split: name other data as `eval_mixture`"
+            )
+        return
+    evaluated = config.mixtures[run.eval_mixture]
+    for key in ("format", "pack", "decoder_seq_length"):
+        ours, theirs = getattr(trained, key), getattr(evaluated, key)
+        if ours != theirs:
+            raise ValueError(
+                f"runs.{name} trains on mixtures.{run.mixture} with {key} {ours!r} and evaluates "
+                f"mixtures.{run.eval_mixture} with {theirs!r}; they must be equal"
+            )
+    both = sorted(set(trained.names) & set(evaluated.names))
+    if trained.pack and both:
+        raise ValueError(
+            f"runs.{name} trains on datasets.{both[0]} and evaluates it too, by mixtures.{run.eval_mixture}"
         )
 
 

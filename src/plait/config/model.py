@@ -507,6 +507,8 @@ class Config(Strict):
         for name, run in self.runs.items():
             found.append(("runs", name, "model", run.model, self.raw_hf | self.models))
             found.append(("runs", name, "mixture", run.mixture, self.mixtures))
+            if run.eval_mixture:
+                found.append(("runs", name, "eval_mixture", run.eval_mixture, self.mixtures))
             if run.start_run:
                 found.append(("runs", name, "start_run", run.start_run, self.runs))
         return found

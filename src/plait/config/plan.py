@@ -362,6 +362,14 @@ class Plan:
         """How a run is started and what it tells: keys that change nothing of what is trained."""
         return self.run(name).model_dump(mode="json", include=set(Around.model_fields))
 
+    def evaluated(self, name: str) -> list[layout.Analysis]:
+        """The mixture that a run is evaluated on, if it is another.
+
+        The schedule waits for it, not the checkpoints: no change of it trains anything again.
+        """
+        mixture = self.run(name).eval_mixture
+        return [layout.Analysis(mixture=mixture)] if mixture else []
+
     def asks(self, rule: str, *, run: str | None = None, attempt: int = 1) -> dict[str, Any]:
         """What a job of a rule asks a cluster for; of train, the processes and nodes of its run."""
         sizes = {"processes": self.run(run).world_size, "nodes": self.run(run).nodes} if run else {}
@@ -560,7 +568,7 @@ INPUTS: dict[type[layout.Artifact], Callable[[Plan, Any], dict[str, Any]]] = {
     layout.HfModel: lambda plan, it: {"parts": plan.parts(it), "files": plan.fetched(f"raw_hf.{it.model}")},
     layout.Megatron: lambda plan, it: {"hf": [plan.hf(it.model)]},
     layout.Sharded: lambda plan, it: {"megatron": [plan.uncut(it)]},
-    layout.Run: lambda plan, it: {"analysis": [plan.analysis(it.run)]},
+    layout.Run: lambda plan, it: {"analysis": [plan.analysis(it.run)], "evaluated": plan.evaluated(it.run)},
     layout.Iteration: lambda plan, it: {
         "analysis": [plan.analysis(it.run)],
         **plan.mixed(plan.analysis(it.run)),

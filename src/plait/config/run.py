@@ -247,7 +247,30 @@ class Launch(Strict):
     )
 
 
-class Around(Logging, Launch):
+class Evaluation(Strict):
+    """What a run is measured by while it trains; none of it changes what is trained."""
+
+    eval_interval: PositiveInt | None = Field(
+        None, description="iterations between two evaluations; the run's last is one too; null: none"
+    )
+    eval_iters: PositiveInt = Field(
+        10, description="batches of an evaluation, global_batch_size each: the same every time"
+    )
+    eval_mixture: Name | None = Field(
+        None,
+        description="the mixture that is evaluated, of the same format and length; null: the val splits of "
+        "the run's own, which packed mixtures do not have",
+    )
+
+    @model_validator(mode="after")
+    def _every_evaluation_key_is_read(self) -> Self:
+        for key in ("eval_iters", "eval_mixture"):
+            if self.eval_interval is None and getattr(self, key) != Evaluation.model_fields[key].default:
+                raise ValueError(f"`{key}` is read only with `eval_interval`")
+        return self
+
+
+class Around(Logging, Launch, Evaluation):
     """The keys of a run that change nothing of what is trained."""
 
 

@@ -20,7 +20,7 @@ SMOOTHED = 20
 """A smoothed curve's window is this part of the run."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Curve:
     """Figures of a run, one an iteration, by Megatron's names."""
 
@@ -28,6 +28,8 @@ class Curve:
     loss: NDArray[np.float64]
     grad_norm: NDArray[np.float64]
     learning_rate: NDArray[np.float64]
+    validation: NDArray[np.float64]
+    """Not a number where the run was not evaluated."""
 
 
 def read(path: Path, *, last: int | None = None) -> Curve:
@@ -38,18 +40,18 @@ def read(path: Path, *, last: int | None = None) -> Curve:
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist", hint="training writes it; without it nothing can be drawn")
-    rows: list[tuple[int, float, float, float] | None] = []
+    rows: list[tuple[float, ...] | None] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
         if line.endswith("\n"):  # a job killed while writing leaves half a line
             rows.append(_row(line, f"{path} line {number}"))
     kept = [row for row in rows if row is not None and (last is None or row[0] <= last)]
     if not kept:
         raise DataError(f"{path} holds no iteration{'' if last is None else f' up to {last}'}")
-    columns = [np.array(column) for column in zip(*kept, strict=True)]
-    return Curve(iteration=columns[0], loss=columns[1], grad_norm=columns[2], learning_rate=columns[3])
+    iteration, *columns = (np.array(column) for column in zip(*kept, strict=True))
+    return Curve(iteration, *columns)
 
 
-def _row(line: str, where: str) -> tuple[int, float, float, float] | None:
+def _row(line: str, where: str) -> tuple[float, ...] | None:
     """A row's figures; None for an iteration that was left out."""
     try:
         row = json.loads(line)
@@ -60,6 +62,7 @@ def _row(line: str, where: str) -> tuple[int, float, float, float] | None:
             float(row["lm loss"]),
             float(row["grad norm"]),
             float(row["learning-rate"]),
+            float(row.get("validation lm loss", "nan")),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{where} is not a row of metrics: {line.strip()[:80]!r}") from error
@@ -110,7 +113,12 @@ def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 def sentence(curve: Curve) -> str:
     """How far the loss went, in words."""
     first, last = curve.iteration[0], curve.iteration[-1]
-    return f"lm loss {curve.loss[0]:.2f} at iteration {first}, {curve.loss[-1]:.2f} at iteration {last}"
+    said = f"lm loss {curve.loss[0]:.2f} at iteration {first}, {curve.loss[-1]:.2f} at iteration {last}"
+    evaluated = np.flatnonzero(~np.isnan(curve.validation))
+    if not len(evaluated):
+        return said
+    place = evaluated[-1]
+    return f"{said}; validation {curve.validation[place]:.2f} at {curve.iteration[place]}"
 
 
 def _loss(axis: Any, curve: Curve, name: str, exports: Sequence[int]) -> None:
@@ -120,6 +128,15 @@ def _loss(axis: Any, curve: Curve, name: str, exports: Sequence[int]) -> None:
     )
     mean = smooth(curve.loss, window)
     axis.plot(curve.iteration, mean, color=COLOURS[0], linewidth=1.8, label=f"mean of {window}")
+    evaluated = ~np.isnan(curve.validation)
+    if evaluated.any():
+        axis.plot(
+            curve.iteration[evaluated],
+            curve.validation[evaluated],
+            ".-",
+            color=COLOURS[1],
+            label="validation",
+        )
     marked = [int(np.searchsorted(curve.iteration, step)) for step in exports]
     axis.plot(
         curve.iteration[marked], mean[marked], "o", color=INK, markersize=5, label="exported", clip_on=False

@@ -14,13 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.energon import WorkerConfig, get_savable_loader, get_train_dataset, stateless
+from megatron.energon import (
+    WorkerConfig,
+    get_loader,
+    get_savable_loader,
+    get_train_dataset,
+    get_val_dataset,
+    stateless,
+)
 from megatron.energon.errors import reraise_exception
 from numpy.typing import NDArray
 
 from plait import files
 from plait.data.reader import Conversations, conversation
-from plait.errors import CheckpointError
+from plait.errors import CheckpointError, DataError
 from plait.layout import HF_PREPROCESSOR
 from plait.tokens.llava import Encoded, LlavaRenderer, pixels
 from plait.train.batches import Batch, masked_out, padded, positions, shifted
@@ -176,23 +183,32 @@ class EnergonFeed:
         """Sequences of an iteration, all ranks together."""
         return int(self.run["global_batch_size"])
 
-    @cached_property
-    def loader(self) -> Any:
-        """Energon's loader: shuffled by the run's seed, endless, its place can be saved."""
-        workers = WorkerConfig(
+    def workers(self, number: int) -> WorkerConfig:
+        """This rank's share, read by so many processes."""
+        return WorkerConfig(
             rank=self.dp_rank,
             world_size=self.dp_size,
-            num_workers=self.run["num_workers"],
+            num_workers=number,
             seed_offset=self.run["seed"],
             global_error_handler=reraise_exception,
         )
+
+    @property
+    def encoder(self) -> Encoder:
+        """What makes micro-batches of samples."""
+        return Encoder(LlavaRenderer(self.tokenizer, self.form), self.collate)
+
+    @cached_property
+    def loader(self) -> Any:
+        """Energon's loader: shuffled by the run's seed, endless, its place can be saved."""
+        workers = self.workers(self.run["num_workers"])
         dataset = get_train_dataset(
             self.blend,
             worker_config=workers,
             batch_size=self.micro,
             shuffle_buffer_size=self.run["shuffle_buffer_size"],
             max_samples_per_sequence=self.run["max_samples_per_sequence"],
-            task_encoder=Encoder(LlavaRenderer(self.tokenizer, self.form), self.collate),
+            task_encoder=self.encoder,
             repeat=True,
         )
         if workers.num_workers:
@@ -235,3 +251,37 @@ class EnergonFeed:
                 hint="go on with as many, or start a run of its own from it by start_run",
             )
         self.loader.restore_state_rank(from_json(files.read_json(path)))
+
+
+class EvaluationFeed(EnergonFeed):
+    """The val splits of the blend, from their beginning at every evaluation, in the order of the shards."""
+
+    def batches(self, iteration: int) -> Iterator[Batch]:
+        """The micro-batches of an evaluation's batch; the first batch begins anew.
+
+        Raises:
+            DataError: the splits have not one micro-batch for this rank.
+        """
+        if iteration == 0:
+            self.__dict__["_iterator"] = self._endless()
+        return super().batches(iteration)
+
+    def _endless(self) -> Iterator[Batch]:
+        dataset = get_val_dataset(
+            self.blend,
+            worker_config=self.workers(0),
+            batch_size=self.micro,
+            batch_drop_last=True,
+            task_encoder=self.encoder,
+        )
+        found = False
+        while True:
+            for batch in get_loader(dataset):
+                found = True
+                yield batch
+            if not found:
+                raise DataError(
+                    f"the val splits of {self.blend} have no {self.micro} samples for data parallel rank "
+                    f"{self.dp_rank} of {self.dp_size}",
+                    hint="raise the val part of `split` of their datasets, or lower micro_batch_size",
+                )

@@ -1,7 +1,8 @@
 """One training job: from a sharded model or a checkpoint to the next checkpoint."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,29 @@ from plait.tokens.vocabulary import IMAGE
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 HELD = {"fp32": {"float32", "bfloat16", "float16"}, "bf16": {"bfloat16"}, "fp16": {"float16"}}
 """The types all of whose values a run's type has."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A mixture as its analysis has it.
+
+    Attributes:
+        folder: the analysis.
+    """
+
+    folder: Path
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """Its sources with their weights, and what an energon reader needs besides."""
+        path = self.folder / "mixture.yaml"
+        found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def shards(self) -> list[tuple[Path, float]]:
+        """Indexed shards and their weights."""
+        return [(Path(source["prefix"]), float(source["weight"])) for source in self.content["sources"]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +66,7 @@ class Job:
 
     def to_json(self) -> str:
         """The job as one argument for the ranks."""
-        return json.dumps(vars(self))
+        return json.dumps(asdict(self))
 
     @property
     def inputs(self) -> list[Path]:
@@ -58,11 +82,6 @@ class Job:
     def machines(self) -> int:
         """Over how many machines its launcher spreads it."""
         return int(self.around["nodes"]) if self.around["launch"] == "slurm" else 1
-
-    @property
-    def shards(self) -> list[tuple[Path, float]]:
-        """Indexed shards and their weights, from the mixture."""
-        return [(Path(source["prefix"]), float(source["weight"])) for source in self.mixture["sources"]]
 
     @property
     def train_iters(self) -> int:
@@ -95,12 +114,16 @@ class Job:
         context = self.settings["context_parallel_size"]
         return tensor * (2 * context if context > 1 else 1)
 
-    @property
-    def mixture(self) -> dict[str, Any]:
-        """The mixture's sources and their weights."""
-        path = Path(self.analysis) / "mixture.yaml"
-        found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return found
+    @cached_property
+    def mixture(self) -> "Mixed":
+        """What is trained."""
+        return Mixed(Path(self.analysis))
+
+    @cached_property
+    def evaluated(self) -> "Mixed":
+        """What is evaluated: another mixture, or the val splits of the same."""
+        name = self.around["eval_mixture"]
+        return Mixed(Path(str(layout.Analysis(mixture=name)))) if name else self.mixture
 
     def check(self) -> None:
         """Compare the inputs with one another before any process starts.
@@ -114,10 +137,11 @@ class Job:
         self._check_frozen(start)
         self._check_goes_on(start)
         model = Spec.of(self.start, layout.HF_CONFIG)
-        if model.vision is not None:
-            _check_energon(self.mixture, self.start, model, start["facts"]["tokenizer"])
-        else:
-            for shard, _ in self.shards:
+        for mixture in (self.mixture, self.evaluated) if self.around["eval_interval"] else (self.mixture,):
+            if model.vision is not None:
+                _check_energon(mixture.content, self.start, model, start["facts"]["tokenizer"])
+                continue
+            for shard, _ in mixture.shards:
                 _check_shard(shard, self.start, model, start["facts"]["tokenizer"])
         files.refuse_foreign(layout.Iteration.parse(self.target))
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +71,8 @@ class Trainer:
         run: the run's settings.
         around: what the run tells while it trains, and how often it is kept safe.
         flops: operations of one token, forward and backward.
+        evaluation: this rank's micro-batches of an evaluation, from its first batch on.
+        length: iterations of the whole run: it is evaluated after its last.
     """
 
     model: Any
@@ -79,6 +81,8 @@ class Trainer:
     run: Mapping[str, Any]
     around: Mapping[str, Any]
     flops: float = 0.0
+    evaluation: "Feed | EnergonFeed | None" = None
+    length: int = 0
 
     def train(self, stop: int, *, folder: Path, keep: Callable[[], None] | None = None) -> bool:
         """Train up to iteration ``stop``; metrics go into the run's folder.
@@ -107,6 +111,8 @@ class Trainer:
                     return False
                 leave_out = any(self.state.iteration + 1 in one for one in self.skipped)
                 row = self._leave_out() if leave_out else self._iteration()
+                if self.evaluation is not None and self._is_evaluated():
+                    row |= self._evaluate(self.evaluation)
                 if metrics is not None:
                     metrics.write(row)
         if self.run["overlap_param_gather"]:
@@ -118,18 +124,57 @@ class Trainer:
         every = self.around["non_persistent_save_interval"]
         return bool(every) and self.state.iteration % every == 0
 
+    def _is_evaluated(self) -> bool:
+        """Whether the run is evaluated here: every so often, and at its end."""
+        done = self.state.iteration
+        return done % self.around["eval_interval"] == 0 or done == self.length
+
     def _keep(self, keep: Callable[[], None] | None, metrics: Metrics | None) -> None:
         """Save a state; the rows before it are on disk first, the weights are gathered meanwhile."""
         if keep is None:
             return
         if metrics is not None:
             metrics.sync()
+        with self._gathered():
+            keep()
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """All weights are here; none is gathered while others compute."""
         gathers = self.run["overlap_param_gather"]
         if gathers:
             self.model.disable_forward_pre_hook()
-        keep()
+        yield
         if gathers:
             self.model.enable_forward_pre_hook()
+
+    @torch.no_grad()
+    def _evaluate(self, feed: "Feed | EnergonFeed") -> dict[str, float]:
+        """The losses of the same batches every time, by their names in training."""
+        self.model.eval()
+        with self._gathered():
+            reduced = [
+                sums
+                for batch in range(self.around["eval_iters"])
+                for sums in self._pass(feed, feed.batches(batch), forward_only=True)
+            ]
+        self.model.train()
+        return {f"validation {name}": value for name, value in _sums(reduced).losses().items()}
+
+    def _pass(
+        self, feed: "Feed | EnergonFeed", batches: Iterator[Batch], *, forward_only: bool
+    ) -> list[dict[str, Tensor]]:
+        """A batch through the model by Megatron's schedule; what the last stage knows of its losses."""
+        found: list[dict[str, Tensor]] = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=batches,
+            model=[self.model],
+            num_microbatches=feed.total // (feed.micro * feed.dp_size),
+            seq_length=feed.seq_length,
+            micro_batch_size=feed.micro,
+            forward_only=forward_only,
+        )
+        return found
 
     def _reports(self) -> bool:
         """The loss is known on the last stage; one rank of it writes."""
@@ -157,15 +202,7 @@ class Trainer:
         batches = Timed(self.feed.batches(self.state.iteration))
         self.model.zero_grad_buffer()
         self.state.optimizer.zero_grad()
-        reduced = get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=batches,
-            model=[self.model],
-            num_microbatches=self.feed.total // (self.feed.micro * self.feed.dp_size),
-            seq_length=self.feed.seq_length,
-            micro_batch_size=self.feed.micro,
-            forward_only=False,
-        )
+        reduced = self._pass(self.feed, batches, forward_only=False)
         stepped, grad_norm, _ = self.state.optimizer.step()
         lr = self.state.optimizer.param_groups[0]["lr"]
         self.state.schedule.step(self.feed.total)

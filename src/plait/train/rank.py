@@ -50,6 +50,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     model = wrap(inner, job.settings)
     optimizer = optimizer_of(model, job.settings)
     feed = _feed(job, spec)
+    evaluation = _feed(job, spec, evaluates=True) if job.around["eval_interval"] else None
     schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters, sequence=feed.seq_length)
     state = TrainState(inner, optimizer, schedule)
     if before is not None:
@@ -70,7 +71,16 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         if dist.get_rank() == 0:
             states.prune()
 
-    trainer = Trainer(model, state, feed, job.settings, job.around, flops_per_token(spec, feed.seq_length))
+    trainer = Trainer(
+        model=model,
+        state=state,
+        feed=feed,
+        run=job.settings,
+        around=job.around,
+        flops=flops_per_token(spec, feed.seq_length),
+        evaluation=evaluation,
+        length=job.train_iters,
+    )
     if trainer.train(job.steps[1], folder=Path(str(job.run)), keep=keep):
         save(state, Path(job.target), origin, loader=feed.state(), allowed=allowed)
         if dist.get_rank() == 0:
@@ -123,27 +133,30 @@ def _load_start(model: Any, job: Job, spec: Spec) -> None:
         load_weights(model, checkpoint.read_rank(Path(job.start), job.grid, *place))
 
 
-def _feed(job: Job, spec: Spec) -> Any:
-    """This rank's share of the mixture, in the order that seed and step give."""
+def _feed(job: Job, spec: Spec, *, evaluates: bool = False) -> Any:
+    """This rank's share of what is trained, in the order that seed and step give; or of what is evaluated."""
     from megatron.core import parallel_state
 
     place = {
         "dp_rank": parallel_state.get_data_parallel_rank(),
         "dp_size": parallel_state.get_data_parallel_world_size(),
     }
-    return _packed(job, spec, **place) if spec.vision is None else _energon(job, spec, **place)
+    read = _packed if spec.vision is None else _energon
+    return read(job, spec, evaluates=evaluates, **place)
 
 
-def _packed(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
+def _packed(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: int) -> Any:
     from plait.tokens import roles
     from plait.tokens.indexed import PackedShard
     from plait.train.batches import Collator, Feed, Order
 
-    shards = [PackedShard(folder) for folder, _ in job.shards]
+    found = (job.evaluated if evaluates else job.mixture).shards
+    shards = [PackedShard(folder) for folder, _ in found]
     facts, settings = shards[0].facts, job.settings
     total = settings["global_batch_size"]
+    batches = job.around["eval_iters"] if evaluates else job.train_iters
     collate = Collator(
-        seq_length=max(layout.Indexed.parse(folder).seq for folder, _ in job.shards),
+        seq_length=max(layout.Indexed.parse(folder).seq for folder, _ in found),
         pad_id=facts["eos_id"],
         loss_roles=tuple(roles.CODES[role] for role in settings["loss_roles"]),
         no_loss_ids=tuple(facts["vision"].values()),
@@ -153,10 +166,10 @@ def _packed(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
         window=spec.sliding_window,
     )
     order = Order(
-        weights=tuple(weight for _, weight in job.shards),
+        weights=tuple(weight for _, weight in found),
         sizes=tuple(len(shard) for shard in shards),
         seed=settings["seed"],
-        draws=job.train_iters * total,
+        draws=batches * total,
     )
     return Feed(
         shards=shards,
@@ -169,13 +182,14 @@ def _packed(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
     )
 
 
-def _energon(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
+def _energon(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: int) -> Any:
     from megatron.core import parallel_state
 
-    from plait.train.energon import EnergonFeed, PictureCollator, image_processor
+    from plait.train.energon import EnergonFeed, EvaluationFeed, PictureCollator, image_processor
 
     first = parallel_state.is_pipeline_first_stage()
-    mixture = job.mixture
+    source = job.evaluated if evaluates else job.mixture
+    mixture = source.content
     collate = PictureCollator(
         seq_length=mixture["decoder_seq_length"],
         fixed=job.grid.pp > 1,
@@ -183,8 +197,8 @@ def _energon(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
         processor=image_processor(Path(job.start)) if first else None,
         window=spec.sliding_window,
     )
-    return EnergonFeed(
-        blend=Path(job.analysis) / "metadataset.yaml",
+    return (EvaluationFeed if evaluates else EnergonFeed)(
+        blend=source.folder / "metadataset.yaml",
         tokenizer=Path(mixture["tokenizer"]),
         form=mixture["format"],
         collate=collate,
