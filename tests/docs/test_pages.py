@@ -113,7 +113,7 @@ def assert_known(command):
 
 
 def test_there_are_console_blocks_of_each_kind():
-    assert {mark for _, mark, _ in CONSOLE} == {"", "long", "refused"}
+    assert {mark for _, mark, _ in CONSOLE} == {"", "long", "refused", "elsewhere"}
 
 
 @pytest.mark.parametrize("page", PAGES[:2])
