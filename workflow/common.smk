@@ -9,6 +9,7 @@ from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
 from plait.config import Plan, load
+from plait.config.jobs import link_array_log
 from plait.config.paths import plan_file
 from plait.errors import PlaitError
 
@@ -183,6 +184,7 @@ def asks(rule):
     def value(key):
         @in_snakemakes_frame
         def ask(wildcards, attempt):
+            link_array_log(rule, wildcards)
             run = wildcards.run if rule == "train" else None
             return plan.asks(rule, run=run, attempt=attempt).get(key)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import DataError, LayoutError
-from plait.layout import MANIFEST, Artifact, Chat, Export, HubFile, Run
+from plait.layout import ADOPTABLE, MANIFEST, Artifact, Chat, Export, HubFile, Run, parse
 
 SCHEMA = 1
 ADOPTED = b'"adopted"'
@@ -121,9 +121,17 @@ def refuse_foreign(target: Path | Artifact) -> None:
     if stands is not None:
         raise LayoutError(
             f"{stands} stands where plait would write, and plait did not make it",
-            hint=f"`plait adopt {stands}` checks it and takes it as it is; or move it away, or name it in "
-            "config/ as the source of another artifact",
+            hint=f"{_taken(stands)}move it away, or name it in config/ as the source of another artifact",
         )
+
+
+def _taken(stands: Path) -> str:
+    """How it is taken as made, if it can be."""
+    try:
+        can_be = isinstance(parse(stands), ADOPTABLE)
+    except LayoutError:
+        can_be = False
+    return f"`plait adopt {stands}` checks it and takes it as it is; or " if can_be else ""
 
 
 def adopted(artifact: Artifact) -> dict[str, Any] | None:

@@ -355,6 +355,12 @@ KINDS: tuple[type[Artifact], ...] = (
 )  # fmt: skip
 
 
+ADOPTABLE: tuple[type[Artifact], ...] = (
+    Raw, Chat, Indexed, Energon, HfModel, Megatron, Sharded, Iteration,
+)  # fmt: skip
+"""What ``plait adopt`` takes where plait did not make it."""
+
+
 def pattern(kind: type[Artifact], suffix: str = "") -> str:
     """The Snakemake pattern of a kind of artifact, or of a file inside it."""
     return kind.PATTERN + (f"/{suffix}" if suffix else "")

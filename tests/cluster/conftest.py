@@ -100,7 +100,9 @@ def cluster():
     up = subprocess.run([SCRIPT, "up"], capture_output=True, text=True, check=False)
     if up.returncode == 3:
         pytest.skip(up.stdout.strip())
-    assert up.returncode == 0, up.stderr
+    if up.returncode:
+        run(SCRIPT, "down")
+        pytest.fail(up.stderr)
     yield Cluster(Path(os.path.realpath("/etc/slurm/slurm.conf")).parents[1])
     if not os.environ.get("KEEP_SLURM"):
         run(SCRIPT, "down")

@@ -43,6 +43,16 @@ def test_a_target_is_made_from_nothing_by_jobs_on_two_nodes(run, step, made, clu
     assert {job["TresPerNode"] for job in jobs} == {"gres:gpu:1"}
 
 
+def test_a_models_way_to_its_shards_is_one_job_where_it_is_grouped(made, cluster):
+    project, _ = made["Y"]
+
+    (log,) = project.folder.glob("data/logs/slurm/group_*/*.log")
+
+    assert cluster.show(log.stem)["JobState"] == "COMPLETED"
+    for rule in GROUPED:
+        assert not list(project.folder.glob(f"data/logs/slurm/rule_{rule}/**/*.log")), rule
+
+
 @pytest.fixture(scope="module")
 def reference(made):
     """The run `long` without Slurm and without a break: its rows and its manifest."""
@@ -155,6 +165,7 @@ def test_a_driver_that_was_killed_leaves_its_job_and_no_other_writes(before, ref
     driver = project.start(LONG)
     cluster.wait(lambda: long.done > 5)
     writer = long.writer
+    os.kill(writer[0], signal.SIGSTOP)  # the job lives for as long as the test looks at it
     driver.kill()
     driver.wait()
 
@@ -163,6 +174,7 @@ def test_a_driver_that_was_killed_leaves_its_job_and_no_other_writes(before, ref
     refused = project.submit(LONG, "--retries", "0")
     assert cluster.show(writer[1])["JobState"] == "RUNNING"
     assert long.writer == writer
+    os.kill(writer[0], signal.SIGCONT)
     cluster.wait(lambda: cluster.show(writer[1])["JobState"] == "COMPLETED")
     last = project.submit(LONG)
 

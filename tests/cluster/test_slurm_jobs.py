@@ -89,5 +89,9 @@ def test_64_shards_are_two_arrays(cluster, shards):
     assert len(tasks) == len(ended) == 64
     assert len({one["ArrayJobId"] for one in tasks}) == 2
     assert len(list(project.folder.glob("data/processed/mine/*.jsonl.gz"))) == 64
+    logs = list(project.folder.glob("data/logs/slurm/rule_chat/mine_*/*.log"))
+    assert {log.parent.name for log in logs} == {f"mine_{number:05d}" for number in range(64)}
+    assert {log.stem for log in logs} == {f"{one['ArrayJobId']}_{one['ArrayTaskId']}" for one in tasks}
+    assert all(f"shard={log.parent.name[5:]}" in log.read_text() for log in logs)
     ledgers = [json.loads(path.read_text()) for path in project.folder.glob("data/processed/mine/*.json")]
     assert [ledger["kept"] for ledger in ledgers] == [1] * 64

@@ -56,6 +56,30 @@ def test_what_lies_in_a_folder_that_is_seen_is_not_named_again(cwd):
     assert binds([str(cwd / "scratch/deep"), str(cwd / "scratch")]) == {"work", "scratch", "tmp"}
 
 
+def test_links_below_a_named_folder_and_deep_in_data_are_seen_where_they_lead(cwd):
+    blobs, snapshot = cwd / "scratch/hub/blobs", cwd / "scratch/hub/snapshots/c"
+    model, shard, cache = cwd / "elsewhere/M", cwd / "elsewhere/x/1.tar", cwd / "home/cache"
+    for folder in (
+        blobs,
+        snapshot,
+        model,
+        shard.parent,
+        cwd / "work/data/models/raw_hf",
+        cwd / "work/data/raw/d",
+    ):
+        folder.mkdir(parents=True)
+    for file in (blobs / "1", shard, cwd / "home/token"):
+        file.touch()
+    cache.mkdir()
+    (snapshot / "config.json").symlink_to("../../blobs/1")
+    (cwd / "work/data/models/raw_hf/M").symlink_to(model)
+    (cwd / "work/data/raw/d/1.tar").symlink_to(shard)
+
+    found = binds(str(snapshot), HF_HUB_CACHE=str(cache), HF_TOKEN_PATH=str(cwd / "home/token"))
+
+    assert found == {"work", "tmp", "c", "blobs", "M", "x", "cache", "token"}
+
+
 def test_binds_that_are_given_stay_and_a_second_time_adds_nothing(cwd):
     first = environment((), {BIND: "/a:/b:ro,/c"})
 

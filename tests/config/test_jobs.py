@@ -8,7 +8,7 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm.validation import get_forbidden_slurm_options, validate_slurm_extra
 
 from plait.config import Plan, load
-from plait.config.jobs import CLASSES, RULES, TAKEN
+from plait.config.jobs import CLASSES, RULES, TAKEN, link_array_log
 from plait.errors import ConfigError
 
 ONE = {"processes": 0, "nodes": 1, "attempt": 1, "escalates": True}
@@ -94,7 +94,7 @@ def test_the_rest_reaches_sbatch():
         ("--mem=10G", "'--mem=10G' is not for slurm_extra: use the key mem_mb"),
         ("--part=gpu", "'--part=gpu' is not for slurm_extra: use the key partition"),
         ("--exclusive", "use the key exclusive"),
-        ("--chdir=/", "Snakemake sets it"),
+        ("--chdir=/", "how jobs are submitted hangs on it"),
         ("--nodelist=rack-J1", "Snakemake takes for the name of a job"),
         ("-N 2", "is not one option of sbatch"),
         ("--nodelist n1", "is not one option of sbatch"),
@@ -141,3 +141,17 @@ def test_jobs_change_nothing_of_what_is_made(tmp_path):
 
     first, second = (Plan(load(one)).settings_text(chat) for one in (config, with_jobs))
     assert first == second
+
+
+def test_the_log_of_an_arrays_task_is_linked_where_a_failure_names_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    for environ in ({}, task | {"SLURM_JOB_NODELIST": "n1"}):
+        link_array_log("chat", ["mine", "00002"], environ)
+        assert not list(tmp_path.iterdir())
+
+    for _ in range(2):
+        link_array_log("chat", ["mine", "00002"], task)
+
+    link = tmp_path / "data/logs/slurm/rule_chat/mine_00002/7_3.log"
+    assert link.readlink().as_posix() == "../7_3.log"

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from plait import layout
 from plait.cli.main import STAGES
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "ARCHITECTURE.md", "docs/LLAVA.md")
-BLOCK = re.compile(r"(?:<!-- (\w+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+PAGES = ("README.md", "ARCHITECTURE.md", "docs/LLAVA.md", "profiles/README.md")
+BLOCK = re.compile(r"(?:<!-- (\w+) -->\n *)?```(\w+)\n(.*?)```", re.DOTALL)
 
 
 def text(page):
@@ -26,7 +27,8 @@ def text(page):
 
 
 def blocks(page, kind):
-    return [(mark, body) for mark, found, body in BLOCK.findall(text(page)) if found == kind]
+    found = BLOCK.findall(text(page))
+    return [(mark, textwrap.dedent(body)) for mark, of_kind, body in found if of_kind == kind]
 
 
 CONSOLE = [(page, mark, body) for page in PAGES for mark, body in blocks(page, "console")]
@@ -89,7 +91,7 @@ def follows(lines, said):
     ("page", "mark", "body"), CONSOLE, ids=[body.splitlines()[0] for *_, body in CONSOLE]
 )
 def test_console_blocks_say_what_is_said(page, mark, body, clone):
-    for command, lines in commands(body):
+    for command, lines in commands(body) if mark != "elsewhere" else ():
         if mark == "long":
             assert_known(command)
             continue
@@ -111,7 +113,7 @@ def assert_known(command):
 
 
 def test_there_are_console_blocks_of_each_kind():
-    assert {mark for _, mark, _ in CONSOLE} == {"", "long", "refused"}
+    assert {mark for _, mark, _ in CONSOLE} == {"", "long", "refused", "elsewhere"}
 
 
 @pytest.mark.parametrize("page", PAGES[:2])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -47,20 +48,36 @@ FOLDERS = (
 FILES = ("hosts", "resolv.conf", "passwd", "group", "localtime")
 SEEN = "inside.txt"
 """Where an image notes in the working folder what it ran: stages and modules."""
+WHERE = "images.txt"
+"""Where it notes stages with its own name."""
 
 
 def bring_up():
     """The folder of the command; where it cannot be had the test skips with one line."""
     place = shutil.which("apptainer")
-    if place:
-        return Path(place).parent
+    commands = Path(place).parent if place else installed()
+    with tempfile.TemporaryDirectory() as folder:
+        skeleton(Path(folder))
+        words = [commands / "apptainer", "exec", "--bind=/usr", folder, "true"]
+        tried = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    if tried.returncode:
+        pytest.skip(f"Apptainer starts nothing here: {last_line(tried.stderr)}")
+    return commands
+
+
+def installed():
+    """The folder of one that is installed for the tests."""
     TOOLS.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [SCRIPT, TOOLS / "apptainer"], capture_output=True, text=True, timeout=300, check=False
     )
     if done.returncode:
-        pytest.skip(f"no Apptainer here: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        pytest.skip(f"no Apptainer here: {last_line(done.stderr)}")
     return TOOLS / "apptainer/usr/bin"
+
+
+def last_line(said):
+    return (said.strip().splitlines() or ["no word"])[-1]
 
 
 def passthrough(folder, python=PYTHON):
@@ -68,7 +85,10 @@ def passthrough(folder, python=PYTHON):
     skeleton(folder)
     noted = f'echo "$2" >> {SEEN}\nPYTHONPATH=$PYTHONPATH:{PACKAGES} exec {python} "$@"'
     script(folder / "image/bin/python", noted)
-    script(folder / "image/bin/plait", f'echo "$1" >> {SEEN}\nexec /image/bin/python -m plait.cli.main "$@"')
+    staged = f'echo "$1" >> {SEEN}\necho "{folder.name} $1" >> {WHERE}\n'
+    script(folder / "image/bin/plait", f'{staged}exec /image/bin/python -m plait.cli.main "$@"')
+    for name in ("squeue", "scontrol", "srun"):
+        script(folder / "image/bin" / name, "exit 127")  # what most images do not have
     return folder
 
 

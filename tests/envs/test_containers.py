@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from envs.containers import EVERYONES, PACKAGES, ROOT, SEEN, environment, passthrough, proofs
+from envs.containers import EVERYONES, PACKAGES, ROOT, SEEN, WHERE, environment, passthrough, proofs
 from envs.fixtures import EXPORT, PATIENCE, small
 from projects import Project
 
@@ -20,7 +20,8 @@ APPTAINER = ("--sdm", "apptainer")
 def test_the_chat_plan_in_images_gives_the_same_roots_and_images_plan_nothing(
     bare, contained, image, scratch, tmp_path
 ):
-    inside = small(Project.make(tmp_path / "project"), dict.fromkeys(("io", "cpu", "gpu"), str(image)))
+    images = {"io": str(passthrough(scratch / "of-io")), "cpu": str(image), "gpu": str(image)}
+    inside = small(Project.make(tmp_path / "project"), images)
     (scratch / "data").mkdir()
     (inside.folder / "data").symlink_to(scratch / "data")
 
@@ -31,6 +32,8 @@ def test_the_chat_plan_in_images_gives_the_same_roots_and_images_plan_nothing(
         "raw", "chat", "tokenizer", "index", "analyse", "build", "convert", "shard", "verify", "schedule",
         "export", "plait.cli.main", "plait.train.node",
     }  # fmt: skip
+    where = [line.split() for line in (inside.folder / WHERE).read_text().splitlines()]
+    assert {stage for name, stage in where if name == "of-io"} == {"raw", "build", "schedule"}
     assert len(proofs(bare.folder)) > 10
     assert proofs(inside.folder) == proofs(bare.folder)
     assert inside.plan(EXPORT).nothing

@@ -46,7 +46,8 @@ def checkout(commands, tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     mapped = f'exec unshare --user --map-root-user --mount {commands}/apptainer "$@"'
     script(tmp_path / "bin/apptainer", mapped)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    folders = [tmp_path / "bin", Path(sys.executable).parent, commands, os.environ["PATH"]]
+    monkeypatch.setenv("PATH", ":".join(map(str, folders)))
     return folder
 
 

@@ -116,6 +116,24 @@ def test_a_run_is_known_by_what_stands(said):
     assert "there is no data/ckpts/y\nhint:  known: x" in said("y", status=2)
 
 
+def test_one_damaged_run_hides_no_other(said):
+    assert "nothing: no run, no lock, nothing half written" in said()
+    checkpoint("data/ckpts/good/iter_0000050")
+    for name, file, text in (("bad", "iter_0000050/plait.json", "{"), ("held", ".lease", "?")):
+        Path("data/ckpts", name, file).parent.mkdir(parents=True)
+        Path("data/ckpts", name, file).write_text(text)
+    Path("data/ckpts/.hidden").mkdir()
+    Path("data/ckpts/held/.iter_0000007.part").mkdir()
+
+    text = said("--clean")
+
+    assert "damaged: data/ckpts/bad/iter_0000050/plait.json is not JSON" in text
+    assert "lease: data/ckpts/held/.lease is no lease" in text
+    assert "newest: data/ckpts/good/iter_0000050" in text
+    assert ".hidden" not in text
+    assert Path("data/ckpts/held/.iter_0000007.part").is_dir()
+
+
 def test_snakemakes_own_lock_living_and_left_behind(said):
     Path("Snakefile").write_text("rule all:\n    output: 'x'\n    shell: 'sleep 600'\n")
     words = [sys.executable, "-m", "snakemake", "--cores", "1"]
@@ -155,3 +173,6 @@ def test_a_run_that_the_config_has_lost_is_exported_by_what_its_manifests_say(tm
     assert json.dumps({"recipe": "chat", "template": "chatml"}, separators=(",", ":")) in remembered("x")
     Path("data/analysis/d/plait.json").unlink()
     assert "what it was made from does not: bring its entry in runs back" in remembered("x")
+    manifest = Path("data/ckpts/x/iter_0000050/plait.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "adopted": True}))
+    assert "was adopted, and nothing says of what model: bring its entry in runs back" in remembered("x")

@@ -121,9 +121,30 @@ def test_one_node_of_an_allocation_needs_no_srun(programs, monkeypatch):
     assert launch.chosen(job(nodes=2)).around["launch"] == "local"
 
 
+def test_the_launcher_asks_slurm_for_addresses_that_an_image_cannot(programs, monkeypatch):
+    shown = (
+        "NodeName=a Arch=x86_64 \\n   NodeAddr=10.0.0.1 NodeHostName=x\\n\\nNodeName=b NodeAddr=10.0.0.2\\n"
+    )
+    programs(scontrol=f"case $2 in hostnames) printf 'a\\nb\\n';; *) printf '{shown}';; esac")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "[a-b]")
+
+    assert slurm.addresses() == {"a": "10.0.0.1", "b": "10.0.0.2"}
+
+
+def test_what_a_run_names_goes_before_what_the_environment_says(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "lo")
+    assert node.environment(job(), 1)["CUDA_VISIBLE_DEVICES"] == "0"
+    found = node.named(job(gpu_ids=[2, 3], network_interface="ib0"))
+    assert found["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert found["NCCL_SOCKET_IFNAME"] == found["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert found.items() <= node.environment(job(gpu_ids=[2, 3], network_interface="ib0"), 1).items()
+
+
 def test_nodes_meet_where_node_0_says(tmp_path, programs, monkeypatch):
-    programs(scontrol="echo '   NodeAddr=127.0.0.1 NodeHostName=x'")
     common = {
+        node.ADDRESSES: json.dumps({"no-such-host": "127.0.0.1"}),
         "SLURM_JOB_ID": "7",
         "SLURM_STEP_ID": "3",
         "SLURM_NNODES": "2",

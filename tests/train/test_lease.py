@@ -138,6 +138,22 @@ def test_the_lease_of_a_slurm_job_is_as_slurm_says(tmp_path, squeue, answer, sta
     assert "-j 77" in (tmp_path / "asked").read_text()
 
 
+def test_a_dead_jobs_lease_is_moved_away_before_who_cannot_ask_slurm_starts(tmp_path, squeue, monkeypatch):
+    run = tmp_path / "run"
+    squeue(error="slurm_load_jobs error: Invalid job id specified", status=1)
+    foreign(run, job="77")
+    lease.clear(run)
+    monkeypatch.setenv("PATH", "/nowhere")  # in an image
+    with hold(run):
+        pass
+    assert left(run) == []
+
+    foreign(run, job="78")
+    with pytest.raises(CheckpointError, match="another job is training"):
+        lease.clear(run)
+    assert read(run).job == "78"
+
+
 def test_slurm_is_believed_more_than_a_fresh_or_a_late_beat(tmp_path, squeue):
     squeue("RUNNING|100|200\n")
     foreign(tmp_path / "run", job="77", age=10_000)

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> None:
             "unknown": f"{part.writer}, which cannot be asked from here; plait status --clean does so there",
         }
         _say(f"  {part.path}, {part.bytes / 1e6:.1f} MB: {advice[part.state]}")
+    if not (parts or locked or state.runs()):
+        _say("nothing: no run, no lock, nothing half written")
     if args.clean:
         for part in state.clean(parts):
             _say(f"removed: {part.path}")

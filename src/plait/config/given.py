@@ -8,20 +8,14 @@ from pydantic import AfterValidator
 from plait import layout
 from plait.errors import LayoutError
 
-ADOPTED = (
-    layout.Raw, layout.Chat, layout.Indexed, layout.Energon, layout.HfModel, layout.Megatron, layout.Sharded,
-    layout.Iteration,
-)  # fmt: skip
-"""The kinds of artifact that ``plait adopt`` takes."""
-
 
 def _target(path: str) -> str:
     try:
         artifact = layout.parse(path)
     except LayoutError as error:
         raise ValueError(str(error)) from error
-    if not isinstance(artifact, ADOPTED):
-        known = ", ".join(kind.PATTERN for kind in ADOPTED)
+    if not isinstance(artifact, layout.ADOPTABLE):
+        known = ", ".join(kind.PATTERN for kind in layout.ADOPTABLE)
         raise ValueError(  # noqa: TRY004 - pydantic shows no other
             f"{path} is made here and never given; what may be is {known}"
         )

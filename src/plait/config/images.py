@@ -24,6 +24,8 @@ ImagePath = Annotated[str, StringConstraints(pattern=r"^[\w./~+@-]+$")]
 TOKENS = ("HF_TOKEN", "WANDB_API_KEY")
 """What an image learns by environment alone."""
 BIND = "APPTAINER_BIND"
+INSIDE = "APPTAINERENV_"
+"""What begins so in the environment is set in an image."""
 CACHE = ".snakemake/cache"
 
 
@@ -57,23 +59,26 @@ def environment(named: Any = (), given: Mapping[str, str] = os.environ) -> dict[
         given: the environment as it is; binds in it stay.
     """
     home, cwd = Path.home(), Path.cwd()
-    hub = Path(given.get("HF_HOME", home / ".cache/huggingface"))
+    hub = Path(given.get("HF_HOME") or Path(given.get("XDG_CACHE_HOME") or home / ".cache", "huggingface"))
     source = Path(plait.__file__).parents[1]
-    wanted: list[Path | str] = [cwd, *_links(cwd), tempfile.gettempdir(), hub, *_strings(named)]
+    hubs = [given[name] for name in ("HF_HUB_CACHE", "HF_TOKEN_PATH") if name in given]
+    folders = [*_strings(named)]
+    seen = [*hubs, *folders, *_behind(folders)]
+    wanted: list[Path | str] = [cwd, *_links(cwd), tempfile.gettempdir(), hub, *seen]
     found = {
         BIND: ",".join(_binds(given.get(BIND, ""), wanted, cwd)),
         "APPTAINER_NV": "true",
         # Snakemake mounts the working folder as home: `~` in config/ and the hub's files are elsewhere.
-        f"APPTAINERENV_{HOME}": given.get(HOME, str(home)),
-        "APPTAINERENV_HF_HOME": str(hub if hub.is_dir() else cwd / CACHE / "huggingface"),
-        "APPTAINERENV_XDG_CACHE_HOME": str(cwd / CACHE),
+        f"{INSIDE}{HOME}": given.get(HOME, str(home)),
+        f"{INSIDE}HF_HOME": str(hub if hub.is_dir() else cwd / CACHE / "huggingface"),
+        f"{INSIDE}XDG_CACHE_HOME": str(cwd / CACHE),
         # Packages of ~/.local are no part of an image.
-        "APPTAINERENV_PYTHONNOUSERSITE": "1",
-        **{f"APPTAINERENV_{name}": given[name] for name in TOKENS if name in given},
+        f"{INSIDE}PYTHONNOUSERSITE": "1",
+        **{f"{INSIDE}{name}": given[name] for name in TOKENS if name in given},
     }
     if (source.parent / "pyproject.toml").is_file():
         # A checkout: the stages that planning knows are those that run, whatever the image was built with.
-        found["APPTAINERENV_PYTHONPATH"] = str(source)
+        found[f"{INSIDE}PYTHONPATH"] = str(source)
         found[BIND] = ",".join(_binds(found[BIND], [source], cwd))
     return found
 
@@ -87,7 +92,7 @@ def _binds(given: str, wanted: Iterable[Path | str], cwd: Path) -> list[str]:
     kept = [bind for bind in given.split(",") if bind]
     real = {local(str(path)).resolve() for path in wanted if local(str(path)).exists()} - {Path("/")}
     for path in sorted(real):
-        inside = any(other in path.parents for other in real) or (path != cwd and cwd in path.parents)
+        inside = not (real | {cwd}).isdisjoint(path.parents)
         if inside or str(path) in kept:
             continue
         if set(",:") & set(str(path)):
@@ -97,9 +102,24 @@ def _binds(given: str, wanted: Iterable[Path | str], cwd: Path) -> list[str]:
 
 
 def _links(cwd: Path) -> list[Path]:
-    """data/, and what lies one or two folders deep in it, where it is a link."""
+    """data/ where it is a link, and where the links lead that lie in it as deep as artifacts do."""
     data = cwd / "data"
-    return [path for path in (data, *data.glob("*"), *data.glob("*/*")) if path.is_symlink()]
+    found = (path for depth in range(1, 5) for path in data.glob("/".join("*" * depth)))
+    links = [path for path in found if path.is_symlink() and path.exists()]
+    return [data, *_places(links)] if data.is_symlink() else [*_places(links)]
+
+
+def _behind(folders: Iterable[str]) -> Iterator[Path]:
+    """Where the links in folders lead: a snapshot of the hub's cache is links to its blobs."""
+    for folder in map(local, folders):
+        if folder.is_dir() and folder != Path("/"):
+            yield from _places(path for path in folder.iterdir() if path.is_symlink() and path.exists())
+
+
+def _places(links: Iterable[Path]) -> Iterator[Path]:
+    """The folders that links lead to, or that hold the files which they lead to."""
+    for real in {link.resolve() for link in links}:
+        yield real if real.is_dir() else real.parent
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -4,9 +4,13 @@ Every rule is of a class (:data:`RULES`), which sets defaults; ``jobs.classes`` 
 go over these key by key. The words of :meth:`Ask.resources` are those of snakemake-executor-plugin-slurm.
 """
 
+import contextlib
+import os
 import re
 import shlex
+from collections.abc import Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
@@ -50,18 +54,22 @@ WHOLE_MODELS = {
 }
 """Memory of rules that hold a model; it fits one of 7 billion parameters."""
 
+SLURM_LOGS = Path("data/logs/slurm")
+"""`slurm-logdir` of profiles/slurm."""
 TAKEN = {
     **dict.fromkeys(("time", "time-min"), "runtime"),
     **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "mem_mb"),
     **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "cpus"),
     **dict.fromkeys(
-        ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"), "gpus and gpu_type"
+        ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task"),
+        "gpus and gpu_type",
     ),
     **{key: key for key in ("partition", "account", "qos", "constraint", "exclusive", "reservation")},
     **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "nodes of a run"),
     **dict.fromkeys(
         ("job-name", "output", "error", "parsable", "export", "comment", "workdir", "chdir", "clusters",
-         "array", "wrap"), "",
+         "array", "wrap", "requeue", "no-requeue", "signal", "open-mode", "quiet", "wait", "test-only",
+         "help", "usage", "version", "uid", "gid", "input"), "",
     ),
 }  # fmt: skip
 """Options of sbatch that ``slurm_extra`` may not hold, and the key that sets each, if one does."""
@@ -77,7 +85,7 @@ def _option(text: str) -> str:
         )
     taken = next((option for option in TAKEN if option.startswith(found[1])), None)
     if taken:
-        instead = f"use the key {TAKEN[taken]}" if TAKEN[taken] else "Snakemake sets it"
+        instead = f"use the key {TAKEN[taken]}" if TAKEN[taken] else "how jobs are submitted hangs on it"
         raise ValueError(f"{text!r} is not for slurm_extra: {instead}")
     if "-J" in text:
         raise ValueError(f"{text!r} holds -J, which Snakemake takes for the name of a job")
@@ -157,6 +165,27 @@ class Ask(Strict):
 def _defaults() -> str:
     said = (f"{kind} {ask['runtime']} minutes, {ask['mem_mb']} MB" for kind, ask in CLASSES.items())
     return "; ".join(said)
+
+
+def link_array_log(rule: str, wildcards: Iterable[str], environ: Mapping[str, str] = os.environ) -> None:
+    """Make the log of an array's task appear where a failure names it, in the folder of its wildcards.
+
+    The executor (2.8.0) has Slurm write it one folder higher: Slurm knows no wildcards. Here, in the task's
+    own process, they are known; the one around it holds those of the array's first task, and has Slurm's
+    names of nodes in its environment.
+
+    Args:
+        rule: the rule of a job.
+        wildcards: the values of its wildcards.
+        environ: the environment.
+    """
+    array, task = (environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    if array is None or task is None or "SLURM_JOB_NODELIST" in environ:
+        return
+    folder = SLURM_LOGS / f"rule_{rule}" / "_".join(wildcards)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a requeued task has the number of its former life
+        (folder / f"{array}_{task}.log").symlink_to(f"../{array}_{task}.log")
 
 
 class Jobs(Strict):

@@ -19,6 +19,8 @@ def remembered(run: str) -> str:
     if not saved:
         return ""
     newest = saved[-1].parent
+    if read_manifest(newest).get("adopted"):
+        return f"{newest} was adopted, and nothing says of what model: bring its entry in runs back"
     try:
         settings = _export_settings(newest)
         hf = _origin(newest, "hf_model")

@@ -35,14 +35,25 @@ def runs(name: str = "") -> list[layout.Run]:
         DataError: it has none; those that have are named.
     """
     folders = DATA / RUNS
-    found = sorted(path.name for path in folders.iterdir() if path.is_dir()) if folders.is_dir() else []
+    found = sorted(path.name for path in folders.iterdir() if _is_run(path)) if folders.is_dir() else []
     if name and name not in found:
         raise DataError(f"there is no {folders / name}", hint=f"known: {', '.join(found) or 'none'}")
     return [layout.Run(run=one) for one in ([name] if name else found)]
 
 
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and layout.Run.read(path.as_posix()) is not None
+
+
 def of_run(run: layout.Run) -> Iterator[str]:
-    """What can be said of a run, a line each."""
+    """What can be said of a run, a line each; what is damaged is named."""
+    try:
+        yield from _of_run(run)
+    except PlaitError as error:
+        yield f"damaged: {error}"
+
+
+def _of_run(run: layout.Run) -> Iterator[str]:
     folder = Path(str(run))
     saved = checkpoints(folder)
     yield f"lease: {_held(folder)}"
@@ -115,7 +126,10 @@ class Part:
         """``live``, ``gone``, or ``unknown`` where its machine cannot be asked from here."""
         if not self.host:
             folder = self.path.parent
-            found = lease.read(folder.parent if folder.name == STATES else folder)
+            try:
+                found = lease.read(folder.parent if folder.name == STATES else folder)
+            except PlaitError:
+                return "unknown"
             return "live" if found is not None and found.state() == "live" else "gone"
         if self.host == socket.gethostname():
             return "live" if Path(f"/proc/{self.pid}").exists() else "gone"

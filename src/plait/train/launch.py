@@ -5,6 +5,7 @@ signal itself before the time of its Slurm job is over.
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ from plait.config.run import processes_per_node, world_size
 from plait.errors import CheckpointError, ConfigError, Stopped
 from plait.train import lease, slurm
 from plait.train.job import Job
-from plait.train.node import environment
+from plait.train.node import ADDRESSES, environment, named
 from plait.train.signals import ASK, ignore, listen
 
 ENV = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -123,7 +124,7 @@ def launch(job: Job, image: str = "") -> None:
         _run_in_place(job, image)
         asked = 0
     else:
-        lease.refuse_live(Path(str(job.run)))
+        lease.clear(Path(str(job.run)))
         asked = _run_to_the_end(job, image)
     if _published(job) == before:
         _end_early(job, asked, progress=_kept(job) != kept)
@@ -145,7 +146,7 @@ def _run_in_place(job: Job, image: str) -> None:
             hint="start `plait train` in the image, without --image",
         )
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    os.environ |= {**environment(job, here), **os.environ}
+    os.environ |= {**environment(job, here), **os.environ, **named(job)}
     listen()
     from plait.train.rank import run_rank
 
@@ -163,6 +164,8 @@ def _run_to_the_end(job: Job, image: str) -> int:
         signal.signal(number, lambda got, _: asked.append(got))
     clock = Clock.of(job)
     environ = environment(job, processes_per_node(job.settings, job.machines))
+    if job.around["launch"] == "slurm":
+        environ[ADDRESSES] = json.dumps(slurm.addresses())
     if image:
         environ |= images.environment((), environ)
     process = subprocess.Popen(command(job, image), env=environ)

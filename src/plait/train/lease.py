@@ -130,6 +130,16 @@ def refuse_live(run: Path) -> None:
         )
 
 
+def clear(run: Path) -> None:
+    """Move the lease of a dead job away, before its successor starts where nobody can ask Slurm: in an image.
+
+    Raises:
+        CheckpointError: as :func:`refuse_live`.
+    """
+    refuse_live(run)
+    _move_away(run / NAME)
+
+
 class Held:
     """This process's lease, while it beats in it."""
 

@@ -20,6 +20,8 @@ from plait.train.job import Job
 
 PATIENCE = 600.0
 """Seconds to wait for node 0; shared file systems and images are slow to show up."""
+ADDRESSES = "PLAIT_NODE_ADDRESSES"
+"""What the launcher knows of Slurm's nodes: addresses by name, as JSON."""
 
 
 def torchrun(job: Job, processes: int, place: tuple[str, ...]) -> list[str]:
@@ -84,11 +86,11 @@ def _wait_for(path: Path) -> dict[str, str]:
 
 
 def _reachable(host: str) -> str:
-    """A name that resolves here, or the address that Slurm has of the node."""
+    """A name that resolves here, or the address that Slurm has of the node; an image cannot ask it."""
     try:
         socket.getaddrinfo(host, None)
     except socket.gaierror:
-        return slurm.address(host) or host
+        return str(json.loads(os.environ.get(ADDRESSES, "{}")).get(host, host))
     return host
 
 
@@ -100,11 +102,17 @@ def environment(job: Job, processes: int) -> dict[str, str]:
     threads = str(max(1, _cores() // processes))
     found = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     found |= {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, **found, **named(job)}
+
+
+def named(job: Job) -> dict[str, str]:
+    """What the run's keys say of devices and networks; they go before what the environment says."""
+    found = {}
     if job.around["gpu_ids"]:
         found["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.around["gpu_ids"]))
     if job.around["network_interface"]:
         found |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), job.around["network_interface"])
-    return {**os.environ, **found}
+    return found
 
 
 def _cores() -> int:

@@ -5,6 +5,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 
+NODE = re.compile(r"NodeName=(\S+).*?\bNodeAddr=(\S+)", re.DOTALL)
 PATIENCE = 30.0
 """Seconds that a question may take; a busy controller answers late."""
 RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"}
@@ -82,11 +83,11 @@ def nodes_of_job() -> list[str]:
     return answer.stdout.split() if answer and not answer.returncode else []
 
 
-def address(node: str) -> str:
-    """The address that Slurm has of a node, for names that no resolver knows; "" where it has none."""
-    answer = ask("scontrol", "show", "node", node)
-    found = re.search(r"\bNodeAddr=(\S+)", answer.stdout) if answer else None
-    return found[1] if found else ""
+def addresses() -> dict[str, str]:
+    """The addresses that Slurm has of this job's nodes, for names that no resolver knows."""
+    names = nodes_of_job()
+    answer = ask("scontrol", "show", "node", ",".join(names)) if names else None
+    return dict(NODE.findall(answer.stdout)) if answer else {}
 
 
 def requeue(job: str) -> str:
