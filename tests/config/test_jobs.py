@@ -94,7 +94,7 @@ def test_the_rest_reaches_sbatch():
         ("--mem=10G", "'--mem=10G' is not for slurm_extra: use the key mem_mb"),
         ("--part=gpu", "'--part=gpu' is not for slurm_extra: use the key partition"),
         ("--exclusive", "use the key exclusive"),
-        ("--chdir=/", "how jobs are submitted hangs on it"),
+        ("--chdir=/", "Snakemake sets it, or needs it as it is"),
         ("--nodelist=rack-J1", "Snakemake takes for the name of a job"),
         ("-N 2", "is not one option of sbatch"),
         ("--nodelist n1", "is not one option of sbatch"),

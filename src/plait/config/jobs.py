@@ -85,7 +85,7 @@ def _option(text: str) -> str:
         )
     taken = next((option for option in TAKEN if option.startswith(found[1])), None)
     if taken:
-        instead = f"use the key {TAKEN[taken]}" if TAKEN[taken] else "how jobs are submitted hangs on it"
+        instead = f"use the key {TAKEN[taken]}" if TAKEN[taken] else "Snakemake sets it, or needs it as it is"
         raise ValueError(f"{text!r} is not for slurm_extra: {instead}")
     if "-J" in text:
         raise ValueError(f"{text!r} holds -J, which Snakemake takes for the name of a job")
