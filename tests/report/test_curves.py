@@ -54,6 +54,19 @@ def test_equal_rows_give_equal_bytes(ending, metrics, tmp_path):
     assert not re.search(rb"20\d\d-\d\d-\d\d", one.read_bytes())
 
 
+def test_evaluations_are_drawn_and_said(metrics, tmp_path):
+    plain = tmp_path / "plain.svg"
+    curves.draw(curves.read(metrics), plain, form="svg", name="r")
+    rows = [row | ({"validation lm loss": 1.25} if row["iteration"] in {20, 40} else {}) for row in ROWS]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curve = curves.read(metrics, last=30)
+
+    curves.draw(curve, tmp_path / "evaluated.svg", form="svg", name="r")
+
+    assert curves.sentence(curve).endswith("0.33 at iteration 30; validation 1.25 at 20")
+    assert (tmp_path / "evaluated.svg").read_bytes() != plain.read_bytes()
+
+
 def test_half_a_line_at_the_end_is_no_row(metrics):
     metrics.write_text(metrics.read_text()[:-20])
 

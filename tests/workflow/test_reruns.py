@@ -1,5 +1,6 @@
 """What changes a result plans exactly what follows; what does not plans nothing. On a real run."""
 
+import json
 import os
 import shutil
 
@@ -113,6 +114,29 @@ def test_another_checkout_with_new_mtimes_comments_and_spaces_plans_nothing(copy
         source.write_text(f"{text}\n\n# A comment changes nothing.\n")
 
     assert copy.plan(EXPORT, config=SMALL).nothing
+
+
+def test_evaluating_on_other_data_makes_them_and_trains_nothing_again(copy):
+    held_out = {
+        "datasets": {"held-out": {"source": {"kind": "chat-jsonl", "path": "held"}}},
+        "mixtures": {"held-out": {"format": "chatml", "pack": 256, "datasets": ["held-out"]}},
+    }
+    evaluated = overlay("runs", "chat-tiny", eval_interval=2, eval_iters=1, eval_mixture="held-out")
+    evaluated = {key: {**evaluated.get(key, {}), **held_out.get(key, {})} for key in evaluated | held_out}
+    copy.write(
+        "held/one.jsonl", '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]\n'
+    )
+    metrics = copy.folder / "data/ckpts/chat-tiny/metrics.jsonl"
+    before = metrics.read_bytes()
+
+    done = copy.run(EXPORT, config=evaluated)
+
+    assert "rule train" not in done.text.partition("Updating checkpoint dependencies")[2]
+    assert metrics.read_bytes() == before
+    assert copy.plan(EXPORT, config=evaluated).nothing
+    copy.run("data/ckpts/chat-tiny/hf/model_iter_6", config=evaluated)
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "validation lm loss" in row] == [6]
 
 
 def test_an_equal_rebuild_plans_nothing_after_it(copy):

@@ -259,7 +259,8 @@ class Evaluation(Strict):
     eval_mixture: Name | None = Field(
         None,
         description="the mixture that is evaluated, of the same format and length; null: the val splits of "
-        "the run's own, which packed mixtures do not have",
+        "the run's own, which packed mixtures do not have. After a change of it a dry run lists checkpoints "
+        "that stand; none is trained again",
     )
 
     @model_validator(mode="after")
