@@ -61,7 +61,7 @@ def root(tmp_path_factory):
 
 def analyse(root, monkeypatch, target="m", sources=("a", "b"), form=FORM, **mixture):
     monkeypatch.chdir(root)
-    settings = json.dumps({"mixture": {**MIXTURE, **mixture}, "format": form})
+    settings = json.dumps({"mixture": {**MIXTURE, **mixture}, "format": form, "image_token_id": None})
     paths = [f"data/energon/{name}" for name in sources]
     code = main(["analyse", TOKENIZER, *paths, f"data/analysis/{target}", "--settings", settings])
     return code, root / "data/analysis" / target
@@ -81,7 +81,7 @@ def recount(root, name):
 
     from plait.train.energon import Encoder, PictureCollator
 
-    encoder = Encoder(LlavaRenderer(root / TOKENIZER, FORM), PictureCollator(360, fixed=False))
+    encoder = Encoder(LlavaRenderer(root / TOKENIZER, FORM), PictureCollator(360, fixed=False, pad_id=260))
     workers = WorkerConfig(rank=0, world_size=1, num_workers=0)
     dataset = get_val_dataset(
         root / f"data/energon/{name}", split_part="train", worker_config=workers, batch_size=1,

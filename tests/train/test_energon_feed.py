@@ -68,7 +68,8 @@ def feed(made, rank=0, size=1, *, processor=None, fixed=False, **keys):
         "micro_batch_size": 2, "global_batch_size": 4, "num_workers": 0, "seed": 3,
         "shuffle_buffer_size": 8, "max_samples_per_sequence": 4, **keys,
     }  # fmt: skip
-    return EnergonFeed(blend, maker.image, FORM, PictureCollator(96, fixed, processor), run, rank, size)
+    collate = PictureCollator(96, fixed, 260, processor)
+    return EnergonFeed(blend, maker.image, 259, FORM, collate, run, rank, size)
 
 
 def ids(one, iterations):

@@ -331,7 +331,9 @@ class LlavaModel(Strict):
     kind: Literal["llava"]
     base: Name = Field(description="the language model, of raw_hf")
     vision: Name = Field(description="the vision tower, of raw_hf")
-    tokenizer: Name = Field(description="the language model's tokenizer extended by `image`")
+    tokenizer: Name = Field(
+        description="the language model's tokenizer extended by `image`, or with both ids among its own"
+    )
     vision_feature_layer: Literal[-2, -1] = Field(
         -2, description="hidden state of the tower that is projected"
     )
@@ -347,10 +349,11 @@ class LlavaModel(Strict):
         None, description="safetensors file with linear_1 and linear_2; null: it is drawn"
     )
     image_token_id: NonNegativeInt | None = Field(
-        None, description="id of a picture; null: that of <image>, and a run trains no other"
+        None,
+        description="id of a special token of the tokenizer that stands for a picture; null: that of <image>",
     )
     pad_token_id: NonNegativeInt | None = Field(
-        None, description="id of padding; null: that of <pad>, and a run pads by no other"
+        None, description="id of a special token that pads, also EOS's; null: that of <pad>"
     )
     new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(

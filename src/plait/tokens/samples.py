@@ -30,7 +30,7 @@ def build(
         target: the analysis.
         tokenizer: the format's tokenizer.
         datasets: those of the mixture; those of its validation may be among them.
-        settings: ``mixture`` and ``format`` of the config.
+        settings: ``mixture`` and ``format`` of the config, and ``image_token_id`` of the models that read it.
 
     Returns:
         The facts of its manifest.
@@ -43,9 +43,14 @@ def build(
     names = mixed["datasets"] or list(mixed["weights"])
     _check(datasets, {*names, *mixed["validation"]})
     length = mixed["decoder_seq_length"]
-    renderer = LlavaRenderer(tokenizer, form)
+    renderer = LlavaRenderer(tokenizer, form, settings["image_token_id"])
     counted = [measure(one, renderer, length) for one in datasets if one.dataset in names]
-    more = {"tokenizer": str(tokenizer), "decoder_seq_length": length, "format": dict(form)}
+    more = {
+        "tokenizer": str(tokenizer),
+        "image_token_id": renderer.image_id,
+        "decoder_seq_length": length,
+        "format": dict(form),
+    }
     facts = analysis.build(folder, target.mixture, counted, mixed, more)
     weights = {str(shard.prefix): weight for shard, weight in analysis.weigh(counted, mixed)}
     validation = [str(layout.Energon(dataset=name)) for name in mixed["validation"]]

@@ -54,6 +54,7 @@ class PictureCollator:
     Attributes:
         seq_length: no sequence is longer; what is cut off is counted.
         fixed: whether every sequence is padded to it, as pipeline stages need.
+        pad_id: id under the padding, the model's; EOS's too, for no id decides what is trained.
         processor: transformers' image processor; None on stages that see no pixels.
         window: the model's sliding window, in tokens.
         multiple: what the length of sequences is a multiple of.
@@ -61,6 +62,7 @@ class PictureCollator:
 
     seq_length: int
     fixed: bool
+    pad_id: int
     processor: Any = None
     window: int | None = None
     multiple: int = 1
@@ -70,17 +72,17 @@ class PictureCollator:
         longest = max(len(sample.input_ids) for sample in samples)
         return -(-longest // self.multiple) * self.multiple
 
-    def __call__(self, samples: Sequence[Encoded], pad_id: int) -> Batch:
+    def __call__(self, samples: Sequence[Encoded]) -> Batch:
         """Pad and stack; the answer's tokens and EOS are trained, padding and pictures never are."""
         kept = [sample.clip(self.seq_length) for sample in samples]
         length = self.seq_length if self.fixed else self._length(kept)
-        ids_BS = padded([sample.input_ids for sample in kept], pad_id, length)
+        ids_BS = padded([sample.input_ids for sample in kept], self.pad_id, length)
         trained_BS = padded([sample.trained for sample in kept], 0, length)
         document_BS = padded([np.zeros(len(sample.input_ids)) for sample in kept], -1, length)
         rows_BS = padded(_rows(kept, samples), -1, length)
         return Batch(
             input_ids=torch.from_numpy(ids_BS),
-            labels=torch.from_numpy(shifted(ids_BS, pad_id)),
+            labels=torch.from_numpy(shifted(ids_BS, self.pad_id)),
             loss_mask=torch.from_numpy(shifted(trained_BS, 0)).float(),
             position_ids=torch.from_numpy(positions(document_BS)),
             attention_mask=masked_out(torch.from_numpy(document_BS), self.window),
@@ -134,7 +136,7 @@ class Encoder(Conversations):
     @stateless  # type: ignore[untyped-decorator]
     def batch(self, samples: list[Encoded]) -> Batch:
         """A micro-batch."""
-        return self.collate(samples, self.renderer.pad_id)
+        return self.collate(samples)
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class EnergonFeed:
     Attributes:
         blend: energon's metadataset.
         tokenizer: the tokenizer's folder.
+        image_token_id: the model's token for a picture.
         form: the format of the config.
         collate: what makes a micro-batch.
         run: the run's settings.
@@ -155,6 +158,7 @@ class EnergonFeed:
 
     blend: Path
     tokenizer: Path
+    image_token_id: int | None
     form: Mapping[str, Any]
     collate: PictureCollator
     run: Mapping[str, Any]
@@ -192,7 +196,7 @@ class EnergonFeed:
             batch_size=self.micro,
             shuffle_buffer_size=self.run["shuffle_buffer_size"],
             max_samples_per_sequence=self.run["max_samples_per_sequence"],
-            task_encoder=Encoder(LlavaRenderer(self.tokenizer, self.form), self.collate),
+            task_encoder=Encoder(LlavaRenderer(self.tokenizer, self.form, self.image_token_id), self.collate),
             repeat=True,
         )
         if workers.num_workers:

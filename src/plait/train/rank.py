@@ -172,9 +172,11 @@ def _energon(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
 
     first = parallel_state.is_pipeline_first_stage()
     mixture = job.mixture
+    facts = files.read_manifest(mixture["tokenizer"], kind="tokenizer")["facts"]
     collate = PictureCollator(
         seq_length=mixture["decoder_seq_length"],
         fixed=job.grid.pp > 1,
+        pad_id=facts["eos_id"] if spec.pad_token_id is None else spec.pad_token_id,
         multiple=job.pieces,
         processor=image_processor(Path(job.start)) if first else None,
         window=spec.sliding_window,
@@ -182,6 +184,7 @@ def _energon(job: Job, spec: Spec, *, dp_rank: int, dp_size: int) -> Any:
     return EnergonFeed(
         blend=Path(job.analysis) / "metadataset.yaml",
         tokenizer=Path(mixture["tokenizer"]),
+        image_token_id=spec.image_token_id,
         form=mixture["format"],
         collate=collate,
         run=job.settings,
