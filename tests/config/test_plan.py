@@ -254,7 +254,6 @@ IGNORED = {
     "frozen parts of chat": ("runs", "chat-tiny", {"freeze": ["language_model"]}, "which nothing reads"),
     "the workers of packs": ("runs", "solo-tiny", {"num_workers": 2}, "runs.solo-tiny has num_workers 2"),
     "the roles of llava": ("runs", "llava-tiny-stage1", {"loss_roles": ["user"]}, "trains answers"),
-    "rejects of energon": ("formats", "llava", {"reject_limit": 0.5}, "formats.llava has reject_limit 0.5"),
     "tars of packs": ("datasets", "emoji", {"energon": {"samples_per_shard": 3}}, "mixtures only pack its"),
     "split of packs": ("datasets", "dialogues", {"energon": {"split": [8, 2, 0]}}, "mixtures only pack its"),
     "shards of a prepared set": ("datasets", "theirs", {**PREPARED, "shards": 9}, "is prepared already"),

@@ -27,7 +27,7 @@ PICTURE_TEMPLATES = ("llava", "jp_alpaca")
 READERS = {"pack": "packed sequences", "decoder_seq_length": "energon"}
 """The key of a mixture that says who reads it."""
 ONLY = {
-    "pack": ("packing", "overlong", "pictures", "patch_size", "max_resolution", "reject_limit"),
+    "pack": ("packing", "overlong", "pictures", "patch_size", "max_resolution"),
     "decoder_seq_length": ("instruction", "language", "picture_tokens"),
 }
 """Keys of a format that only one reader heeds."""

@@ -133,6 +133,9 @@ class Energon(Strict):
         {}, description="instead of `split`: a regular expression of shard names for each part"
     )
     exclude: str = Field("", description="regular expression of shard names that are left out")
+    reject_limit: Share = Field(
+        0.01, description="share of rejected samples at which the dataset fails: those that no tar can hold"
+    )
     sample_type: Literal["VQASample", "CrudeWebdataset"] | None = Field(
         None,
         description="energon's class; null: VQASample where every sample is one picture and one exchange",
@@ -236,7 +239,11 @@ class Format(Strict):
     )
     patch_size: PositiveInt = Field(32, description="side of a patch, in pixels")
     max_resolution: PositiveInt = Field(1024, description="longest side of a picture, in pixels")
-    reject_limit: Share = Field(0.01, description="share of rejected records at which a shard fails")
+    reject_limit: Share = Field(
+        0.01,
+        description="share of rejected records at which a shard fails; of an energon dataset's, at which its "
+        "mixture does",
+    )
 
 
 class Mixture(Strict):

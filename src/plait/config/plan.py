@@ -43,7 +43,7 @@ VERSIONS = {
     "fetch": 1,
     "tokenizer": 2,
     "index": 1,
-    "energon": 3,
+    "energon": 4,
     "analyse": 5,
     "build": 3,
     "convert": 4,

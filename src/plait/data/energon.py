@@ -10,8 +10,10 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from plait import files
@@ -19,8 +21,9 @@ from plait.config.paths import SPLIT
 from plait.data import images, llava, meta
 from plait.data.chat import Sample
 from plait.data.fields import WHOLE_TALK, check_whole, of_parts
-from plait.data.meta import CRUDE, DATASET, INFO, META, PARTS, VQA
-from plait.data.tars import read_tar
+from plait.data.meta import CRUDE, DATASET, INFO, LEFT_OUT, META, PARTS, VQA
+from plait.data.rejects import NAME, Record, Rejects, to_json
+from plait.data.tars import Parts, read_tar
 from plait.data.webdataset import PICTURE_PART, Written, nth, write
 from plait.errors import ConfigError, DataError, RecordError
 
@@ -39,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def build(
-    folder: Path, samples: Iterable[Sample], settings: Mapping[str, Any], where: Callable[[int], str] = nth
+    folder: Path, samples: Iterable[Sample], settings: Mapping[str, Any], where: Callable[[int], Record] = nth
 ) -> dict[str, Any]:
     """Write and prepare a dataset in an empty folder; the facts of its manifest.
 
@@ -51,7 +54,7 @@ def build(
 
     Raises:
         ConfigError: the samples are not of the sample type, or have no use for a field map.
-        DataError: what was prepared is not what was written.
+        DataError: what was prepared is not what was written, or more is rejected than ``reject_limit``.
     """
     written = write(samples, folder, settings, where)
     fields = _fields(written, settings)
@@ -71,7 +74,13 @@ def build(
             f"energon.field_map describes {what}: samples are read whole and nothing would heed it",
             hint="leave field_map out, or keep only samples of one picture and one exchange",
         )
-    return _prepared(folder, written.shards, settings, meta.description(kind, fields))
+    facts = _prepared(folder, written.shards, settings, meta.description(kind, fields))
+    return _with_rejects(facts, written.rejected)
+
+
+def _with_rejects(facts: dict[str, Any], rejected: Mapping[str, int]) -> dict[str, Any]:
+    """The facts of a dataset with what became of all that was read: rejected + samples = read."""
+    return {**facts, "read": facts["samples"] + sum(rejected.values()), "rejected": dict(rejected)}
 
 
 def _fields(written: Written, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -94,8 +103,8 @@ def adopt(folder: Path, origin: Path, settings: Mapping[str, Any]) -> dict[str, 
     settings go first. Its own folder is not touched.
 
     Raises:
-        DataError: it is not prepared, or holds a damaged tar, an undecodable picture or a doubled key, or has
-            not the samples that it had.
+        DataError: it is not prepared, or holds a damaged tar or a doubled key, or has not the samples that it
+            had, or more of them are rejected than ``reject_limit`` allows.
     """
     if not (origin / DATASET).is_file():
         raise DataError(f"{origin} has no {DATASET}", hint="`energon prepare` makes it, or use kind tars")
@@ -105,7 +114,7 @@ def adopt(folder: Path, origin: Path, settings: Mapping[str, Any]) -> dict[str, 
         split = meta.read_split(origin / SPLIT)
     left_out = split.left_out if split else frozenset()
     counts: dict[str, int] = {}
-    seen: set[str] = set()
+    survey = Survey(description, left_out)
     for path in sorted(path for path in origin.rglob("*.tar") if META not in path.parts):
         name = path.relative_to(origin).as_posix()
         if name in left_out:
@@ -113,10 +122,13 @@ def adopt(folder: Path, origin: Path, settings: Mapping[str, Any]) -> dict[str, 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(path.resolve())
         if not _excluded(name, settings):
-            counts[name] = _survey(path, seen, description)
+            counts[name] = survey.count(path, name)
+    survey.close(folder, settings["reject_limit"])
     given = _given(split, counts, settings, origin) if split else None
     meta.check_counts({n: c for n, c in counted.items() if not _excluded(n, settings)}, counts, origin)
-    return _prepared(folder, counts, settings, description, given)
+    facts = _prepared(folder, counts, settings, description, given)
+    rejected = to_json(survey.reasons)
+    return _with_rejects({**facts, "samples": facts["samples"] - sum(rejected.values())}, rejected)
 
 
 def _prepared(
@@ -227,7 +239,7 @@ def _given(
     """Someone's split.yaml, if it fits the shards that are there; shards left out are left out of it."""
     parts = {part: [n for n in names if not _excluded(n, settings)] for part, names in split.parts.items()}
     meta.check_split(meta.Split(parts, split.left_out), counts, origin / SPLIT)
-    single = sorted(name for name in split.left_out if name.rpartition("/")[0] in counts)
+    single = sorted(n for n in split.left_out if any(str(p) in counts for p in PurePosixPath(n).parents))
     return {"split_parts": parts, "exclude": single}
 
 
@@ -242,24 +254,74 @@ def _check_counts(folder: Path, shards: Mapping[str, int]) -> None:
             )
 
 
-def _survey(path: Path, seen: set[str], description: Mapping[str, Any]) -> int:
-    """Count the samples of a tar, and look at every key, field and picture."""
-    count = 0
-    for key, parts in read_tar(path):
-        if key in seen:
-            raise DataError(f"{path}: the key {key!r} stands twice", hint="keys are unique in a dataset")
-        seen.add(key)
-        try:
-            sample = llava.checked(of_parts(parts, key, description))
-            check_whole(sample, parts, description.get("field_map"))
-            for picture in sample.pictures:
-                images.open_picture(picture)
-        except RecordError as error:
-            raise DataError(f"{path}: sample {key!r}: {error}", hint="mend it, or leave it out") from error
-        count += 1
-    if not count:
-        raise DataError(f"{path} has no samples", hint="leave it out by `exclude`, or write it again")
-    return count
+@dataclass
+class Survey:
+    """Looks at every key, field and picture of someone's tars.
+
+    Attributes:
+        description: how the fields of a sample are read.
+        left_out: samples that their split leaves out, by ``SHARD/KEY``: nobody reads them.
+        judged: how many others there are.
+    """
+
+    description: Mapping[str, Any]
+    left_out: frozenset[str]
+    judged: int = 0
+    seen: set[str] = field(default_factory=set)
+    found: list[tuple[str, Record, RecordError]] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many samples are rejected, by reason."""
+        return Counter(error.reason for _, _, error in self.found)
+
+    def count(self, path: Path, name: str) -> int:
+        """The samples of a tar, rejected ones among them.
+
+        Raises:
+            DataError: it has none, or a key stands twice.
+        """
+        count = 0
+        for key, parts in read_tar(path):
+            if key in self.seen:
+                raise DataError(f"{path}: the key {key!r} stands twice", hint="keys are unique in a dataset")
+            self.seen.add(key)
+            count += 1
+            if f"{name}/{key}" in self.left_out:
+                continue
+            self.judged += 1
+            try:
+                self._look(key, parts)
+            except RecordError as error:
+                self.found.append((f"{name}/{key}", Record(path, None, key), error))
+        if not count:
+            raise DataError(f"{path} has no samples", hint="leave it out by `exclude`, or write it again")
+        return count
+
+    def _look(self, key: str, parts: Parts) -> None:
+        sample = llava.checked(of_parts(parts, key, self.description))
+        check_whole(sample, parts, self.description.get("field_map"))
+        for picture in sample.pictures:
+            images.upright(picture)
+
+    def close(self, folder: Path, limit: float) -> None:
+        """Write down what is rejected, and leave it out of every split.
+
+        Raises:
+            DataError: it is more than ``limit`` allows, or cannot be named in a split.
+        """
+        with (folder / NAME).open("wb") as out:
+            rejected = Rejects(out)
+            for _, record, error in self.found:
+                rejected.add(record, error.reason, str(error))
+        hint = "mend the tars, or change field_map, sample_type or reject_limit of the dataset's energon keys"
+        rejected.check(self.judged, limit, str(files.final_name(folder)), hint)
+        names = [name for name, _, _ in self.found]
+        odd = [name for name in names if set(name) & set("{}\\")]
+        if odd:
+            raise DataError(f"{odd[0]} cannot be left out of a split: its name has braces", hint=hint)
+        if names:
+            meta.write_yaml(folder / LEFT_OUT, {"exclude": names})
 
 
 # Reading
@@ -272,13 +334,19 @@ def read(folder: Path, split: str = "train") -> Iterator[Sample]:
         DataError: the dataset is not prepared, a shard is damaged, or a sample has not the fields that
             its description names.
     """
+    for _, sample in located(folder, split):
+        yield sample
+
+
+def located(folder: Path, split: str = "train") -> Iterator[tuple[str, Sample]]:
+    """As :func:`read`, each with the tar that it is in."""
     description, divided = meta.read_yaml(folder / DATASET), meta.read_split(folder / SPLIT)
     for name in divided.parts[split]:
         for key, parts in read_tar(folder / name):
             if f"{name}/{key}" in divided.left_out:
                 continue
             try:
-                yield of_parts(parts, key, description)
+                yield name, of_parts(parts, key, description)
             except RecordError as error:
                 raise DataError(f"{folder / name}: sample {key!r}: {error}") from error
 

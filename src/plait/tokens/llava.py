@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageOps
-from PIL.Image import Image
 from tokenizers import Tokenizer
 
 from plait.data import chat, images
@@ -150,19 +148,5 @@ def pixels(pictures: Sequence[bytes], processor: Any) -> NDArray[np.float32]:
     Raises:
         RecordError: one is no picture.
     """
-    found = processor(images=[upright(each) for each in pictures], return_tensors="np")["pixel_values"]
+    found = processor(images=[images.upright(each) for each in pictures], return_tensors="np")["pixel_values"]
     return np.asarray(found, np.float32)
-
-
-def upright(encoded: bytes) -> Image:
-    """A picture as transformers opens those of a chat: in RGB, turned as its camera was held.
-
-    Raises:
-        RecordError: it is no picture.
-    """
-    opened = images.open_picture(encoded)
-    try:
-        return ImageOps.exif_transpose(opened).convert("RGB")
-    except images.DAMAGE as error:
-        sentence = f"the tags of a picture of {len(encoded)} bytes cannot be read: {error}"
-        raise RecordError(sentence, reason="undecodable_picture") from error

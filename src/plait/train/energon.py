@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.energon import WorkerConfig, get_savable_loader, get_train_dataset, stateless
+from megatron.energon import SkipSample, WorkerConfig, get_savable_loader, get_train_dataset, stateless
 from megatron.energon.errors import reraise_exception
 from numpy.typing import NDArray
 
 from plait import files
+from plait.data import rejects
 from plait.data.reader import Conversations, conversation
-from plait.errors import CheckpointError
+from plait.errors import CheckpointError, RecordError
 from plait.layout import HF_PREPROCESSOR
 from plait.tokens.llava import Encoded, LlavaRenderer, pixels
 from plait.train.batches import Batch, masked_out, padded, positions, shifted
@@ -122,16 +123,28 @@ def _rows(kept: Sequence[Encoded], whole: Sequence[Encoded]) -> list[NDArray[np.
 class Encoder(Conversations):
     """Energon's task encoder: a sample of any dataset to tokens, several of them to a micro-batch."""
 
-    def __init__(self, renderer: LlavaRenderer, collate: PictureCollator) -> None:
-        """Keep what renders and what collates."""
+    def __init__(
+        self, renderer: LlavaRenderer, collate: PictureCollator, rejected: frozenset[str] = frozenset()
+    ) -> None:
+        """Keep what renders and what collates, and the ids of what the analysis rejected."""
         super().__init__()
-        self.renderer, self.collate = renderer, collate
+        self.renderer, self.collate, self.rejected = renderer, collate, rejected
 
     @stateless  # type: ignore[untyped-decorator]
     def encode_sample(self, sample: Any) -> Encoded:
-        """One conversation, with the instruction that the format wants, as tokens."""
+        """One conversation, with the instruction that the format wants, as tokens.
+
+        Raises:
+            SkipSample: the analysis could not write it either, counted it and named it.
+            RecordError: it cannot be written, and the analysis knows nothing of that.
+        """
         found = conversation(sample)
-        return self.renderer.encode(self.renderer.instructed(found, found.id))
+        try:
+            return self.renderer.encode(self.renderer.instructed(found, found.id))
+        except RecordError as error:
+            if found.id in self.rejected:
+                raise SkipSample from error
+            raise
 
     @stateless  # type: ignore[untyped-decorator]
     def batch(self, samples: list[Encoded]) -> Batch:
@@ -146,7 +159,7 @@ class EnergonFeed:
     Every rank of a copy of the model reads the same samples; copies read disjoint shares.
 
     Attributes:
-        blend: energon's metadataset.
+        blend: energon's metadataset; beside it is what the analysis rejected.
         tokenizer: the tokenizer's folder.
         image_token_id: the model's token for a picture.
         form: the format of the config.
@@ -190,13 +203,14 @@ class EnergonFeed:
             seed_offset=self.run["seed"],
             global_error_handler=reraise_exception,
         )
+        renderer = LlavaRenderer(self.tokenizer, self.form, self.image_token_id)
         dataset = get_train_dataset(
             self.blend,
             worker_config=workers,
             batch_size=self.micro,
             shuffle_buffer_size=self.run["shuffle_buffer_size"],
             max_samples_per_sequence=self.run["max_samples_per_sequence"],
-            task_encoder=Encoder(LlavaRenderer(self.tokenizer, self.form, self.image_token_id), self.collate),
+            task_encoder=Encoder(renderer, self.collate, rejects.ids(self.blend.with_name(rejects.NAME))),
             repeat=True,
         )
         if workers.num_workers:
