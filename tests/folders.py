@@ -49,7 +49,8 @@ def tokenizer_folder(folder, *, vision=False, chatml=False, image=False, more=0)
         "eos_id": 2,
         "vision": {name: ids[name] for name in VISION if name in ids},
         "chatml": {name: ids[name] for name in CHATML if name in ids},
-        "image": {name: ids[name] for name in IMAGE if name in ids},
+        "image_token_id": ids.get("<image>"),
+        "pad_token_id": ids.get("<pad>"),
     }
     files.write_manifest(folder, kind="tokenizer", settings={}, facts=facts)
     return folder

@@ -41,7 +41,8 @@ def trained_tokens(folder, load, grid, renderer, conversations):
         conversations: pairs of a sample, the format's instruction in it, and the ids that transformers wrote.
     """
     spec, processor = Spec.of(folder, HF_CONFIG), image_processor(folder)
-    read = [_case(renderer, processor, *pair) for pair in conversations]
+    pad = spec.pad_token_id
+    read = [_case(renderer, processor, pad, *pair) for pair in conversations]
     logits = of_megatron(spec, grid, load, [case for case, _ in read])[torch.float32]
     found = []
     for (_, prompt), one in zip(read, logits, strict=True):
@@ -51,11 +52,11 @@ def trained_tokens(folder, load, grid, renderer, conversations):
     return found
 
 
-def _case(renderer, processor, sample, served):
+def _case(renderer, processor, pad, sample, served):
     """Prompt and all but the last token of the answer, and the prompt's length."""
     encoded = renderer.encode(sample)
     prompt = int(np.flatnonzero(encoded.trained)[0])
-    batch = PictureCollator(prompt, fixed=True, processor=processor)([encoded], renderer.pad_id)
+    batch = PictureCollator(prompt, fixed=True, pad_id=pad, processor=processor)([encoded])
     more = torch.tensor([served[:-1]], dtype=torch.long)
     ids = torch.cat((batch.input_ids, more), dim=1)
     rows = torch.cat((batch.picture_rows, torch.full_like(more, -1)), dim=1)

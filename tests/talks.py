@@ -10,7 +10,7 @@ from plait.data.chat import Message, Picture, Sample, Text
 
 KEYS = {
     "layout": "conversations", "shard_name": "{:06d}.tar", "samples_per_shard": 4, "split": [9, 1, 0],
-    "split_parts": {}, "exclude": "", "sample_type": None, "field_map": {},
+    "split_parts": {}, "exclude": "", "sample_type": None, "field_map": {}, "reject_limit": 0.01,
 }  # fmt: skip
 
 

@@ -254,7 +254,6 @@ IGNORED = {
     "frozen parts of chat": ("runs", "chat-tiny", {"freeze": ["language_model"]}, "which nothing reads"),
     "the workers of packs": ("runs", "solo-tiny", {"num_workers": 2}, "runs.solo-tiny has num_workers 2"),
     "the roles of llava": ("runs", "llava-tiny-stage1", {"loss_roles": ["user"]}, "trains answers"),
-    "rejects of energon": ("formats", "llava", {"reject_limit": 0.5}, "formats.llava has reject_limit 0.5"),
     "tars of packs": ("datasets", "emoji", {"energon": {"samples_per_shard": 3}}, "mixtures only pack its"),
     "split of packs": ("datasets", "dialogues", {"energon": {"split": [8, 2, 0]}}, "mixtures only pack its"),
     "shards of a prepared set": ("datasets", "theirs", {**PREPARED, "shards": 9}, "is prepared already"),
@@ -348,4 +347,39 @@ def test_a_tokenizer_is_taken_from_a_model_that_brings_one():
 
     base["tokenizers"]["real"] = {"kind": "model", "model": "Mistral-tiny"}
     with pytest.raises(ConfigError, match=r"tokenizers.real is that of raw_hf.Mistral-tiny, whose kind is"):
+        load(base)
+
+
+def other_tokens(**keys):
+    """The default plan, with the models of LLaVA whose pictures are other tokens of a tokenizer."""
+    base = default()
+    base["tokenizers"]["mistral-llava"]["add"] = ["chatml"]
+    for name in ("LLaVA-tiny", "LLaVA-JP-tiny"):
+        base["raw_hf"][name] |= {"image_token_id": 5, "pad_token_id": 2} | keys.get(name, {})
+    return base
+
+
+def test_a_model_may_name_its_tokens_for_pictures_and_padding():
+    plan = Plan(load(other_tokens()))
+
+    assert plan.settings(layout.Analysis(mixture="english"))["image_token_id"] == 5
+    assert "image_token_id" not in plan.settings(layout.Analysis(mixture="talk"))
+
+
+def test_the_tokens_own_name_needs_the_tokenizer_to_have_it():
+    with pytest.raises(ConfigError, match="a LLaVA needs <image> and <pad>, or ids of others"):
+        load(other_tokens(**{"LLaVA-tiny": {"pad_token_id": None}}))
+
+
+def test_one_token_cannot_be_both():
+    with pytest.raises(ConfigError, match="LLaVA-tiny has 5 as image_token_id and as pad_token_id"):
+        load(other_tokens(**{"LLaVA-tiny": {"pad_token_id": 5}}))
+
+
+def test_models_that_read_one_mixture_have_one_token_for_a_picture():
+    base = default()
+    base["models"]["another"] = {"source": "Another"}
+    base["raw_hf"]["Another"] = base["raw_hf"]["LLaVA-tiny"] | {"image_token_id": 5}
+    base["runs"]["another"] = base["runs"]["llava-tiny-stage1"] | {"model": "another"}
+    with pytest.raises(ConfigError, match=r"image_token_id \w+ and \w+; give each a mixture of its own"):
         load(base)

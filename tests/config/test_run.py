@@ -33,7 +33,7 @@ WRONG = {
     "an evaluation that never is": ({"eval_iters": 3}, "`eval_iters` is read only with `eval_interval`"),
     "a val split of packs": ({"eval_interval": 5}, "packed data, which have no val split"),
     "what it trains on": ({"eval_interval": 5, "eval_mixture": "talk"}, "trains on datasets.dialogues and"),
-    "pictures of energon": ({"eval_interval": 5, "eval_mixture": "english"}, "with format 'chatml' and evaluates"),
+    "pictures of energon": ({"eval_interval": 5, "eval_mixture": "english"}, "with format 'chatml' and eval"),
     "no mixture": ({"eval_interval": 5, "eval_mixture": "x"}, "eval_mixture names 'x', which is not"),
     "pieces": ({"context_parallel_size": 3}, "sequences of 256 tokens do not divide into 6 pieces"),
 }  # fmt: skip

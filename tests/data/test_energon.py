@@ -1,14 +1,18 @@
 """Datasets for energon: what is written is what energon reads, and each of its traps is a sentence."""
 
+import io
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from talks import KEYS, exchange, picture, talk, tar_of
 
 from plait.data import energon, meta, webdataset
-from plait.data.chat import Message, Sample, Text
+from plait.data.chat import Message, Picture, Sample, Text
+from plait.data.rejects import Record
 from plait.errors import ConfigError, DataError
 
 
@@ -149,19 +153,62 @@ def test_shares_near_those_asked_for_are_not_worth_a_line(caplog):
 
 
 def test_two_records_of_one_key_are_named(tmp_path):
-    with pytest.raises(DataError, match="two samples have the key 'twice': line 0 and line 5"):
+    with pytest.raises(DataError, match="two samples have the key 'twice': chats line 0 and chats line 5"):
         energon.build(
             tmp_path,
             [exchange(n, "twice" if n in (0, 5) else None) for n in range(6)],
             KEYS,
-            "line {}".format,
+            lambda n: Record(Path("chats"), n, ""),
         )
 
 
 def test_a_record_that_no_layout_holds_is_named(tmp_path):
     keys = KEYS | {"layout": "question_answer"}
-    with pytest.raises(DataError, match="line 1: sample 't-1' has turns"):
-        energon.build(tmp_path, [exchange(0), talk(1)], keys, "line {}".format)
+    with pytest.raises(
+        DataError, match=r"1 of 2 .*\(1 not_one_exchange\).*chats line 1: sample 't-1' has turns"
+    ):
+        energon.build(tmp_path, [exchange(0), talk(1)], keys, lambda n: Record(Path("chats"), n, ""))
+
+
+def turned_and_torn():
+    """A photograph that decodes, whose camera's tags say which way it was held and are damaged."""
+    tags, file = Image.Exif(), io.BytesIO()
+    tags[0x0112], tags[0x010E] = 6, "a picture"
+    Image.new("RGB", (8, 6)).save(file, "JPEG", exif=tags)
+    torn = bytearray(file.getvalue())
+    torn[torn.index(b"Exif") + 17] = 0
+    return Picture(bytes(torn))
+
+
+def test_what_no_tar_can_hold_is_written_down_counted_and_left_out(tmp_path):
+    answer = Message("assistant", (Text("a"),))
+    bad = {
+        3: (Message("user", (picture(), Text("\nwrite <image>"))), answer),
+        7: talk(7).messages,
+        8: (Message("user", (Picture(b"GIF8 no more"), Text("\nwhat?"))), answer),
+        11: (Message("user", (turned_and_torn(), Text("\nwhat?"))), answer),
+    }
+    samples = [Sample(bad.get(n, exchange(n).messages), f"s-{n}") for n in range(16)]
+    keys = {"layout": "question_answer", "reject_limit": 0.25}
+
+    facts = build(tmp_path / "d", samples, **keys)
+
+    reasons = {"not_one_exchange": 1, "picture_in_text": 1, "undecodable_picture": 2}
+    assert (facts["read"], facts["samples"], facts["rejected"]) == (16, 12, reasons)
+    lines = [json.loads(line) for line in (tmp_path / "d/rejects.jsonl").read_text().splitlines()]
+    assert [(line["line"], line["id"]) for line in lines] == [(n + 1, f"s-{n}") for n in bad]
+    assert all(Path(line["file"]).name == "samples" and line["message"] for line in lines)
+    read = [one.id for part in ("train", "val") for one in energon.read(tmp_path / "d", part)]
+    assert read == [f"s-{n}" for n in range(16) if n not in bad]
+    with pytest.raises(
+        DataError, match=r"4 of 16 records of e are rejected \(2 undecodable_picture, .* 24.00%"
+    ):
+        build(tmp_path / "e", samples, **keys | {"reject_limit": 0.24})
+
+
+def test_if_all_is_rejected_nothing_is_made(tmp_path):
+    with pytest.raises(DataError, match="there is not one sample to write"):
+        build(tmp_path / "d", [talk(0)], layout="question_answer", reject_limit=1.0)
 
 
 def test_duplicate_keys_of_what_we_write(tmp_path):
@@ -224,6 +271,60 @@ def test_a_dataset_with_the_old_class_name_and_info_opens(tmp_path):
 def test_what_a_linked_tar_must_not_hold(tmp_path, change, sentence):
     with pytest.raises(DataError, match=sentence):
         adopt(tmp_path, someones(tmp_path / "theirs", change=change))
+
+
+def torn(shard, key, parts):
+    """Three samples that nobody can read; theirs leaves the last one out of its split."""
+    bad = {"01": {"jpg": b"\xff\xd8\xff no"}, "10": {"json": b"{"}, "11": {"txt": b" "}}
+    return f"d/{key}", {**parts, **bad.get(key, {})}
+
+
+@pytest.mark.parametrize("dealt", [False, True], ids=["their split", "ours"])
+def test_bad_samples_of_a_linked_tar_are_left_out_of_every_split_and_counted(tmp_path, dealt):
+    origin = someones(tmp_path / "theirs", shards=4, change=torn)
+    (origin / ".nv-meta/split.yaml").unlink()
+    if not dealt:
+        parts = {"train": ["part_0.tar", "part_1.tar"], "val": ["part_{2..3}.tar"]}
+        split = {"split_parts": parts, "exclude": ["part_1.tar/d/11"]}
+        (origin / ".nv-meta/split.yaml").write_text(yaml.safe_dump(split))
+
+    facts = adopt(tmp_path, origin, reject_limit=0.5, split=(1, 1, 0))
+
+    reasons = {"bad_json": 1, "undecodable_picture": 1, **({"empty_text": 1} if dealt else {})}
+    assert (facts["read"], facts["rejected"]) == (12, reasons)
+    assert facts["samples"] == 12 - len(reasons)
+    lines = [json.loads(line) for line in (tmp_path / "ours/rejects.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["d/01", "d/10", "d/11"][: len(reasons)]
+    assert [Path(line["file"]).name for line in lines] == ["part_0.tar", "part_1.tar", "part_1.tar"][
+        : len(lines)
+    ]
+    found = {part: [one.id for one in energon.read(tmp_path / "ours", part)] for part in ("train", "val")}
+    assert sorted(found["train"] + found["val"]) == sorted(
+        f"d/{shard}{n}" for shard in range(4) for n in range(3) if f"{shard}{n}" not in ("01", "10", "11")
+    )
+    assert facts["splits"] == {"train": len(found["train"]), "val": len(found["val"]), "test": 0}
+    assert sorted(through_energon(tmp_path / "ours")) == sorted(found["train"])
+    assert not (tmp_path / "ours/left_out.yaml").exists()
+
+
+def through_energon(folder):
+    """The ids of what a task encoder gets."""
+    from megatron.energon import WorkerConfig, get_loader, get_train_dataset
+    from megatron.energon.errors import reraise_exception
+
+    from plait.data.reader import Conversations
+
+    workers = WorkerConfig(rank=0, world_size=1, num_workers=0, global_error_handler=reraise_exception)
+    more = dict.fromkeys(("batch_size", "shuffle_buffer_size", "max_samples_per_sequence"))
+    dataset = get_train_dataset(
+        folder, worker_config=workers, task_encoder=Conversations(), repeat=False, **more
+    )
+    return [sample.id for sample in get_loader(dataset)]
+
+
+def test_a_field_map_that_fits_no_sample_is_not_a_matter_of_a_few(tmp_path):
+    with pytest.raises(DataError, match=r"5 of 5 records of ours are rejected \(5 missing_field\)"):
+        adopt(tmp_path, someones(tmp_path / "theirs"), field_map={"context": "json[nope]"}, reject_limit=0.9)
 
 
 def test_duplicate_keys_within_a_shard(tmp_path):

@@ -61,16 +61,16 @@ def test_words_before_a_picture_make_no_caption():
 
 
 def test_a_layout_that_has_no_place_for_a_sample():
-    with pytest.raises(DataError, match="2 pictures; the layout question_answer holds one"):
+    with pytest.raises(RecordError, match="2 pictures; the layout question_answer holds one"):
         webdataset.to_parts(talk(0), "question_answer")
     shown = Sample((Message("user", (Text("draw"),)), Message("assistant", (picture(),))), "a")
-    with pytest.raises(DataError, match="turns user, assistant and 1 pictures"):
+    with pytest.raises(RecordError, match="turns user, assistant and 1 pictures"):
         webdataset.to_parts(shown, "question_answer")
 
 
 def test_words_that_stand_for_a_picture_are_refused():
     said = Sample((Message("user", (picture(), Text("\nwrite <image>"))), *exchange(0).messages[1:]), "a")
-    with pytest.raises(DataError, match="sample 'a' says <image> in its text"):
+    with pytest.raises(RecordError, match="sample 'a' says <image> in its text"):
         webdataset.to_parts(said, "conversations")
 
 

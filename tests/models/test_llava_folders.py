@@ -473,6 +473,11 @@ def test_ids_can_be_named(make, maker, parts, tmp_path):
         ({"image_token_id": 259}, r"has no token <pad>"),
         ({"image_token_id": 259, "pad_token_id": 999}, r"has no token 999"),
         ({"image_token_id": 259, "pad_token_id": 259}, r"the picture and padding are one token, 259"),
+        ({"image_token_id": 1, "pad_token_id": 259}, r"writes its token 1, '<s>', for BOS"),
+        ({"image_token_id": 2, "pad_token_id": 259}, r"writes its token 2, '</s>', for EOS"),
+        ({"image_token_id": 0, "pad_token_id": 259}, r"token 0, '<unk>', for what it does not know"),
+        ({"image_token_id": 70, "pad_token_id": 259}, r"as its token 70 wherever it is written"),
+        ({"image_token_id": 259, "pad_token_id": 70}, r"as its token 70 wherever it is written"),
     ],
 )
 def test_a_tokenizer_without_such_tokens_is_refused(make, maker, parts, tmp_path, keys, sentence):
@@ -480,6 +485,22 @@ def test_a_tokenizer_without_such_tokens_is_refused(make, maker, parts, tmp_path
 
     with pytest.raises(ConfigError, match=sentence):
         make({**SOURCE, **keys}, *parts[:2], tokenizer)
+
+
+def test_a_tokenizers_own_name_for_pictures_does_not_go_before_the_models(make, maker, parts, tmp_path):
+    """As the tokenizers of released LLaVAs have it, the processor would take that one."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = tokenizer_folder(tmp_path / "t", image=True, more=1)
+    named = PreTrainedTokenizerFast.from_pretrained(
+        tokenizer, extra_special_tokens={"image_token": "<image>"}
+    )
+    named.save_pretrained(tokenizer)
+    assert PreTrainedTokenizerFast.from_pretrained(tokenizer).image_token == "<image>"
+
+    processor = processor_of(make({**SOURCE, "image_token_id": 261}, *parts[:2], tokenizer))
+
+    assert (processor.image_token, processor.image_token_id) == ("<extra_0>", 261)
 
 
 def test_pictures_are_never_generated_and_a_batch_answers_as_each_alone(make, parts):

@@ -15,13 +15,16 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from plait import files
 from plait.data.chat import Message, Picture, Sample, Text
-from plait.errors import DataError, RecordError
+from plait.errors import ConfigError, DataError, RecordError
 from plait.models.build import build
+from plait.models.specs import Spec
 from plait.tokens import instructions
 from plait.tokens.llava import LlavaRenderer, pixels
+from plait.tokens.pictures import name_of
 from plait.tokens.templates import HEADER, chat_template
 
 RECIPES = {"llava": "clip", "jp_alpaca": "siglip"}
+PAD = 260
 FORM = {"instruction": "keep", "language": "ja", "picture_tokens": 16}
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1, max_size=12)
 
@@ -111,6 +114,79 @@ def test_seed_17_the_trainer_sees_the_pixels_of_the_exported_processor(made, tem
     text = processor.apply_chat_template(as_hf(sample), tokenize=False)
     theirs = processor(text=text, images=opened(sample), return_tensors="np")["pixel_values"]
     assert np.array_equal(ours, theirs)
+
+
+OTHER = "<it's \\ a picture>"
+
+
+@pytest.fixture(scope="module", params=[(262, 2), (259, 0), (261, 260)], ids=str)
+def other(made, request, tmp_path_factory):
+    """A model whose ids of a picture and of padding are EOS, <unk> or tokens that stood there unused."""
+    from transformers import PreTrainedTokenizerFast
+
+    image, pad = request.param
+    root = tmp_path_factory.mktemp("other")
+    tokenizer = tokenizer_folder(root / "tokenizer", more=3)
+    named = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+    named.add_special_tokens({"additional_special_tokens": [OTHER]}, replace_extra_special_tokens=False)
+    named.save_pretrained(tokenizer)
+    facts = files.read_manifest(tokenizer)["facts"] | {"vocab_size": len(named)}
+    files.write_manifest(tokenizer, kind="tokenizer", settings={}, facts=facts)
+    base, model = root / "base", root / "model"
+    source = {"kind": "llava", "base": "b", "vision": "v", "tokenizer": "t"}
+    source |= {"image_token_id": image, "pad_token_id": pad}
+    tower = made["llava"][2].parent / "tower-clip"
+    for folder, one, parts in (
+        (base, {"kind": "init", "tokenizer": "t", "num_hidden_layers": 1}, [tokenizer]),
+        (model, source, [base, tower, tokenizer]),
+    ):
+        folder.mkdir()
+        build(folder, one, parts)
+    return tokenizer, model, image, pad
+
+
+@pytest.mark.parametrize("template", RECIPES)
+def test_seed_17_the_trainer_sees_the_ids_of_the_processor_with_tokens_of_other_names(other, template):
+    """Padding on the other side: what is compared is each sequence, and where its padding stands."""
+    from plait.train.energon import PictureCollator
+
+    tokenizer, model, image, pad = other
+    markup = chat_template(template, name_of(model, image))
+    processor = AutoProcessor.from_pretrained(model)
+    samples = [
+        conversation([("what?", "this"), ("<image> <pad> you said?", "yes")], [picture(1), picture(2)]),
+        conversation([("and?", "a longer answer")], [picture(3)]),
+    ]
+    texts = [
+        processor.apply_chat_template(as_hf(one), chat_template=markup, tokenize=False) for one in samples
+    ]
+    served = processor(
+        text=texts, images=[opened(one) for one in samples], add_special_tokens=False, padding=True,
+        return_tensors="np",
+    )  # fmt: skip
+    spec = Spec.of(model)
+    assert (spec.image_token_id, spec.pad_token_id) == (image, pad)
+    renderer = LlavaRenderer(tokenizer, {**FORM, "template": template}, spec.image_token_id)
+    encoded = [renderer.encode(one) for one in samples]
+    batch = PictureCollator(256, fixed=False, pad_id=pad)(encoded)
+    for number, one in enumerate(encoded):
+        attended = served["attention_mask"][number].astype(bool)
+        assert one.input_ids.tolist() == served["input_ids"][number][attended].tolist()
+        assert set(served["input_ids"][number][~attended]) <= {pad}
+        assert set(batch.input_ids[number, len(one.input_ids) :].tolist()) <= {pad}
+        assert (one.picture_rows >= 0).tolist() == (one.input_ids == image).tolist()
+        trained = batch.labels[number][batch.loss_mask[number].bool()].tolist()
+        assert trained == one.input_ids[one.trained].tolist()
+        assert trained.count(2) == len(samples[number].messages) // 2  # every answer ends, whatever pads
+    assert processor.tokenizer.pad_token_id == pad
+
+
+def test_a_text_that_writes_the_models_token_is_rejected_and_no_other(other):
+    tokenizer, model, image, _ = other
+    renderer = LlavaRenderer(tokenizer, {**FORM, "template": "llava"}, image)
+    renderer.encode(conversation([("the token <image> itself", "a")], []))
+    with pytest.raises(RecordError, match="which stands for a picture"):
+        renderer.encode(conversation([(f"the token {name_of(model, image)} itself", "a")], []))
 
 
 LOOKALIKES = ["</s>", "[INST]", "### 応答:\n", "<", "\n", " ", "▁", "<pad>", "日本", "😀"]
@@ -259,11 +335,11 @@ def test_seed_8_padding_is_never_trained(made):
 
     renderer, _, _ = made["llava"]
     samples = [renderer.encode(conversation([("q", "a" * n)], [])) for n in (1, 9)]
-    batch = PictureCollator(64, fixed=True)(samples, renderer.pad_id)
+    batch = PictureCollator(64, fixed=True, pad_id=PAD)(samples)
     targets = batch.labels[batch.loss_mask.bool()]
-    assert renderer.pad_id not in targets.tolist()
+    assert PAD not in targets.tolist()
     assert int(batch.loss_mask.sum()) == sum(int(sample.trained.sum()) for sample in samples)
-    assert (batch.input_ids == renderer.pad_id).any()
+    assert (batch.input_ids == PAD).any()
 
 
 def test_clipping_is_counted_and_keeps_rows_in_place(made):
@@ -297,7 +373,7 @@ def test_what_cannot_be_written_is_rejected(made, sample, reason):
 
 def test_a_tokenizer_without_a_picture_token_is_refused(tmp_path):
     folder = tokenizer_folder(tmp_path / "t")
-    with pytest.raises(DataError, match="has no <image>"):
+    with pytest.raises(ConfigError, match="has no token <image>"):
         LlavaRenderer(folder, {**FORM, "template": "llava"})
 
 
@@ -320,7 +396,7 @@ def test_what_a_format_or_tokenizer_lacks_is_named(tmp_path, form, facts, senten
 
 def test_the_manifest_of_a_tokenizer_tells_the_ids(mistral):
     facts = files.read_manifest(mistral, kind="tokenizer")["facts"]
-    assert facts["image"] == {"<image>": 32000, "<pad>": 32001}
+    assert (facts["image_token_id"], facts["pad_token_id"]) == (32000, 32001)
     assert files.read_json(mistral / "tokenizer_config.json")["pad_token"] == "<pad>"
 
 

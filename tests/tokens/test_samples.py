@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -13,19 +14,22 @@ from PIL import Image
 
 from plait import files
 from plait.cli.main import main
-from plait.data import energon, webdataset
+from plait.data import energon, rejects, webdataset
 from plait.data.chat import Message, Picture, Sample, Text
 from plait.tokens.llava import LlavaRenderer
 
 TOKENIZER = "data/tokenizers/t"
-FORM = {"template": "jp_alpaca", "instruction": "drawn", "language": "ja", "picture_tokens": 9}
+FORM = {
+    "template": "jp_alpaca", "instruction": "drawn", "language": "ja", "picture_tokens": 9,
+    "reject_limit": 0.01,
+}  # fmt: skip
 MIXTURE = {
     "format": "f", "pack": None, "decoder_seq_length": 360, "datasets": ["a", "b"], "weights": {},
     "validation": [],
 }  # fmt: skip
 KEYS = {
     "layout": "conversations", "shard_name": "{:06d}.tar", "samples_per_shard": 5, "split": [9, 1, 0],
-    "split_parts": {}, "exclude": "", "sample_type": None, "field_map": {},
+    "split_parts": {}, "exclude": "", "sample_type": None, "field_map": {}, "reject_limit": 0.01,
 }  # fmt: skip
 SIZES = {"a": 20, "b": 50}
 
@@ -61,7 +65,7 @@ def root(tmp_path_factory):
 
 def analyse(root, monkeypatch, target="m", sources=("a", "b"), form=FORM, **mixture):
     monkeypatch.chdir(root)
-    settings = json.dumps({"mixture": {**MIXTURE, **mixture}, "format": form})
+    settings = json.dumps({"mixture": {**MIXTURE, **mixture}, "format": form, "image_token_id": None})
     paths = [f"data/energon/{name}" for name in sources]
     code = main(["analyse", TOKENIZER, *paths, f"data/analysis/{target}", "--settings", settings])
     return code, root / "data/analysis" / target
@@ -75,16 +79,18 @@ def made(root):
     return folder
 
 
-def recount(root, name):
+def recount(root, name, rejected=frozenset(), part="train"):
     """Every training sample as energon's own loader and training's collator give it."""
     from megatron.energon import WorkerConfig, get_loader, get_val_dataset
 
     from plait.train.energon import Encoder, PictureCollator
 
-    encoder = Encoder(LlavaRenderer(root / TOKENIZER, FORM), PictureCollator(360, fixed=False))
+    encoder = Encoder(
+        LlavaRenderer(root / TOKENIZER, FORM), PictureCollator(360, fixed=False, pad_id=260), rejected
+    )
     workers = WorkerConfig(rank=0, world_size=1, num_workers=0)
     dataset = get_val_dataset(
-        root / f"data/energon/{name}", split_part="train", worker_config=workers, batch_size=1,
+        root / f"data/energon/{name}", split_part=part, worker_config=workers, batch_size=1,
         task_encoder=encoder,
     )  # fmt: skip
     return list(get_loader(dataset))
@@ -210,6 +216,35 @@ def test_a_sample_that_cannot_be_written_is_named(root, monkeypatch, capsys):
 
     assert analyse(root, monkeypatch, "mute", ["mute"], datasets=["mute"])[0] == 2
     assert re.search(r"sample 'mute-\d+': there is no answer", capsys.readouterr().err)
+
+
+def test_a_few_samples_that_cannot_be_written_are_rejected_by_name_and_training_reads_the_rest(
+    root, monkeypatch
+):
+    folder, _ = copied(root, "some")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    cut = {number: replace(talk(number), messages=talk(number).messages[:1]) for number in (2, 9)}
+    facts = energon.build(folder, (cut.get(n, talk(n)) for n in range(20)), {**KEYS, "split": [1, 0, 0]})
+    files.write_manifest(folder, kind="energon", settings={}, facts=facts)
+
+    assert (
+        analyse(root, monkeypatch, "few", ["some"], FORM | {"reject_limit": 0.09}, datasets=["some"])[0] == 2
+    )
+    code, made = analyse(root, monkeypatch, "few", ["some"], FORM | {"reject_limit": 0.1}, datasets=["some"])
+
+    assert code == 0
+    assert files.read_manifest(made)["facts"]["reasons"] == {"no_answer": 2}
+    figures = files.read_json(made / "tokens.json")
+    assert (figures["total"]["samples"], figures["total"]["rejected"]) == (18, 2)
+    assert yaml.safe_load((made / "mixture.yaml").read_text())["total_instances"] == 18
+    lines = [json.loads(line) for line in (made / rejects.NAME).read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["s-2", "s-9"]
+    assert all((root / line["file"]).suffix == ".tar" and line["reason"] == "no_answer" for line in lines)
+    assert "<b>2</b>rejected" in (made / "tokens.html").read_text()
+    read = recount(root, "some", rejects.ids(made / rejects.NAME), "train")
+    assert sum(batch.input_ids.shape[1] for batch in read) == figures["total"]["tokens"]
+    assert len(read) == 18
 
 
 def test_counts_that_contradict_the_manifest_are_found(root, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,26 @@ def test_transformers_the_sentencepiece_model_and_tokenizer_json_agree_id_for_id
     assert [fast.id_to_token(token) for token in range(size)] == names
     for text in TEXTS:
         assert hf(text, add_special_tokens=False).input_ids == fast.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    ("config", "image", "pad"),
+    [
+        ({"image_token_index": 7, "pad_token_id": 2}, 7, 2),
+        ({"image_token_id": 9}, 9, 32001),
+        ({"pad_token_id": 2}, 32000, 32001),
+        (None, 32000, 32001),
+    ],
+)
+def test_the_tokenizer_of_a_llava_has_the_ids_of_its_config(tokenizers, tmp_path, config, image, pad):
+    """A model of text has a pad_token_id too, which says nothing of pictures' batches."""
+    own = make(tmp_path / "own", {"kind": "extend", "base": "base", "add": ["image"]}, tokenizers["base"])
+    if config is not None:
+        (own / "config.json").write_text(json.dumps(config))
+
+    facts = files.read_manifest(make(tmp_path / "t", {"kind": "model", "model": "m"}, own))["facts"]
+
+    assert (facts["image_token_id"], facts["pad_token_id"]) == (image, pad)
 
 
 def test_texts_without_special_tokens_get_the_ids_of_sentencepiece(tokenizers):

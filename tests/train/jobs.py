@@ -142,7 +142,13 @@ def pictured(root, **keys):
     dataset = root / "data/energon/d"
     dataset.mkdir()
     energon.build(dataset, (exchange(n) for n in range(40)), KEYS)
-    mixture = {"tokenizer": "data/tokenizers/image", "format": LLAVA, "decoder_seq_length": 96, "sources": []}
+    mixture = {
+        "tokenizer": "data/tokenizers/image",
+        "image_token_id": 259,
+        "format": LLAVA,
+        "decoder_seq_length": 96,
+        "sources": [],
+    }
     folder = analysed(place, mixture)
     blend = energon.blend({str(dataset): 1.0}, relative_to=folder)
     (folder / "metadataset.yaml").write_text(yaml.safe_dump(blend))

@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from plait.verify.ranks import run_ranks
 FORM = {"template": "llava", "instruction": "keep", "language": "en", "picture_tokens": 9}
 KEYS = {
     "layout": "conversations", "shard_name": "{:06d}.tar", "samples_per_shard": 4, "split": [9, 1, 0],
-    "split_parts": {}, "exclude": "", "sample_type": None, "field_map": {},
+    "split_parts": {}, "exclude": "", "sample_type": None, "field_map": {}, "reject_limit": 0.01,
 }  # fmt: skip
 STEPS = 6
 
@@ -68,7 +69,8 @@ def feed(made, rank=0, size=1, *, processor=None, fixed=False, **keys):
         "micro_batch_size": 2, "global_batch_size": 4, "num_workers": 0, "seed": 3,
         "shuffle_buffer_size": 8, "max_samples_per_sequence": 4, **keys,
     }  # fmt: skip
-    return EnergonFeed(blend, maker.image, FORM, PictureCollator(96, fixed, processor), run, rank, size)
+    collate = PictureCollator(96, fixed, 260, processor)
+    return EnergonFeed(blend, maker.image, 259, FORM, collate, run, rank, size)
 
 
 def ids(one, iterations):
@@ -126,16 +128,52 @@ def test_an_undecodable_picture_ends_training_by_name(made, tmp_path):
     maker, _ = made
     broken = tmp_path / "broken"
     broken.mkdir()
-    sick = (
-        Sample((Message("user", (Picture(b"\xff\xd8\xff no"),)), Message("assistant", (Text("x"),))), f"s{n}")
-        for n in range(40)
-    )
-    energon.build(broken, sick, KEYS)
+    energon.build(broken, (sample("a", n) for n in range(40)), KEYS)
+    for tar in broken.glob("*.tar"):
+        tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8 "))
     blend = tmp_path / "blend.yaml"
     blend.write_text(yaml.safe_dump(energon.blend({str(broken): 1.0}, relative_to=tmp_path)))
     processor = image_processor_of(maker)
     with pytest.raises(Exception, match=r"cannot be decoded|is none of"):
         ids(feed((maker, blend), processor=processor), 1)
+
+
+MUTE = {"a-3", "a-20", "a-21", "a-30"}
+
+
+@pytest.fixture(scope="module")
+def mute(made, tmp_path_factory):
+    """A dataset some of whose records have no answer, and what is said of them beside its blend."""
+    maker, _ = made
+    root = tmp_path_factory.mktemp("mute")
+    (root / "d").mkdir()
+    records = [sample("a", n) for n in range(40)]
+    cut = [replace(one, messages=one.messages[:1]) if one.id in MUTE else one for one in records]
+    energon.build(root / "d", cut, {**KEYS, "split": [1, 0, 0]})
+    blend = energon.blend({str(root / "d"): 1.0}, relative_to=root)
+    (root / "blend.yaml").write_text(yaml.safe_dump(blend))
+    return maker, root / "blend.yaml"
+
+
+def test_what_the_analysis_rejected_is_passed_over_and_nothing_else(mute):
+    """40 samples, of which 36 are left: nine iterations of four; the next ones are the second epoch."""
+    _, blend = mute
+    with pytest.raises(Exception, match="there is no answer to learn from"):
+        ids(feed(mute), 9)
+    lines = [json.dumps({"id": id_}) + "\n" for id_ in sorted(MUTE)]
+    blend.with_name("rejects.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(Exception, match="there is no answer to learn from"):
+        ids(feed(mute), 9)
+    blend.with_name("rejects.jsonl").write_text("".join(lines))
+    for workers in (0, 1):
+        whole = ids(feed(mute, num_workers=workers), 18)
+        read = Counter(tuple(row) for batch in whole for row in batch)
+        assert sum(read.values()) == 72
+        before = feed(mute, num_workers=workers)
+        assert ids(before, 5) == whole[:10]
+        after = feed(mute, num_workers=workers)
+        after.loader.restore_state_rank(from_json(json.loads(json.dumps(before.state()))))
+        assert ids(after, 13) == whole[10:]
 
 
 def image_processor_of(maker):

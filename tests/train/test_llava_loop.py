@@ -22,7 +22,7 @@ from plait.train.energon import PictureCollator
 from plait.verify.ranks import run_ranks
 
 FORM = {"template": "llava", "instruction": "keep", "language": "en", "picture_tokens": 9}
-LENGTH = 64
+LENGTH, PAD = 64, 260
 STAGE_1, STAGE_2 = ("language_model", "vision_model"), ("vision_model",)
 GRIDS = [Grid(1, 1), Grid(2, 1), Grid(1, 2), Grid(1, 2, first=1), Grid(2, 2)]
 
@@ -48,13 +48,14 @@ class Samples:
 
     def __init__(self, folder, tokenizer, *, fixed, dp_rank=0, dp_size=1):
         self.renderer = LlavaRenderer(tokenizer, FORM)
-        self.collate = PictureCollator(LENGTH, fixed, AutoImageProcessor.from_pretrained(folder), multiple=4)
+        processor = AutoImageProcessor.from_pretrained(folder)
+        self.collate = PictureCollator(LENGTH, fixed, PAD, processor, multiple=4)
         self.dp_rank, self.dp_size = dp_rank, dp_size
 
     def batches(self, iteration):
         for first in range(iteration * 4 + 2 * self.dp_rank, iteration * 4 + 4, 2 * self.dp_size):
             encoded = [self.renderer.encode(sample(number)) for number in (first, first + 1)]
-            yield self.collate(encoded, self.renderer.pad_id)
+            yield self.collate(encoded)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def train_plainly(model, samples):
         total = 0.0
         for batch in batches:
             seen = {} if batch.pictures is None else {"pixel_values": batch.pictures}
-            attended = (batch.input_ids != samples.renderer.pad_id).long()
+            attended = (batch.input_ids != PAD).long()
             logits = model(input_ids=batch.input_ids, attention_mask=attended, **seen).logits
             loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), batch.labels.flatten(), reduction="none"

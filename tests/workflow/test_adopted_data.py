@@ -110,7 +110,9 @@ def guide_003(folder, *, prepared=""):
         fields = {"image": "jpg", **energon.QUESTION_ANSWER}
         settings = {"split": [4, 1, 0], "split_parts": {}, "exclude": ""}
         description = meta.description(meta.VQA, fields)
-        energon.prepared(folder, energon.surveyed(folder, settings, description), settings, description)
+        energon.prepared(
+            folder, energon.surveyed(folder, settings, description).counts, settings, description
+        )
     if prepared == "by an older one":
         old = {"__module__": "megatron.energon", "__class__": "VQAWebdataset", "field_map": fields}
         (folder / meta.DATASET).write_text(yaml.safe_dump(old))

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from plait.cli.common import Subparsers, add_settings, add_stage, settings
 
 if TYPE_CHECKING:
     from plait.data.chat import Sample
+    from plait.data.rejects import Record
 
 
 def add(stages: Subparsers) -> None:
@@ -58,15 +59,21 @@ def _samples(shards: Sequence[Path]) -> "Iterator[Sample]":
             yield replace(sample, id=f"{name}/{sample.id}") if several else sample
 
 
-def _place(shards: Sequence[Path], number: int) -> str:
+def _place(shards: Sequence[Path], number: int) -> "Record":
     """Where the record of a number stands."""
+    from plait.data.rejects import Record
+
     left = number
     for shard in shards:
-        kept = files.read_json(layout.Chat.parse(str(shard)).manifest)["kept"]
-        if left < kept:
-            return f"{shard} line {left + 1}"
-        left -= kept
-    return f"record {number + 1}"
+        if left < _kept(shard):
+            return Record(shard, left + 1, "")
+        left -= _kept(shard)
+    raise IndexError(number)
+
+
+@cache
+def _kept(shard: Path) -> int:
+    return int(files.read_json(layout.Chat.parse(str(shard)).manifest)["kept"])
 
 
 UNLISTED = frozenset({"index.uuid"})

@@ -31,12 +31,14 @@ def run(args: argparse.Namespace) -> None:
     found = settings(args, target)
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # ranks are forked: see run_ranks
     from plait.convert.export import export_folder
+    from plait.models.specs import Spec
+    from plait.tokens.pictures import name_of
     from plait.tokens.templates import chat_template
     from plait.verify import parity
 
     source, checkpoint = Path(args.source), Path(str(iteration))
     with files.appears_whole(str(target), folder=True) as folder:
-        template = chat_template(found["template"])
+        template = chat_template(found["template"], name_of(source, Spec.of(source).image_token_id))
         facts = export_folder(source, checkpoint, folder, recipe=found["recipe"], chat_template=template)
         facts = parity.prove_export(checkpoint, folder, target, facts=facts)
         files.write_manifest(folder, kind="export", settings=found, inputs=[source, checkpoint], facts=facts)

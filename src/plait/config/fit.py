@@ -27,7 +27,7 @@ PICTURE_TEMPLATES = ("llava", "jp_alpaca")
 READERS = {"pack": "packed sequences", "decoder_seq_length": "energon"}
 """The key of a mixture that says who reads it."""
 ONLY = {
-    "pack": ("packing", "overlong", "pictures", "patch_size", "max_resolution", "reject_limit"),
+    "pack": ("packing", "overlong", "pictures", "patch_size", "max_resolution"),
     "decoder_seq_length": ("instruction", "language", "picture_tokens"),
 }
 """Keys of a format that only one reader heeds."""
@@ -173,10 +173,15 @@ def check_model(config: "Config", name: str) -> None:
                 f"{', '.join(kinds)}"
             )
     tokenizer = config.tokenizers.get(source.tokenizer)
-    if tokenizer is not None and tokenizer.kind == "extend" and "image" not in tokenizer.add:
+    ids = (source.image_token_id, source.pad_token_id)
+    if ids[0] is not None and ids[0] == ids[1]:
+        raise ValueError(
+            f"raw_hf.{name} has {ids[0]} as image_token_id and as pad_token_id; they must differ"
+        )
+    if None in ids and tokenizer and tokenizer.kind == "extend" and "image" not in tokenizer.add:
         raise ValueError(
             f"raw_hf.{name} has tokenizer {source.tokenizer!r}, which adds {', '.join(tokenizer.add)} and no "
-            "`image`: a LLaVA needs <image> and <pad>"
+            "`image`: a LLaVA needs <image> and <pad>, or ids of others as image_token_id and pad_token_id"
         )
     if source.projector:
         why = "its projector comes from a file"
@@ -215,6 +220,7 @@ def check_run(config: "Config", name: str) -> None:
     if source.kind == "solo":
         _check_pictures(name, model, source, mixture.format, form)
     if source.kind == "llava":
+        _check_picture_token(config, name, run)
         _check_picture_tokens(config, name, model, source, form)
         _check_projector(name, run, model, source)
 
@@ -348,6 +354,27 @@ def _check_pictures(name: str, model: str, source: "SoloModel", format_: str, fo
             raise ValueError(
                 f"runs.{name} trains raw_hf.{model} with {key} {ours} on formats.{format_} "
                 f"with {key} {theirs}; they must be equal"
+            )
+
+
+def picture_token(config: "Config", mixture: str) -> int | None:
+    """The id that stands for a picture in what is made of a mixture; None: its tokenizer's own."""
+    return next((_token_of(config, run) for run in config.runs.values() if run.mixture == mixture), None)
+
+
+def _token_of(config: "Config", run: "Run") -> int | None:
+    return getattr(config.raw_hf[_source_name(config, run.model)], "image_token_id", None)
+
+
+def _check_picture_token(config: "Config", name: str, run: "Run") -> None:
+    """All models that read a mixture have one token for a picture: its samples are counted once."""
+    ours = _token_of(config, run)
+    for other, one in config.runs.items():
+        theirs = _token_of(config, one)
+        if one.mixture == run.mixture and theirs != ours:
+            raise ValueError(
+                f"runs.{name} and runs.{other} read mixtures.{run.mixture}, and their models have "
+                f"image_token_id {ours} and {theirs}; give each a mixture of its own, or both one id"
             )
 
 

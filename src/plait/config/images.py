@@ -63,7 +63,7 @@ def environment(named: Any = (), given: Mapping[str, str] = os.environ) -> dict[
     source = Path(plait.__file__).parents[1]
     hubs = [given[name] for name in ("HF_HUB_CACHE", "HF_TOKEN_PATH") if name in given]
     folders = [*_strings(named)]
-    seen = [*hubs, *folders, *_behind(folders)]
+    seen: list[Path | str] = [*hubs, *folders, *_behind(folders)]
     wanted: list[Path | str] = [cwd, *_links(cwd), tempfile.gettempdir(), hub, *seen]
     found = {
         BIND: ",".join(_binds(given.get(BIND, ""), wanted, cwd)),

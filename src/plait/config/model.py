@@ -136,6 +136,9 @@ class Energon(Strict):
         {}, description="instead of `split`: a regular expression of shard names for each part"
     )
     exclude: str = Field("", description="regular expression of shard names that are left out")
+    reject_limit: Share = Field(
+        0.01, description="share of rejected samples at which the dataset fails: those that no tar can hold"
+    )
     sample_type: Literal["VQASample", "CrudeWebdataset"] | None = Field(
         None,
         description="energon's class; null: VQASample where every sample is one picture and one exchange",
@@ -239,7 +242,11 @@ class Format(Strict):
     )
     patch_size: PositiveInt = Field(32, description="side of a patch, in pixels")
     max_resolution: PositiveInt = Field(1024, description="longest side of a picture, in pixels")
-    reject_limit: Share = Field(0.01, description="share of rejected records at which a shard fails")
+    reject_limit: Share = Field(
+        0.01,
+        description="share of rejected records at which a shard fails; of an energon dataset's, at which its "
+        "mixture does",
+    )
 
 
 class Mixture(Strict):
@@ -334,7 +341,9 @@ class LlavaModel(Strict):
     kind: Literal["llava"]
     base: Name = Field(description="the language model, of raw_hf")
     vision: Name = Field(description="the vision tower, of raw_hf")
-    tokenizer: Name = Field(description="the language model's tokenizer extended by `image`")
+    tokenizer: Name = Field(
+        description="the language model's tokenizer extended by `image`, or with both ids among its own"
+    )
     vision_feature_layer: Literal[-2, -1] = Field(
         -2, description="hidden state of the tower that is projected"
     )
@@ -350,10 +359,11 @@ class LlavaModel(Strict):
         None, description="safetensors file with linear_1 and linear_2; null: it is drawn"
     )
     image_token_id: NonNegativeInt | None = Field(
-        None, description="id of a picture; null: that of <image>, and a run trains no other"
+        None,
+        description="id of a special token of the tokenizer that stands for a picture; null: that of <image>",
     )
     pad_token_id: NonNegativeInt | None = Field(
-        None, description="id of padding; null: that of <pad>, and a run pads by no other"
+        None, description="id of a special token that pads, also EOS's; null: that of <pad>"
     )
     new_rows: Literal["mean", "normal", "zeros"] = Field("mean", description="init of new token rows")
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(

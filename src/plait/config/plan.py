@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import layout
+from plait.config.fit import picture_token
 from plait.config.hub import HubData, HubModel, UrlData
 from plait.config.images import Kind, environment
 from plait.config.lock import Fetchable, Lock
@@ -42,10 +43,10 @@ VERSIONS = {
     "chat": 4,
     "lock": 1,
     "fetch": 1,
-    "tokenizer": 1,
+    "tokenizer": 2,
     "index": 1,
-    "energon": 3,
-    "analyse": 4,
+    "energon": 4,
+    "analyse": 5,
     "build": 3,
     "convert": 4,
     "shard": 4,
@@ -492,8 +493,13 @@ class Plan:
     def mixture_settings(self, analysis: layout.Analysis) -> dict[str, Any]:
         """A mixture's settings; where energon reads it, those of its format too: no shard holds them."""
         mixture = _known("mixture", analysis.mixture, self.config.mixtures)
-        own = {"mixture": _dump(mixture)}
-        return own if mixture.pack else {**own, "format": _dump(self.config.formats[mixture.format])}
+        if mixture.pack:
+            return {"mixture": _dump(mixture)}
+        return {
+            "mixture": _dump(mixture),
+            "format": _dump(self.config.formats[mixture.format]),
+            "image_token_id": picture_token(self.config, analysis.mixture),
+        }
 
     def settings(self, artifact: layout.Artifact, stage: str = "") -> dict[str, Any]:
         """What decides the content of an artifact besides its inputs."""

@@ -10,8 +10,10 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from plait import files
@@ -19,8 +21,9 @@ from plait.config.paths import SPLIT
 from plait.data import images, llava, meta
 from plait.data.chat import Sample
 from plait.data.fields import WHOLE_TALK, check_whole, of_parts
-from plait.data.meta import CRUDE, DATASET, INFO, META, PARTS, VQA
-from plait.data.tars import read_tar
+from plait.data.meta import CRUDE, DATASET, INFO, LEFT_OUT, META, PARTS, VQA
+from plait.data.rejects import NAME, Record, Rejects, to_json
+from plait.data.tars import Parts, read_tar
 from plait.data.webdataset import PICTURE_PART, Written, nth, write
 from plait.errors import ConfigError, DataError, RecordError
 
@@ -39,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def build(
-    folder: Path, samples: Iterable[Sample], settings: Mapping[str, Any], where: Callable[[int], str] = nth
+    folder: Path, samples: Iterable[Sample], settings: Mapping[str, Any], where: Callable[[int], Record] = nth
 ) -> dict[str, Any]:
     """Write and prepare a dataset in an empty folder; the facts of its manifest.
 
@@ -51,7 +54,7 @@ def build(
 
     Raises:
         ConfigError: the samples are not of the sample type, or have no use for a field map.
-        DataError: what was prepared is not what was written.
+        DataError: what was prepared is not what was written, or more is rejected than ``reject_limit``.
     """
     written = write(samples, folder, settings, where)
     fields = _fields(written, settings)
@@ -71,7 +74,13 @@ def build(
             f"energon.field_map describes {what}: samples are read whole and nothing would heed it",
             hint="leave field_map out, or keep only samples of one picture and one exchange",
         )
-    return prepared(folder, written.shards, settings, meta.description(kind, fields))
+    facts = prepared(folder, written.shards, settings, meta.description(kind, fields))
+    return _with_rejects(facts, written.rejected)
+
+
+def _with_rejects(facts: dict[str, Any], rejected: Mapping[str, int]) -> dict[str, Any]:
+    """The facts of a dataset with what became of all that was read: rejected + samples = read."""
+    return {**facts, "read": facts["samples"] + sum(rejected.values()), "rejected": dict(rejected)}
 
 
 def _fields(written: Written, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -94,8 +103,8 @@ def adopt(folder: Path, origin: Path, settings: Mapping[str, Any]) -> dict[str, 
     settings go first. Its own folder is not touched.
 
     Raises:
-        DataError: it is not prepared, or holds a damaged tar, an undecodable picture or a doubled key, or has
-            not the samples that it had.
+        DataError: it is not prepared, or holds a damaged tar or a doubled key, or has not the samples that it
+            had, or more of them are rejected than ``reject_limit`` allows.
     """
     if not (origin / DATASET).is_file():
         raise DataError(f"{origin} has no {DATASET}", hint="`energon prepare` makes it, or use kind tars")
@@ -106,8 +115,11 @@ def adopt(folder: Path, origin: Path, settings: Mapping[str, Any]) -> dict[str, 
     for name, path in shards_below(origin, split).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(path.resolve())
-    counts = surveyed(origin, settings, description, split)
-    return prepared(folder, counts, settings, description, _given(split, counts, settings))
+    survey = surveyed(origin, settings, description, split)
+    survey.close(folder, settings["reject_limit"])
+    facts = prepared(folder, survey.counts, settings, description, _given(split, survey.counts, settings))
+    rejected = to_json(survey.reasons)
+    return _with_rejects({**facts, "samples": facts["samples"] - sum(rejected.values())}, rejected)
 
 
 def shards_below(folder: Path, split: meta.Split | None = None) -> dict[str, Path]:
@@ -122,8 +134,8 @@ def shards_below(folder: Path, split: meta.Split | None = None) -> dict[str, Pat
 
 def surveyed(
     origin: Path, settings: Mapping[str, Any], description: Mapping[str, Any], split: meta.Split | None = None
-) -> dict[str, int]:
-    """Samples of each tar that is not left out, after a look at every key, field and picture.
+) -> "Survey":
+    """A look at every key, field and picture of each tar that is not left out.
 
     Args:
         origin: whose tars they are; where someone has counted their samples, they must be as many now.
@@ -132,19 +144,17 @@ def surveyed(
         split: that of split.yaml, which must fit the tars.
 
     Raises:
-        DataError: a tar is damaged, a picture cannot be decoded, a key is doubled, or shards or samples are
-            not those of the split and of the counts.
+        DataError: a tar is damaged, a key is doubled, or shards or samples are not those of the split and of
+            the counts.
     """
-    counted, seen = meta.shard_counts(origin), set[str]()
-    counts = {
-        name: _survey(path, seen, description)
-        for name, path in shards_below(origin, split).items()
-        if not _excluded(name, settings)
-    }
+    counted, survey = meta.shard_counts(origin), Survey(description, split.left_out if split else frozenset())
+    for name, path in shards_below(origin, split).items():
+        if not _excluded(name, settings):
+            survey.count(path, name)
     if split is not None:
-        meta.check_split(meta.Split(_kept(split, settings), split.left_out), counts, origin / SPLIT)
-    meta.check_counts({n: c for n, c in counted.items() if not _excluded(n, settings)}, counts, origin)
-    return counts
+        meta.check_split(meta.Split(_kept(split, settings), split.left_out), survey.counts, origin / SPLIT)
+    meta.check_counts({n: c for n, c in counted.items() if not _excluded(n, settings)}, survey.counts, origin)
+    return survey
 
 
 def prepared(
@@ -260,7 +270,7 @@ def _given(
     """Someone's split as energon takes it; shards left out are left out of it."""
     if split is None:
         return None
-    single = sorted(name for name in split.left_out if name.rpartition("/")[0] in counts)
+    single = sorted(n for n in split.left_out if any(str(p) in counts for p in PurePosixPath(n).parents))
     return {"split_parts": _kept(split, settings), "exclude": single}
 
 
@@ -275,24 +285,85 @@ def _check_counts(folder: Path, shards: Mapping[str, int]) -> None:
             )
 
 
-def _survey(path: Path, seen: set[str], description: Mapping[str, Any]) -> int:
-    """Count the samples of a tar, and look at every key, field and picture."""
-    count = 0
-    for key, parts in read_tar(path):
-        if key in seen:
-            raise DataError(f"{path}: the key {key!r} stands twice", hint="keys are unique in a dataset")
-        seen.add(key)
-        try:
-            sample = llava.checked(of_parts(parts, key, description))
-            check_whole(sample, parts, description.get("field_map"))
-            for picture in sample.pictures:
-                images.open_picture(picture)
-        except RecordError as error:
-            raise DataError(f"{path}: sample {key!r}: {error}", hint="mend it, or leave it out") from error
-        count += 1
-    if not count:
-        raise DataError(f"{path} has no samples", hint="leave it out by `exclude`, or write it again")
-    return count
+@dataclass
+class Survey:
+    """Looks at every key, field and picture of someone's tars.
+
+    Attributes:
+        description: how the fields of a sample are read.
+        left_out: samples that their split leaves out, by ``SHARD/KEY``: nobody reads them.
+        judged: how many others there are.
+        counts: samples of each tar, rejected ones among them.
+    """
+
+    description: Mapping[str, Any]
+    left_out: frozenset[str]
+    judged: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    found: list[tuple[str, Record, RecordError]] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many samples are rejected, by reason."""
+        return Counter(error.reason for _, _, error in self.found)
+
+    def count(self, path: Path, name: str) -> None:
+        """Look at a tar and count its samples.
+
+        Raises:
+            DataError: it has none, or a key stands twice.
+        """
+        count = 0
+        for key, parts in read_tar(path):
+            if key in self.seen:
+                raise DataError(f"{path}: the key {key!r} stands twice", hint="keys are unique in a dataset")
+            self.seen.add(key)
+            count += 1
+            if f"{name}/{key}" in self.left_out:
+                continue
+            self.judged += 1
+            try:
+                self._look(key, parts)
+            except RecordError as error:
+                self.found.append((f"{name}/{key}", Record(path, None, key), error))
+        if not count:
+            raise DataError(f"{path} has no samples", hint="leave it out by `exclude`, or write it again")
+        self.counts[name] = count
+
+    def _look(self, key: str, parts: Parts) -> None:
+        sample = llava.checked(of_parts(parts, key, self.description))
+        check_whole(sample, parts, self.description.get("field_map"))
+        for picture in sample.pictures:
+            images.upright(picture)
+
+    def refuse_rejects(self) -> None:
+        """Where nothing of someone's may be left out.
+
+        Raises:
+            DataError: a sample is rejected; the first is named.
+        """
+        for _, record, error in self.found[:1]:
+            raise DataError(f"{record}: {error}", hint="mend it, or leave it out")
+
+    def close(self, folder: Path, limit: float) -> None:
+        """Write down what is rejected, and leave it out of every split.
+
+        Raises:
+            DataError: it is more than ``limit`` allows, or cannot be named in a split.
+        """
+        with (folder / NAME).open("wb") as out:
+            rejected = Rejects(out)
+            for _, record, error in self.found:
+                rejected.add(record, error.reason, str(error))
+        hint = "mend the tars, or change field_map, sample_type or reject_limit of the dataset's energon keys"
+        rejected.check(self.judged, limit, str(files.final_name(folder)), hint)
+        names = [name for name, _, _ in self.found]
+        odd = [name for name in names if set(name) & set("{}\\")]
+        if odd:
+            raise DataError(f"{odd[0]} cannot be left out of a split: its name has braces", hint=hint)
+        if names:
+            meta.write_yaml(folder / LEFT_OUT, {"exclude": names})
 
 
 # Reading
@@ -305,13 +376,19 @@ def read(folder: Path, split: str = "train") -> Iterator[Sample]:
         DataError: the dataset is not prepared, a shard is damaged, or a sample has not the fields that
             its description names.
     """
+    for _, sample in located(folder, split):
+        yield sample
+
+
+def located(folder: Path, split: str = "train") -> Iterator[tuple[str, Sample]]:
+    """As :func:`read`, each with the tar that it is in."""
     description, divided = meta.read_yaml(folder / DATASET), meta.read_split(folder / SPLIT)
     for name in divided.parts[split]:
         for key, parts in read_tar(folder / name):
             if f"{name}/{key}" in divided.left_out:
                 continue
             try:
-                yield of_parts(parts, key, description)
+                yield name, of_parts(parts, key, description)
             except RecordError as error:
                 raise DataError(f"{folder / name}: sample {key!r}: {error}") from error
 

@@ -107,6 +107,40 @@ def open_picture(encoded: bytes) -> "Image.Image":
     return image
 
 
+def upright(encoded: bytes) -> "Image.Image":
+    """A picture as transformers opens those of a chat: in RGB, turned as its camera was held.
+
+    Raises:
+        RecordError: it is no picture.
+    """
+    from PIL import ImageOps
+
+    opened = open_picture(encoded)
+    try:
+        return ImageOps.exif_transpose(opened).convert("RGB")
+    except DAMAGE as error:
+        sentence = f"the tags of a picture of {len(encoded)} bytes cannot be read: {error}"
+        raise RecordError(sentence, reason="undecodable_picture") from error
+
+
+def check_tags(encoded: bytes) -> None:
+    """Find what would keep a picture that decodes from being turned upright; few have such tags at all.
+
+    Raises:
+        RecordError: its tags are damaged.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            warnings.simplefilter("ignore")
+            turned = image.getexif().get(ORIENTATION, 1) != 1
+    except DAMAGE:
+        turned = True
+    if turned:
+        upright(encoded)
+
+
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         sentence = f"picture has {width} x {height} pixels, more than {MAX_PIXELS:,}"

@@ -17,6 +17,8 @@ from plait.errors import DataError
 META = ".nv-meta"
 DATASET = f"{META}/dataset.yaml"
 INFO, OLD_INFO = f"{META}/.info.json", f"{META}/.info.yaml"
+LEFT_OUT = "left_out.yaml"
+"""Samples that no split is to have, until one is dealt out."""
 PARTS = ("train", "val", "test")
 CRUDE, VQA = "CrudeWebdataset", "VQASample"
 OLD_CLASS = re.compile(r"(\w+)Webdataset")

@@ -42,11 +42,17 @@ def prepare(folder: Path, options: Sequence[str]) -> None:
     from megatron.energon.cli.main import main as energon
 
     from plait.config.paths import SPLIT
+    from plait.data import meta
     from plait.data.energon import GIVEN_SPLIT
 
     energon.main(["prepare", str(folder), *QUIET, *options], standalone_mode=False)
     if (folder / GIVEN_SPLIT).is_file():
         (folder / GIVEN_SPLIT).replace(folder / SPLIT)
+    if (folder / meta.LEFT_OUT).is_file():
+        split, rejected = (meta.read_yaml(folder / name) for name in (SPLIT, meta.LEFT_OUT))
+        left_out = [*(split.get("exclude") or ()), *rejected["exclude"]]
+        meta.write_yaml(folder / SPLIT, {**split, "exclude": left_out})
+        (folder / meta.LEFT_OUT).unlink()
 
 
 def read(folder: Path) -> dict[str, Any]:

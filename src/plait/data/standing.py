@@ -132,9 +132,10 @@ def _prepare(folder: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Let energon write its indexes beside tars that have none; they go again if it cannot."""
     fields = {"image": "jpg,png", **energon.FIELDS[chosen["layout"]]}
     description = meta.modern({"__class__": meta.CRUDE, "field_map": fields}, folder, chosen)
-    counts = energon.surveyed(folder, chosen, description)
+    survey = energon.surveyed(folder, chosen, description)
+    survey.refuse_rejects()
     try:
-        return energon.prepared(folder, counts, chosen, description)
+        return energon.prepared(folder, survey.counts, chosen, description)
     except PlaitError:
         energon.clean(folder)
         raise
@@ -155,7 +156,9 @@ def _as_prepared(folder: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
             "changed",
             hint=ELSEWHERE,
         )
-    counts = energon.surveyed(folder, chosen, description, meta.read_split(folder / SPLIT))
+    survey = energon.surveyed(folder, chosen, description, meta.read_split(folder / SPLIT))
+    survey.refuse_rejects()
+    counts = survey.counts
     command = [sys.executable, "-m", "plait.data.probe", str(folder), AS_IT_IS]
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=quiet, check=False)

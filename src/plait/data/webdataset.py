@@ -12,16 +12,18 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from plait import files
 from plait.config.paths import shard_name
 from plait.data.chat import Message, Part, Picture, Sample, Text
-from plait.data.images import media_type
+from plait.data.images import check_tags, media_type
+from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.data.tars import Parts
 from plait.errors import DataError, RecordError
 
@@ -51,9 +53,11 @@ class Written:
         shards: samples of each tar.
         kinds: kinds of picture files.
         larger: key of the first sample that is not one picture and one exchange.
+        rejected: samples that no tar has, by reason.
     """
 
     shards: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=set)
     larger: str = ""
 
@@ -68,38 +72,77 @@ class Written:
 # Writing
 
 
-def nth(number: int) -> str:
+def nth(number: int) -> Record:
     """A sample by its number, where nothing better is known."""
-    return f"sample {number + 1}"
+    return Record(Path("samples"), number + 1, "")
 
 
 def write(
     samples: Iterable[Sample],
     folder: Path,
     settings: Mapping[str, Any],
-    where: Callable[[int], str] = nth,
+    where: Callable[[int], Record] = nth,
 ) -> Written:
     """Write tars of at most ``samples_per_shard`` samples; equal samples give equal bytes.
 
-    One sample is in memory at a time, and the keys of all.
+    One sample is in memory at a time, and the keys of all. What no tar can hold is in ``rejects.jsonl``.
 
     Args:
         samples: conversations with ids.
         folder: where the tars go.
-        settings: ``layout``, ``shard_name`` and ``samples_per_shard`` of ``datasets.*.energon``.
+        settings: ``layout``, ``shard_name``, ``samples_per_shard`` and ``reject_limit`` of
+            ``datasets.*.energon``.
         where: says where the sample of a number came from.
 
     Raises:
         ConfigError: ``shard_name`` does not name tars.
-        DataError: two samples have one key, or one does not fit the layout.
+        DataError: two samples have one key, or more are rejected than ``reject_limit`` allows.
     """
-    made, seen = Written(), dict[str, int]()
-    size = settings["samples_per_shard"]
-    for shard, numbered in groupby(enumerate(samples), key=lambda pair: pair[0] // size):
+    with (folder / NAME).open("wb") as out:
+        rejected = Rejects(out)
+        made = _write_tars(_fitting(samples, settings["layout"], where, rejected), folder, settings, where)
+    made.rejected = to_json(rejected.reasons)
+    kept = sum(made.shards.values())
+    rejected.check(
+        kept + rejected.count,
+        settings["reject_limit"],
+        str(files.final_name(folder)),
+        "mend the records, or change layout or reject_limit of the dataset's energon keys",
+    )
+    if not kept:
+        raise DataError("there is not one sample to write", hint="look at the ledgers of the chat shards")
+    return made
+
+
+Fitting = Iterator[tuple[int, Sample, Parts]]
+"""Samples with their numbers among all, and the parts of their tar entries."""
+
+
+def _fitting(
+    samples: Iterable[Sample], layout: str, where: Callable[[int], Record], rejected: Rejects
+) -> Fitting:
+    """The samples that a tar can hold, as training can read them; the others are written down."""
+    for number, sample in enumerate(samples):
+        found = with_question(sample)
+        try:
+            parts = to_parts(found, layout)
+            for picture in found.pictures:
+                check_tags(picture)
+        except RecordError as error:
+            rejected.add(replace(where(number), id=sample.id), error.reason, str(error))
+            continue
+        yield number, found, parts
+
+
+def _write_tars(
+    fitting: Fitting, folder: Path, settings: Mapping[str, Any], where: Callable[[int], Record]
+) -> Written:
+    made, seen, size = Written(), dict[str, int](), settings["samples_per_shard"]
+    for shard, numbered in groupby(enumerate(fitting), key=lambda pair: pair[0] // size):
         name = shard_name(settings["shard_name"], shard)
         made.shards[name] = 0
         with _open(folder / name) as tar:
-            for number, sample in numbered:
+            for _, (number, sample, parts) in numbered:
                 key = key_for(sample.id)
                 if key in seen:
                     raise DataError(
@@ -107,15 +150,9 @@ def write(
                         hint="give records ids of their own",
                     )
                 seen[key] = number
-                asked = with_question(sample)
-                try:
-                    _add(tar, key, to_parts(asked, settings["layout"]))
-                except DataError as error:
-                    raise DataError(f"{where(number)}: {error.args[0]}", hint=error.hint) from error
-                made.note(asked, key)
+                _add(tar, key, parts)
+                made.note(sample, key)
                 made.shards[name] += 1
-    if not seen:
-        raise DataError("there is not one sample to write", hint="look at the ledgers of the chat shards")
     return made
 
 
@@ -148,13 +185,13 @@ def to_parts(sample: Sample, layout: str) -> Parts:
     """The parts of a sample's tar entry.
 
     Raises:
-        DataError: the layout has no place for what the sample has.
+        RecordError: the layout has no place for what the sample has, or its text says ``<image>``.
     """
     for message in sample.messages:
         if any(isinstance(part, Text) and IMAGE in part.text for part in message.parts):
-            raise DataError(
+            raise RecordError(
                 f"sample {sample.id!r} says {IMAGE} in its text, which stands for a picture",
-                hint="mend the record, or leave it out",
+                reason="picture_in_text",
             )
     pictures = {
         (kind_of(one) if number == 0 else f"{number}.{kind_of(one)}"): one
@@ -171,10 +208,10 @@ def _question_and_answer(sample: Sample) -> Parts:
     user, answer = sample.messages[0], sample.messages[-1]
     shown = sum(isinstance(part, Picture) for part in user.parts)
     if roles != ["user", "assistant"] or shown != 1 or len(sample.pictures) != 1:
-        raise DataError(
+        raise RecordError(
             f"sample {sample.id!r} has turns {', '.join(roles)} and {len(sample.pictures)} pictures; the "
             "layout question_answer holds one question about one picture, and its answer",
-            hint="set energon.layout of the dataset to conversations",
+            reason="not_one_exchange",
         )
     asked = {"question": _question(_value(user)), "id": sample.id}
     return {"txt": _value(answer).encode(), "json": orjson.dumps(asked)}
@@ -192,11 +229,14 @@ def kind_of(encoded: bytes) -> str:
     """The ending of a picture file, by its first bytes.
 
     Raises:
-        DataError: it is no picture of a known kind.
+        RecordError: it is no picture of a known kind.
     """
     kind = media_type(encoded)
     if kind not in ENDINGS:
-        raise DataError(f"a picture of {len(encoded)} bytes is of none of the kinds {', '.join(ENDINGS)}")
+        raise RecordError(
+            f"a picture of {len(encoded)} bytes is of none of the kinds {', '.join(ENDINGS)}",
+            reason="undecodable_picture",
+        )
     return ENDINGS[kind]
 
 

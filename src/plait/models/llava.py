@@ -30,8 +30,8 @@ from plait.models.common import (
 from plait.models.specs import LANGUAGE_MODEL, LLAVA, PROJECTOR, TEXT_ARCHITECTURES, TOWER, Spec
 from plait.models.tower import PREPROCESSOR, PROCESSOR, open_tower, preprocessor_of
 from plait.models.weights import FolderTensors, Tensors, check_shapes, config_text, merkle, write_safetensors
+from plait.tokens.pictures import OWN, special
 from plait.tokens.tokenizer import CONFIG, FAST, check_fast
-from plait.tokens.vocabulary import IMAGE, PADDING
 
 STD = 0.02
 WIDE = "modeling_llava_wide.py"
@@ -55,7 +55,7 @@ def llava(folder: Path, settings: LlavaModel, *, base: Path, vision: Path, token
         settings: its entry of ``config: raw_hf``.
         base: a Mistral-, Llama- or Qwen2-shaped model.
         vision: a CLIP or SigLIP tower, or the whole model that it is a part of.
-        tokenizer: the base's tokenizer with a token for pictures and one for padding.
+        tokenizer: the base's tokenizer with a token for pictures and one for padding, of any names.
 
     Raises:
         CheckpointError: a part is not what its config says, or does not fit.
@@ -118,24 +118,11 @@ def _tokens(settings: LlavaModel, facts: Mapping[str, Any], tokenizer: Path) -> 
     """The ids and names of a picture and of padding: those of the config, or of the tokens made for it.
 
     Raises:
-        ConfigError: the tokenizer lacks one, or never gives it.
+        ConfigError: the tokenizer lacks one, never gives it, or has but one for both.
     """
-    inner = tokenizers.Tokenizer.from_file(str(tokenizer / FAST))
-    found: dict[str, tuple[int, str]] = {}
-    for key, chosen, name in (
-        ("image_token_id", settings.image_token_id, IMAGE),
-        ("pad_token_id", settings.pad_token_id, PADDING),
-    ):
-        token = inner.token_to_id(name) if chosen is None else chosen
-        said = None if token is None or token >= facts["vocab_size"] else inner.id_to_token(token)
-        if token is None or said is None:
-            raise ConfigError(
-                f"{tokenizer} has no token {name if chosen is None else chosen}",
-                hint=f"extend it by `add: [image]`, or name the id of a token it has as {key}",
-            )
-        if inner.encode(said, add_special_tokens=False).ids != [token]:
-            raise ConfigError(f"{tokenizer} does not read {said!r} as its token {token} ({key})")
-        found[key] = (token, said)
+    found: dict[str, tuple[int, str]] = {
+        key: special(tokenizer, facts, key, getattr(settings, key)) for key in OWN
+    }
     if found["image_token_id"] == found["pad_token_id"]:
         raise ConfigError(
             f"the picture and padding are one token, {found['pad_token_id'][0]}, in {tokenizer}"
@@ -254,9 +241,21 @@ def _write_configs(
             "vision_feature_select_strategy": config["vision_feature_select_strategy"],
         },
         # Answers of a batch start together only where padding stands before the prompts.
-        CONFIG: {**files.read_object(folder / CONFIG), "pad_token": pad_name, "padding_side": "left"},
+        CONFIG: {
+            **_of_picture(files.read_object(folder / CONFIG), image_name),
+            "pad_token": pad_name,
+            "padding_side": "left",
+        },
     }
     for name, values in written.items():
         (folder / name).write_text(config_text(values), encoding="utf-8")
     if "auto_map" in config:
         shutil.copyfile(Path(__file__).parent / "remote" / WIDE, folder / WIDE)
+
+
+def _of_picture(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A tokenizer's config; one that has a name for pictures itself goes before the processor's."""
+    return {
+        key: _of_picture(value, name) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+    } | ({"image_token": name} if "image_token" in config else {})

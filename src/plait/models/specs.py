@@ -52,6 +52,7 @@ class Spec:
     vision: Tower | None = None
     projector: Projector | None = None
     image_token_id: int | None = None
+    pad_token_id: int | None = None
 
     @classmethod
     def of(cls, folder: Path | str, name: str = "config.json") -> Self:
@@ -105,7 +106,12 @@ class Spec:
         if self.vision is None:
             return self
         return replace(
-            self, architecture=self.text_architecture, vision=None, projector=None, image_token_id=None
+            self,
+            architecture=self.text_architecture,
+            vision=None,
+            projector=None,
+            image_token_id=None,
+            pad_token_id=None,
         )
 
     @property
@@ -242,7 +248,13 @@ def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[s
         bias=config.get("multimodal_projector_bias", True),
     )
     token = config.get("image_token_id", config.get("image_token_index", 32000))
-    return {"vision": tower, "projector": projector, "image_token_id": token}
+    pad = config.get("pad_token_id", config["text_config"].get("pad_token_id"))
+    return {
+        "vision": tower,
+        "projector": projector,
+        "image_token_id": token,
+        "pad_token_id": None if pad is None or pad < 0 else pad,
+    }
 
 
 def _sliding_window(config: Mapping[str, Any], architecture: str) -> int | None:

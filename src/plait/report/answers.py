@@ -17,7 +17,6 @@ from plait.layout import MANIFEST
 from plait.models.specs import SOLO, Spec
 from plait.models.tower import PREPROCESSOR, PROCESSOR, preprocessor_of
 from plait.models.weights import BUFFERS, FolderTensors, check_shapes
-from plait.tokens.llava import upright
 from plait.tokens.tokenizer import CONFIG, FAST, SENTENCEPIECE, UNREADABLE, check_fast
 from plait.tokens.vocabulary import GROUPS, IMAGE, PICTURE
 from plait.verify.logits import carries_our_code
@@ -175,7 +174,7 @@ class Model:
     def _opened(self, image: str) -> Any:
         """A picture as training sees it: LLaVA's are turned as their camera was held, SOLO's are not."""
         path = local(image)
-        read = images.open_picture if self.spec.vision is None else upright
+        read = images.open_picture if self.spec.vision is None else images.upright
         try:
             return read(path.read_bytes())
         except OSError as error:

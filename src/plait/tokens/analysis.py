@@ -37,7 +37,7 @@ TOTALS: dict[str, str] = {
     "images": "n_images",
 }
 """The totals that sum a measure."""
-HOW_MANY = ("packs", "documents", "samples", "clipped", "unanswered")
+HOW_MANY = ("packs", "documents", "samples", "rejected", "clipped", "unanswered")
 """The other totals: packed shards have the first two, energon's datasets the rest."""
 
 
@@ -48,8 +48,8 @@ class Counted:
     source: layout.Indexed | layout.Energon
     measures: Mapping[str, Ints]
     counts: Mapping[str, int]
-    """How many packs and documents (one that was split is one); or samples, clipped ones, and ones of which
-    no trained token is left."""
+    """How many packs and documents (one that was split is one); or samples, rejected ones beside them,
+    clipped ones, and ones of which no trained token is left."""
     fill: float
 
 

@@ -20,11 +20,11 @@ from plait import files
 from plait.data import chat
 from plait.data.images import patches
 from plait.data.lines import read_lines
+from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.tokens import indexed
 from plait.tokens.documents import Document, Documents
 from plait.tokens.pack import Packing, Pieces, cut, pack
-from plait.tokens.rejects import NAME, Record, Rejects
 from plait.tokens.render import Renderer, batches
 from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
 from plait.tokens.templates import Piece
@@ -105,8 +105,13 @@ def _collect(
                     continue
                 without_loss += not loss_tokens(document.text, document.role, renderer.vision)
                 documents.append(document)
-    rejected.check(len(documents) + rejected.reasons.total(), limit, chats)
-    return dict(sorted(rejected.reasons.items())), without_loss
+    rejected.check(
+        len(documents) + rejected.count,
+        limit,
+        ", ".join(map(str, chats)),
+        "mend the source, name another template, or raise `reject_limit` of the format in config/",
+    )
+    return to_json(rejected.reasons), without_loss
 
 
 def _pieces(

@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageOps
-from PIL.Image import Image
 from tokenizers import Tokenizer
 
 from plait.data import chat, images
 from plait.errors import DataError, RecordError
 from plait.files import read_manifest
 from plait.tokens import instructions
+from plait.tokens.pictures import special
 from plait.tokens.render import starts
 from plait.tokens.roles import ASSISTANT
 from plait.tokens.templates import TEMPLATES, Marks
-from plait.tokens.vocabulary import IMAGE, PADDING
+from plait.tokens.vocabulary import IMAGE
 
 LANGUAGES = {"llava": "en", "jp_alpaca": "ja"}
 """The language of a template's instructions, where the format names none."""
@@ -64,24 +63,25 @@ class Encoded:
 class LlavaRenderer:
     """Turns conversations into tokens as one format of the config says."""
 
-    def __init__(self, folder: Path, form: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, form: Mapping[str, Any], image_token_id: int | None = None) -> None:
         """Read a tokenizer.
 
         Args:
             folder: the tokenizer.
             form: ``template``, ``instruction``, ``language`` and ``picture_tokens`` of a format.
+            image_token_id: the model's token for a picture; None: the tokenizer's own.
 
         Raises:
-            DataError: the tokenizer has no token for a picture or for the end of an answer, the template has
-                no place for a picture, or the format does not say how many tokens one is.
+            ConfigError: the tokenizer has no token for a picture.
+            DataError: it has none for the end of an answer, the template has no place for a picture, or the
+                format does not say how many tokens one is.
         """
         facts = read_manifest(folder, kind="tokenizer")["facts"]
         _check(folder, facts, form)
         self.form = form
         self.tokens: int = form["picture_tokens"]
         self.template = TEMPLATES[form["template"]]
-        self.image_id: int = facts["image"][IMAGE]
-        self.pad_id: int = facts["image"][PADDING]
+        self.image_id, self._picture = special(folder, facts, "image_token_id", image_token_id)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._marks = Marks(bos=self._name(facts["bos_id"]), eos=self._name(facts["eos_id"]))
 
@@ -108,13 +108,15 @@ class LlavaRenderer:
         written = sum(isinstance(piece.content, chat.Picture) for piece in pieces)
         if written != len(sample.pictures):
             raise RecordError("a picture stands outside users' turns", reason="picture_not_users")
-        texts = [p.content if isinstance(p.content, str) else IMAGE for p in pieces]
+        texts = [p.content if isinstance(p.content, str) else self._picture for p in pieces]
         encoding = self._tokenizer.encode("".join(texts), add_special_tokens=False)
         ids = np.array(encoding.ids, np.int64)
         roles = np.repeat([piece.role for piece in pieces], np.diff(starts(encoding, texts)))
         is_picture = ids == self.image_id
         if is_picture.sum() != written:
-            raise RecordError(f"a text writes {IMAGE}, which stands for a picture", reason="picture_in_text")
+            raise RecordError(
+                f"a text writes {self._picture}, which stands for a picture", reason="picture_in_text"
+            )
         if not (roles == ASSISTANT).any():
             raise RecordError("there is no answer to learn from", reason="no_answer")
         times = np.where(is_picture, self.tokens, 1)
@@ -128,10 +130,9 @@ class LlavaRenderer:
 def _check(folder: Path, facts: Mapping[str, Any], form: Mapping[str, Any]) -> None:
     """Refuse a format that cannot write pictures, or answers with an end."""
     template = TEMPLATES.get(form["template"])
-    if not facts.get("image") or template is None or template.pictures != IMAGE:
+    if template is None or template.pictures != IMAGE:
         raise DataError(
-            f"{folder} or the template {form['template']} has no {IMAGE}",
-            hint="extend the tokenizer by `add: [image]`; use the template llava or jp_alpaca",
+            f"the template {form['template']} has no {IMAGE}", hint="use the template llava or jp_alpaca"
         )
     if facts["eos_id"] is None:
         raise DataError(f"{folder} has no EOS, so no answer would have an end", hint="name its eos_token")
@@ -147,19 +148,5 @@ def pixels(pictures: Sequence[bytes], processor: Any) -> NDArray[np.float32]:
     Raises:
         RecordError: one is no picture.
     """
-    found = processor(images=[upright(each) for each in pictures], return_tensors="np")["pixel_values"]
+    found = processor(images=[images.upright(each) for each in pictures], return_tensors="np")["pixel_values"]
     return np.asarray(found, np.float32)
-
-
-def upright(encoded: bytes) -> Image:
-    """A picture as transformers opens those of a chat: in RGB, turned as its camera was held.
-
-    Raises:
-        RecordError: it is no picture.
-    """
-    opened = images.open_picture(encoded)
-    try:
-        return ImageOps.exif_transpose(opened).convert("RGB")
-    except images.DAMAGE as error:
-        sentence = f"the tags of a picture of {len(encoded)} bytes cannot be read: {error}"
-        raise RecordError(sentence, reason="undecodable_picture") from error

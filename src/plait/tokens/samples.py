@@ -1,5 +1,6 @@
 """Counting the tokens of energon datasets: every training sample, as training will see it."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 
 from plait import files, layout
 from plait.data import energon
+from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.tokens import analysis
 from plait.tokens.llava import Encoded, LlavaRenderer
@@ -30,28 +32,35 @@ def build(
         target: the analysis.
         tokenizer: the format's tokenizer.
         datasets: those of the mixture; those of its validation may be among them.
-        settings: ``mixture`` and ``format`` of the config.
+        settings: ``mixture`` and ``format`` of the config, and ``image_token_id`` of the models that read it.
 
     Returns:
         The facts of its manifest.
 
     Raises:
-        DataError: the datasets are not those of the mixture, one is not whole, or a sample cannot be written
-            by the template; it is named.
+        DataError: the datasets are not those of the mixture, one is not whole, or the template cannot write
+            more samples of it than the format's ``reject_limit`` allows.
     """
     mixed, form = settings["mixture"], settings["format"]
     names = mixed["datasets"] or list(mixed["weights"])
     _check(datasets, {*names, *mixed["validation"]})
     length = mixed["decoder_seq_length"]
-    renderer = LlavaRenderer(tokenizer, form)
-    counted = [measure(one, renderer, length) for one in datasets if one.dataset in names]
-    more = {"tokenizer": str(tokenizer), "decoder_seq_length": length, "format": dict(form)}
+    renderer = LlavaRenderer(tokenizer, form, settings["image_token_id"])
+    with (folder / NAME).open("wb") as out:
+        rejects = {one: Rejects(out) for one in datasets if one.dataset in names}
+        counted = [measure(one, renderer, length, rejected) for one, rejected in rejects.items()]
+    more = {
+        "tokenizer": str(tokenizer),
+        "image_token_id": renderer.image_id,
+        "decoder_seq_length": length,
+        "format": dict(form),
+    }
     facts = analysis.build(folder, target.mixture, counted, mixed, more)
     weights = {str(shard.prefix): weight for shard, weight in analysis.weigh(counted, mixed)}
     validation = [str(layout.Energon(dataset=name)) for name in mixed["validation"]]
     blend = energon.blend(weights, validation, relative_to=Path(str(target)))
     (folder / BLEND).write_text(yaml.safe_dump(blend, sort_keys=False), encoding="utf-8")
-    return facts
+    return {**facts, "reasons": to_json(sum((one.reasons for one in rejects.values()), Counter()))}
 
 
 def _check(datasets: Sequence[layout.Energon], names: set[str]) -> None:
@@ -63,19 +72,32 @@ def _check(datasets: Sequence[layout.Energon], names: set[str]) -> None:
         )
 
 
-def measure(dataset: layout.Energon, renderer: LlavaRenderer, length: int) -> analysis.Counted:
+def measure(
+    dataset: layout.Energon, renderer: LlavaRenderer, length: int, rejected: Rejects
+) -> analysis.Counted:
     """Tokenise every training sample of a dataset and keep its counts.
 
     Raises:
-        DataError: it is not whole, or a sample cannot be written.
+        DataError: it is not whole, or the template cannot write more of its samples than may be rejected.
     """
     folder = Path(str(dataset))
     expected = files.read_manifest(folder, kind="energon")["facts"]["splits"]["train"]
-    whole = np.array([_counts(sample, length) for sample in _encoded(folder, renderer)], np.int64)
-    if len(whole) != expected:
+    whole = np.array([_counts(sample, length) for sample in _encoded(folder, renderer, rejected)], np.int64)
+    if len(whole) + rejected.count != expected:
         raise DataError(
-            f"{folder} has {len(whole)} training samples, its manifest counts {expected}",
+            f"{folder} has {len(whole) + rejected.count} training samples, its manifest counts {expected}",
             hint="remove the folder; it is made again",
+        )
+    rejected.check(
+        expected,
+        renderer.form["reject_limit"],
+        str(folder),
+        "mend the records, or name another template or instruction, or raise reject_limit of the format in "
+        "config/",
+    )
+    if not len(whole):
+        raise DataError(
+            f"no sample of {folder} is left to train on", hint="a lower reject_limit of the format says why"
         )
     tokens, pictures, trained, images, original = whole.T
     found = {
@@ -88,21 +110,19 @@ def measure(dataset: layout.Energon, renderer: LlavaRenderer, length: int) -> an
     }
     counts = {
         "samples": len(whole),
+        "rejected": rejected.count,
         "clipped": int((original > tokens).sum()),
         "unanswered": int((trained == 0).sum()),
     }
     return analysis.Counted(dataset, found, counts, float(tokens.mean() / length))
 
 
-def _encoded(folder: Path, renderer: LlavaRenderer) -> Iterator[Encoded]:
-    for sample in energon.read(folder):
+def _encoded(folder: Path, renderer: LlavaRenderer, rejected: Rejects) -> Iterator[Encoded]:
+    for name, sample in energon.located(folder):
         try:
             yield renderer.encode(renderer.instructed(sample, sample.id))
         except RecordError as error:
-            raise DataError(
-                f"{folder}: sample {sample.id!r}: {error}",
-                hint="mend the record, or another template or instruction may write it",
-            ) from error
+            rejected.add(Record(folder / name, None, sample.id), error.reason, str(error))
 
 
 def _counts(sample: Encoded, length: int) -> tuple[int, int, int, int, int]:

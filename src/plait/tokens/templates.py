@@ -63,9 +63,16 @@ class Template:
     it are plain text."""
 
 
-def chat_template(name: str) -> str | None:
-    """The Jinja text of a template; None where it has none, or where the tokenizer brings its own."""
-    return TEMPLATES[name].jinja if name in TEMPLATES else None
+def chat_template(name: str, picture: str = IMAGE) -> str | None:
+    """The Jinja text of a template; None where it has none, or where the tokenizer brings its own.
+
+    Args:
+        name: the template's.
+        picture: the name of LLaVA's token for a picture.
+    """
+    jinja = TEMPLATES[name].jinja if name in TEMPLATES else None
+    quoted = picture.replace("\\", r"\\").replace("'", r"\'")
+    return jinja and jinja.replace(f"'{IMAGE}'", f"'{quoted}'")
 
 
 def content(message: Message) -> list[str | Picture]:

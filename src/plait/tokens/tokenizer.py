@@ -18,6 +18,7 @@ from plait import files
 from plait.config.paths import local
 from plait.errors import ConfigError, DataError
 from plait.fetch.lfs import refuse_pointers
+from plait.tokens import pictures
 from plait.tokens.templates import chat_template
 from plait.tokens.vocabulary import GROUPS, PADDING
 
@@ -64,7 +65,7 @@ def build(folder: Path, source: Mapping[str, Any], base: Path | None = None) -> 
     else:
         tokenizer = _extended(folder, base, source["add"])
     save(tokenizer, folder)
-    facts = _facts(tokenizer)
+    facts = _facts(tokenizer, _model_config(source, base))
     _check_sentencepiece(folder / SENTENCEPIECE, tokenizer)
     log.info("%d tokens, %d of them vision tokens", facts["vocab_size"], len(facts["vision"]))
     return facts
@@ -174,7 +175,15 @@ def _forget_this_machine(config: Path) -> None:
     config.write_text(text + "\n", encoding="utf-8")
 
 
-def _facts(tokenizer: Any) -> dict[str, Any]:
+def _model_config(source: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
+    """The config.json beside a tokenizer that comes with a model; empty where there is none."""
+    folder = local(source["path"]) if source["kind"] == "folder" else base
+    if folder is None or source["kind"] not in ("folder", "model"):
+        return {}
+    return files.read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+
+
+def _facts(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     size = len(tokenizer)
     if sorted(vocabulary.values()) != list(range(size)):
@@ -182,8 +191,13 @@ def _facts(tokenizer: Any) -> dict[str, Any]:
             f"the tokenizer has {size} tokens but ids up to {max(vocabulary.values(), default=0)}",
             hint="plait needs ids without gaps: one row of the embedding a token",
         )
-    found = {group: _ids(vocabulary, GROUPS[group]) for group in ("vision", "chatml", "image")}
-    return {"vocab_size": size, "bos_id": tokenizer.bos_token_id, "eos_id": tokenizer.eos_token_id, **found}
+    return {
+        "vocab_size": size,
+        "bos_id": tokenizer.bos_token_id,
+        "eos_id": tokenizer.eos_token_id,
+        **{group: _ids(vocabulary, GROUPS[group]) for group in ("vision", "chatml")},
+        **pictures.ids_of(vocabulary, config),
+    }
 
 
 def _ids(vocabulary: Mapping[str, int], names: tuple[str, ...]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.energon import (
+    SkipSample,
     WorkerConfig,
     get_loader,
     get_savable_loader,
@@ -26,8 +27,9 @@ from megatron.energon.errors import reraise_exception
 from numpy.typing import NDArray
 
 from plait import files
+from plait.data import rejects
 from plait.data.reader import Conversations, conversation
-from plait.errors import CheckpointError, DataError
+from plait.errors import CheckpointError, DataError, RecordError
 from plait.layout import HF_PREPROCESSOR
 from plait.tokens.llava import Encoded, LlavaRenderer, pixels
 from plait.train.batches import Batch, masked_out, padded, positions, shifted
@@ -61,6 +63,7 @@ class PictureCollator:
     Attributes:
         seq_length: no sequence is longer; what is cut off is counted.
         fixed: whether every sequence is padded to it, as pipeline stages need.
+        pad_id: id under the padding, the model's; EOS's too, for no id decides what is trained.
         processor: transformers' image processor; None on stages that see no pixels.
         window: the model's sliding window, in tokens.
         multiple: what the length of sequences is a multiple of.
@@ -68,6 +71,7 @@ class PictureCollator:
 
     seq_length: int
     fixed: bool
+    pad_id: int
     processor: Any = None
     window: int | None = None
     multiple: int = 1
@@ -77,17 +81,17 @@ class PictureCollator:
         longest = max(len(sample.input_ids) for sample in samples)
         return -(-longest // self.multiple) * self.multiple
 
-    def __call__(self, samples: Sequence[Encoded], pad_id: int) -> Batch:
+    def __call__(self, samples: Sequence[Encoded]) -> Batch:
         """Pad and stack; the answer's tokens and EOS are trained, padding and pictures never are."""
         kept = [sample.clip(self.seq_length) for sample in samples]
         length = self.seq_length if self.fixed else self._length(kept)
-        ids_BS = padded([sample.input_ids for sample in kept], pad_id, length)
+        ids_BS = padded([sample.input_ids for sample in kept], self.pad_id, length)
         trained_BS = padded([sample.trained for sample in kept], 0, length)
         document_BS = padded([np.zeros(len(sample.input_ids)) for sample in kept], -1, length)
         rows_BS = padded(_rows(kept, samples), -1, length)
         return Batch(
             input_ids=torch.from_numpy(ids_BS),
-            labels=torch.from_numpy(shifted(ids_BS, pad_id)),
+            labels=torch.from_numpy(shifted(ids_BS, self.pad_id)),
             loss_mask=torch.from_numpy(shifted(trained_BS, 0)).float(),
             position_ids=torch.from_numpy(positions(document_BS)),
             attention_mask=masked_out(torch.from_numpy(document_BS), self.window),
@@ -127,21 +131,33 @@ def _rows(kept: Sequence[Encoded], whole: Sequence[Encoded]) -> list[NDArray[np.
 class Encoder(Conversations):
     """Energon's task encoder: a sample of any dataset to tokens, several of them to a micro-batch."""
 
-    def __init__(self, renderer: LlavaRenderer, collate: PictureCollator) -> None:
-        """Keep what renders and what collates."""
+    def __init__(
+        self, renderer: LlavaRenderer, collate: PictureCollator, rejected: frozenset[str] = frozenset()
+    ) -> None:
+        """Keep what renders and what collates, and the ids of what the analysis rejected."""
         super().__init__()
-        self.renderer, self.collate = renderer, collate
+        self.renderer, self.collate, self.rejected = renderer, collate, rejected
 
     @stateless  # type: ignore[untyped-decorator]
     def encode_sample(self, sample: Any) -> Encoded:
-        """One conversation, with the instruction that the format wants, as tokens."""
+        """One conversation, with the instruction that the format wants, as tokens.
+
+        Raises:
+            SkipSample: the analysis could not write it either, counted it and named it.
+            RecordError: it cannot be written, and the analysis knows nothing of that.
+        """
         found = conversation(sample)
-        return self.renderer.encode(self.renderer.instructed(found, found.id))
+        try:
+            return self.renderer.encode(self.renderer.instructed(found, found.id))
+        except RecordError as error:
+            if found.id in self.rejected:
+                raise SkipSample from error
+            raise
 
     @stateless  # type: ignore[untyped-decorator]
     def batch(self, samples: list[Encoded]) -> Batch:
         """A micro-batch."""
-        return self.collate(samples, self.renderer.pad_id)
+        return self.collate(samples)
 
 
 @dataclass(frozen=True)
@@ -151,8 +167,9 @@ class EnergonFeed:
     Every rank of a copy of the model reads the same samples; copies read disjoint shares.
 
     Attributes:
-        blend: energon's metadataset.
+        blend: energon's metadataset; beside it is what the analysis rejected.
         tokenizer: the tokenizer's folder.
+        image_token_id: the model's token for a picture.
         form: the format of the config.
         collate: what makes a micro-batch.
         run: the run's settings.
@@ -162,6 +179,7 @@ class EnergonFeed:
 
     blend: Path
     tokenizer: Path
+    image_token_id: int | None
     form: Mapping[str, Any]
     collate: PictureCollator
     run: Mapping[str, Any]
@@ -196,7 +214,8 @@ class EnergonFeed:
     @property
     def encoder(self) -> Encoder:
         """What makes micro-batches of samples."""
-        return Encoder(LlavaRenderer(self.tokenizer, self.form), self.collate)
+        renderer = LlavaRenderer(self.tokenizer, self.form, self.image_token_id)
+        return Encoder(renderer, self.collate, rejects.ids(self.blend.with_name(rejects.NAME)))
 
     @cached_property
     def loader(self) -> Any:

@@ -14,7 +14,6 @@ from plait.config.schedule import Schedule
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
-from plait.tokens.vocabulary import IMAGE
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 HELD = {"fp32": {"float32", "bfloat16", "float16"}, "bf16": {"bfloat16"}, "fp16": {"float16"}}
@@ -216,11 +215,18 @@ def _check_energon(mixture: dict[str, Any], start: str, model: Spec, tokenizer: 
             hint="a mixture's format and a run's model must name the same tokenizer",
         )
     assert model.vision is not None
-    picture = files.read_manifest(mixture["tokenizer"], kind="tokenizer")["facts"]["image"].get(IMAGE)
+    picture = mixture["image_token_id"]
     if picture != model.image_token_id:
         raise DataError(
-            f"{where} writes a picture as token {picture}, {start} reads token {model.image_token_id} as one",
-            hint="leave image_token_id out of raw_hf, or name the id of <image> there",
+            f"the mixture was counted with token {picture} for a picture, {start} reads token "
+            f"{model.image_token_id} as one",
+            hint="make the mixture's tokenizer of the model: tokenizers.*, kind model",
+        )
+    if max(picture, model.pad_token_id or 0) >= model.vocab_size:
+        raise CheckpointError(
+            f"{start} has {model.vocab_size} rows of tokens, a picture is its token {picture} and padding "
+            f"{model.pad_token_id}",
+            hint="mend image_token_index and pad_token_id of its config.json",
         )
     tokens, seq = mixture["format"]["picture_tokens"], mixture["decoder_seq_length"]
     if tokens != model.vision.tokens:

@@ -190,9 +190,11 @@ def _energon(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: in
     first = parallel_state.is_pipeline_first_stage()
     source = job.evaluated if evaluates else job.mixture
     mixture = source.content
+    facts = files.read_manifest(mixture["tokenizer"], kind="tokenizer")["facts"]
     collate = PictureCollator(
         seq_length=mixture["decoder_seq_length"],
         fixed=job.grid.pp > 1,
+        pad_id=facts["eos_id"] if spec.pad_token_id is None else spec.pad_token_id,
         multiple=job.pieces,
         processor=image_processor(Path(job.start)) if first else None,
         window=spec.sliding_window,
@@ -200,6 +202,7 @@ def _energon(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: in
     return (EvaluationFeed if evaluates else EnergonFeed)(
         blend=source.folder / "metadataset.yaml",
         tokenizer=Path(mixture["tokenizer"]),
+        image_token_id=spec.image_token_id,
         form=mixture["format"],
         collate=collate,
         run=job.settings,

@@ -71,7 +71,8 @@ def cases(spec: Spec) -> list[Case]:
 def _words(spec: Spec, shape: tuple[int, int], draw: torch.Generator) -> Tensor:
     """Any ids but that of a picture, which must have a picture to stand for."""
     ids = torch.randint(spec.vocab_size, shape, generator=draw)
-    return ids if spec.image_token_id is None else ids.masked_fill(ids == spec.image_token_id, 0)
+    other = int(spec.image_token_id == 0)
+    return ids if spec.image_token_id is None else ids.masked_fill(ids == spec.image_token_id, other)
 
 
 def _patches(spec: Spec, draw: torch.Generator) -> Case:
