@@ -149,7 +149,8 @@ def made(tmp_path_factory):
 def held_out(made, rank=0, size=1, micro=2):
     maker, blend = made
     run = {"micro_batch_size": micro, "global_batch_size": 2 * micro * size, "num_workers": 0, "seed": 3}
-    return EvaluationFeed(blend, maker.image, FORM, PictureCollator(96, False), run, rank, size)
+    collate = PictureCollator(96, False, 260)
+    return EvaluationFeed(blend, maker.image, 259, FORM, collate, run, rank, size)
 
 
 def said(one, batches):
