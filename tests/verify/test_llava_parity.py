@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from makers import Maker
 from safetensors.torch import load_file, save_file
 
 from plait import files
@@ -50,6 +51,24 @@ def test_a_sharded_llava_computes_what_transformers_computes(maker, make, grid, 
         assert row["max_abs_diff_fp32"] <= 1e-5
         assert row["top1_equal"] == row["positions"]
         assert row["max_abs_logit"] > 0.5
+
+
+def test_the_rounding_of_transformers_norms_is_not_taken_for_a_fault(maker, tmp_path):
+    """They take sums in fp32, even in a model of fp64; where logits are large, that shows."""
+    source = tmp_path / "hf"
+    source.mkdir()
+    for path in maker.llava().iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    weights = load_file(source / "model.safetensors")
+    weights["language_model.lm_head.weight"] *= 1e4
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    facts = {"merkle": merkle(FolderTensors(source))}
+    files.write_manifest(source, kind="hf_model", settings={}, facts=facts)
+    scaled = Maker(tmp_path)
+    found = parity.prove_converted(source, scaled.shards(source, 1, 1), tmp_path / "parity.json")
+    for row in found["logits"]:
+        assert row["max_abs_logit"] > 1e3
+        assert row["max_abs_diff"] <= 1e-8
 
 
 def test_a_wide_projector_and_qwen2_are_proven(maker, tmp_path):

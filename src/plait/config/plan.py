@@ -50,10 +50,10 @@ VERSIONS = {
     "build": 3,
     "convert": 4,
     "shard": 4,
-    "verify": 3,
+    "verify": 4,
     "schedule": 1,
     "train": 3,
-    "export": 2,
+    "export": 3,
     "report": 1,
     "generate": 3,
 }
