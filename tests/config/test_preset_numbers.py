@@ -16,6 +16,8 @@ SOLO = {
     "recipe": "solo", "tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 1,
     "data_parallel_size": 4, "micro_batch_size": 1, "global_batch_size": 128,
     "lr": 5e-5, "min_lr": 5e-6, "lr_warmup_iters": 200, "weight_decay": 0.1,
+    # no flag: defaults of Megatron-LLM's arguments.py
+    "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_eps": 1e-8,
     "hidden_dropout": 0.0, "attention_dropout": 0.0, "loss_roles": ("assistant",),
     # --recompute_granularity full --recompute_method uniform --recompute_num_layers 4 and the rest
     "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 4,
@@ -26,7 +28,9 @@ CODEACT = {
     # finetune_4xA100_4tp_mixture_*.sh and source.sh: four A100 of 40 GB
     "recipe": "chat", "tensor_model_parallel_size": 4, "pipeline_model_parallel_size": 1,
     "data_parallel_size": 1, "micro_batch_size": 1, "global_batch_size": 32,
-    "lr": 1e-5, "min_lr": 1e-6, "lr_warmup_iters": 50, "weight_decay": 0.1,
+    "lr": 1e-5, "min_lr": 1e-6, "lr_warmup_iters": 50,
+    # no flag: defaults of Megatron-LLM's arguments.py
+    "weight_decay": 0.01, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_eps": 1e-8,
     "sequence_parallel": True, "use_distributed_optimizer": True,
     "recompute_granularity": "full", "recompute_method": "uniform",
     "hidden_dropout": 0.0, "attention_dropout": 0.0, "loss_roles": ("assistant",),

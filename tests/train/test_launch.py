@@ -19,6 +19,7 @@ AXES = ("tensor_model", "pipeline_model", "context", "data")
 
 def job(world=(1, 2, 1, 2), **around):
     sizes = {f"{axis}_parallel_size": size for axis, size in zip(AXES, world, strict=True)}
+    sizes |= {"deterministic_mode": True}
     return Job("s", "a", "c", "data/ckpts/r/iter_0000050", sizes, Around(**around).model_dump(mode="json"))
 
 
@@ -130,6 +131,13 @@ def test_the_launcher_asks_slurm_for_addresses_that_an_image_cannot(programs, mo
     monkeypatch.setenv("SLURM_JOB_NODELIST", "[a-b]")
 
     assert slurm.addresses() == {"a": "10.0.0.1", "b": "10.0.0.2"}
+
+
+def test_gpus_of_a_deterministic_run_add_in_one_order():
+    made = job()
+    assert node.environment(made, 1)["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    made.settings["deterministic_mode"] = False
+    assert "NCCL_ALGO" not in node.environment(made, 1)
 
 
 def test_what_a_run_names_goes_before_what_the_environment_says(monkeypatch):

@@ -136,7 +136,9 @@ class Precision(Strict):
     attention_backend: Literal["auto", "flash", "fused", "unfused"] = Field(
         "auto", description="Transformer Engine's attention (GPU)"
     )
-    deterministic_mode: bool = Field(True, description="equal runs give equal bits")
+    deterministic_mode: bool = Field(
+        True, description="equal runs give equal bits; on GPUs by NCCL's and cuBLAS's settings too"
+    )
     hidden_dropout: Share = 0.0
     attention_dropout: Share = 0.0
 
@@ -238,6 +240,9 @@ class Launch(Strict):
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9.:_,-]*$",
         description="what machines talk over, e.g. ib0, eth0 (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)",
+    )
+    distributed_timeout_minutes: PositiveInt = Field(
+        30, description="how long a process waits for the others of its run before it gives up"
     )
     requeue_before: PositiveInt = Field(
         120, description="seconds before the end of a Slurm job at which it saves and is queued again"

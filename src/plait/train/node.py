@@ -20,6 +20,10 @@ from plait.train.job import Job
 
 PATIENCE = 600.0
 """Seconds to wait for node 0; shared file systems and images are slow to show up."""
+DETERMINISTIC = {
+    "NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}  # fmt: skip
+"""What GPUs need to add in one order, as Megatron-LM asks for it."""
 ADDRESSES = "PLAIT_NODE_ADDRESSES"
 """What the launcher knows of Slurm's nodes: addresses by name, as JSON."""
 
@@ -102,6 +106,8 @@ def environment(job: Job, processes: int) -> dict[str, str]:
     threads = str(max(1, _cores() // processes))
     found = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     found |= {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
+    if job.settings["deterministic_mode"]:
+        found |= DETERMINISTIC
     return {**os.environ, **found, **named(job)}
 
 

@@ -26,7 +26,8 @@ def run_rank(job: Job) -> None:
         if os.environ["RANK"] == "0":
             allowed = stack.enter_context(lease.hold(Path(str(job.run)))).check
         cp, seed = job.settings["context_parallel_size"], job.settings["seed"]
-        stack.enter_context(world(tp=job.grid.tp, pp=job.grid.pp, cp=cp, seed=seed))
+        minutes = job.around["distributed_timeout_minutes"]
+        stack.enter_context(world(tp=job.grid.tp, pp=job.grid.pp, cp=cp, seed=seed, minutes=minutes))
         _train(job, allowed)
 
 

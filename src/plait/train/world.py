@@ -5,6 +5,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from plait.train import compat
 
 
 @contextmanager
-def world(*, tp: int, pp: int, seed: int, cp: int = 1, rendezvous: str | None = None) -> Iterator[None]:
+def world(
+    *, tp: int, pp: int, seed: int, cp: int = 1, rendezvous: str | None = None, minutes: int = 30
+) -> Iterator[None]:
     """Join the processes that torchrun, or a test, has started, as a tp x cp x dp x pp grid.
 
     Args:
@@ -22,6 +25,7 @@ def world(*, tp: int, pp: int, seed: int, cp: int = 1, rendezvous: str | None = 
         pp: pipeline model parallel size; what is left of the world is data parallel.
         cp: context parallel size.
         seed: seed of every generator; tensor parallel ranks get their own beside it.
+        minutes: how long a process waits for the others.
         rendezvous: where the processes meet, if not where torchrun says; ``file://...`` needs no port.
     """
     warnings.filterwarnings("ignore", module="megatron")
@@ -39,6 +43,7 @@ def world(*, tp: int, pp: int, seed: int, cp: int = 1, rendezvous: str | None = 
         init_method=rendezvous,
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timedelta(minutes=minutes),
     )
     try:
         parallel_state.initialize_model_parallel(tp, pp, context_parallel_size=cp)
