@@ -35,6 +35,7 @@ WRONG = {
     "what it trains on": ({"eval_interval": 5, "eval_mixture": "talk"}, "trains on datasets.dialogues and"),
     "pictures of energon": ({"eval_interval": 5, "eval_mixture": "english"}, "with format 'chatml' and eval"),
     "no mixture": ({"eval_interval": 5, "eval_mixture": "x"}, "eval_mixture names 'x', which is not"),
+    "an entity of no project": ({"wandb_entity": "lab"}, "`wandb_entity` is read only with `wandb_project`"),
     "pieces": ({"context_parallel_size": 3}, "sequences of 256 tokens do not divide into 6 pieces"),
 }  # fmt: skip
 

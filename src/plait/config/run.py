@@ -221,6 +221,19 @@ class Logging(Strict):
     peak_tflops: PositiveFloat | None = Field(
         None, description="what a device can do at most, for MFU; null: a matrix product is measured"
     )
+    wandb_project: str | None = Field(
+        None, min_length=1, description="Weights & Biases: the project; null: it is not told"
+    )
+    wandb_entity: str | None = Field(None, description="Weights & Biases: the user or team")
+    wandb_exp_name: str | None = Field(None, description="Weights & Biases: the name; null: the run's")
+    wandb_tags: tuple[str, ...] = Field((), description="Weights & Biases: tags")
+
+    @model_validator(mode="after")
+    def _every_key_of_wandb_is_read(self) -> Self:
+        for key in ("wandb_entity", "wandb_exp_name", "wandb_tags"):
+            if self.wandb_project is None and getattr(self, key):
+                raise ValueError(f"`{key}` is read only with `wandb_project`")
+        return self
 
 
 class Launch(Strict):

@@ -21,7 +21,7 @@ from plait import layout
 from plait.config import images
 from plait.config.run import processes_per_node, world_size
 from plait.errors import CheckpointError, ConfigError, Stopped
-from plait.train import lease, slurm
+from plait.train import lease, slurm, wandb
 from plait.train.job import Job
 from plait.train.node import ADDRESSES, environment, named
 from plait.train.signals import ASK, ignore, listen
@@ -119,6 +119,7 @@ def launch(job: Job, image: str = "") -> None:
         Stopped: they were asked to stop, and did with all that they had done.
     """
     job = chosen(job)
+    wandb.check(job.around, here=not image)
     before, kept = _published(job), _kept(job)
     if job.around["launch"] == "env":
         _run_in_place(job, image)

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a jsonl file, TensorBoard, and a bar or lines."""
+"""What a run tells while it trains: a jsonl file, TensorBoard, W&B, and a bar or lines."""
 
 import json
 import logging
@@ -11,6 +11,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from plait.files import appears_whole, sync
+from plait.train import wandb
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Metrics:
         self._write(rows)
         later = any(_iteration(line) > stop for line in rows)
         self.writer = SummaryWriter(run / "tensorboard", purge_step=None if later else start + 1)
+        self.wandb = wandb.of(run, logged)
         terminal = sys.stderr.isatty()
         self.bar = tqdm(total=stop, initial=start, unit="it", disable=not terminal)
         self.lines = not terminal
@@ -55,6 +57,7 @@ class Metrics:
         """Close the files, the rows in order of their iterations."""
         self._write(sorted(self._lines(), key=_iteration))
         self.writer.close()
+        self.wandb.close()
         self.bar.close()
 
     def sync(self) -> None:
@@ -70,6 +73,7 @@ class Metrics:
         for name, value in row.items():
             if name != "iteration":
                 self.writer.add_scalar(name, value, iteration)
+        self.wandb.write(row)
         self.bar.update(iteration - self.bar.n)
         self.bar.set_postfix_str(f"lm loss {row['lm loss']:.3f}" if "lm loss" in row else "skipped")
         if self.lines and (iteration % self.every == 0 or iteration == self.stop):
