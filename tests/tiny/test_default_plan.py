@@ -15,13 +15,14 @@ from plait import files, layout
 from plait.config import Plan
 from plait.config.model import load_file
 from plait.config.schedule import Schedule
-from plait.data import images
+from plait.data import energon, images
 from plait.data.chat import Text
 from plait.data.shards import read
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
 from plait.tokens.indexed import PackedShard
 from plait.tokens.llava import LlavaRenderer
+from plait.train.energon import PictureCollator
 from plait.verify.parity import _Trained
 from plait.verify.ranks import run_ranks  # noqa: F401 - loaded before ranks are forked
 
@@ -220,12 +221,42 @@ def test_a_llava_loads_strictly_and_captions_a_picture_as_its_trainer_would(run,
     written = trained_tokens(iteration, _Trained(iteration), grid, renderer, pairs)
     assert written == [ids for _, ids in pairs]
     assert all(0 < token.probability <= 1 for one in served for token in one.tokens)
-    likeliest = {one.tokens[0].probability for one in served}
-    assert len(likeliest) > 1, "what is seen changes nothing of what is said"
-    if (
-        run == "llava-jp-tiny-stage2"
-    ):  # in a hundred iterations the English one learns to end, and little more
-        assert all(one.answer for one in served), [one.answer for one in served]
+    assert all(one.answer for one in served), [one.answer for one in served]
+
+
+LOST = {"llava-tiny-stage2": 0.03, "llava-jp-tiny-stage2": 0.0}
+"""What a caption loses at least beside another's picture, in nats a token. Measured: 0.09 and 0.02."""
+CAPTIONS = 256
+
+
+@pytest.mark.parametrize(("run", "least"), LOST.items())
+def test_a_caption_is_likelier_beside_its_own_picture(run, least, plan):
+    """What a trained LLaVA sees changes what it says, and for the better: pictures are dealt out anew."""
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText
+
+    folder = Path(str(layout.Export(run=run, step=last(run))))
+    mixture = plan.mixture_settings(plan.analysis(run))
+    form, (dataset,) = mixture["format"], mixture["mixture"]["datasets"]
+    renderer = LlavaRenderer(Path("data/tokenizers", form["tokenizer"]), form)
+    samples = itertools.islice(energon.read(Path("data/energon", dataset)), CAPTIONS)
+    encoded = [renderer.encode(renderer.instructed(sample, sample.id)) for sample in samples]
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor, pad = AutoImageProcessor.from_pretrained(folder), model.config.pad_token_id
+    batch = PictureCollator(256, fixed=False, pad_id=pad, processor=processor)(encoded)
+    lengths = torch.tensor([[len(one.input_ids)] for one in encoded])
+    attended = (torch.arange(batch.input_ids.shape[1]) < lengths).long()
+
+    @torch.no_grad()
+    def loss(pictures):
+        parts = (batch.input_ids, attended, pictures, batch.labels, batch.loss_mask.bool())
+        total = 0.0
+        for ids, mask, seen, labels, trained in zip(*(part.split(16) for part in parts), strict=True):
+            logits = model(input_ids=ids, attention_mask=mask, pixel_values=seen).logits[trained]
+            total += torch.nn.functional.cross_entropy(logits, labels[trained], reduction="sum").item()
+        return total / batch.loss_mask.sum().item()
+
+    own, others = loss(batch.pictures), [loss(batch.pictures.roll(by, 0)) for by in (1, 17)]
+    assert statistics.mean(others) - own > least
 
 
 def test_an_export_has_answered_the_prompts_of_its_run(plan):
