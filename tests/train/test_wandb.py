@@ -13,7 +13,7 @@ from plait.train.metrics import Metrics
 
 NAMED = {"wandb_project": "p", "wandb_entity": "lab", "wandb_exp_name": "mine", "wandb_tags": ["a", "b"]}
 BLOCK, BEFORE = 32768, 7
-"""Its log is LevelDB's, after a few bytes of its own: blocks of records, each behind checksum, size and kind."""
+"""Its log is LevelDB's, after some bytes of its own: blocks of records behind checksum, size and kind."""
 WHOLE_OR_LAST = (1, 4)
 
 

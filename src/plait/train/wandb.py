@@ -1,7 +1,7 @@
-"""Weights & Biases, told what metrics.jsonl has, where a run names a project. The package is the user's to install.
+"""Weights & Biases, told what metrics.jsonl has, where a run names a project. Users install its package.
 
-The key goes by the environment, ``WANDB_API_KEY``, or by .netrc, where W&B itself looks; ``WANDB_MODE=offline``
-needs none and writes to the run's folder.
+The key goes by the environment, ``WANDB_API_KEY``, or by .netrc, where W&B itself looks; with
+``WANDB_MODE=offline`` it needs none and writes to the run's folder.
 """
 
 import contextlib
@@ -82,7 +82,9 @@ def check(logged: Mapping[str, Any], *, here: bool) -> None:
     if not logged["wandb_project"]:
         return
     if here and importlib.util.find_spec("wandb") is None:
-        raise ConfigError("wandb_project is set, and the package wandb is not installed", hint="pip install wandb")
+        raise ConfigError(
+            "wandb_project is set, and the package wandb is not installed", hint="pip install wandb"
+        )
     if os.environ.get("WANDB_MODE", "online") in QUIET or os.environ.get("WANDB_API_KEY"):
         return
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
@@ -90,7 +92,8 @@ def check(logged: Mapping[str, Any], *, here: bool) -> None:
         if netrc.netrc(os.environ.get("NETRC")).authenticators(host or ""):
             return
     raise ConfigError(
-        f"wandb_project is set, and no key for {host} was found", hint="set WANDB_API_KEY, or WANDB_MODE=offline"
+        f"wandb_project is set, and no key for {host} was found",
+        hint="set WANDB_API_KEY, or WANDB_MODE=offline",
     )
 
 
