@@ -383,3 +383,11 @@ def test_models_that_read_one_mixture_have_one_token_for_a_picture():
     base["runs"]["another"] = base["runs"]["llava-tiny-stage1"] | {"model": "another"}
     with pytest.raises(ConfigError, match=r"image_token_id \w+ and \w+; give each a mixture of its own"):
         load(base)
+
+
+def test_what_a_model_is_evaluated_on_has_its_token_for_a_picture():
+    base = other_tokens()
+    base["mixtures"]["held-out"] = base["mixtures"]["english"] | {"datasets": ["emoji-ja"]}
+    base["runs"]["llava-tiny-stage1"] |= {"eval_interval": 10, "eval_mixture": "held-out"}
+
+    assert Plan(load(base)).settings(layout.Analysis(mixture="held-out"))["image_token_id"] == 5

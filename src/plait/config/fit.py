@@ -359,7 +359,12 @@ def _check_pictures(name: str, model: str, source: "SoloModel", format_: str, fo
 
 def picture_token(config: "Config", mixture: str) -> int | None:
     """The id that stands for a picture in what is made of a mixture; None: its tokenizer's own."""
-    return next((_token_of(config, run) for run in config.runs.values() if run.mixture == mixture), None)
+    return next((_token_of(config, run) for run in config.runs.values() if mixture in _read_by(run)), None)
+
+
+def _read_by(run: "Run") -> set[str | None]:
+    """The mixtures that a run trains on and is evaluated on."""
+    return {run.mixture, run.eval_mixture} - {None}
 
 
 def _token_of(config: "Config", run: "Run") -> int | None:
@@ -370,10 +375,10 @@ def _check_picture_token(config: "Config", name: str, run: "Run") -> None:
     """All models that read a mixture have one token for a picture: its samples are counted once."""
     ours = _token_of(config, run)
     for other, one in config.runs.items():
-        theirs = _token_of(config, one)
-        if one.mixture == run.mixture and theirs != ours:
+        theirs, both = _token_of(config, one), _read_by(run) & _read_by(one)
+        if both and theirs != ours:
             raise ValueError(
-                f"runs.{name} and runs.{other} read mixtures.{run.mixture}, and their models have "
+                f"runs.{name} and runs.{other} read mixtures.{min(map(str, both))}, and their models have "
                 f"image_token_id {ours} and {theirs}; give each a mixture of its own, or both one id"
             )
 
