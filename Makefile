@@ -30,7 +30,7 @@ $(VENV)/.dev: envs/dev.lock $(VENV)/.runtime
 	touch $@
 
 test: dev
-	pytest -m "not long and not tiny and not cluster" -n $(CORES) --dist loadfile
+	pytest -m "not long and not tiny and not cluster" -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 # After make tiny: what it left in data/ is as promised.
 tiny-test: dev

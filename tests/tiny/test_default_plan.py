@@ -18,6 +18,7 @@ from plait.config.schedule import Schedule
 from plait.data import energon, images
 from plait.data.chat import Text
 from plait.data.shards import read
+from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
 from plait.tokens.indexed import PackedShard
@@ -218,7 +219,8 @@ def test_a_llava_loads_strictly_and_captions_a_picture_as_its_trainer_would(run,
         words = "".join(part.text for part in sample.messages[0].parts if isinstance(part, Text))
         served.append(model.ask(words.strip("\n"), str(picture), max_new_tokens=8))
         pairs.append((sample, [token.id for token in served[-1].tokens]))
-    written = trained_tokens(iteration, _Trained(iteration), grid, renderer, pairs)
+    trained = _Trained(iteration, Spec.of(iteration, layout.HF_CONFIG), grid)
+    written = trained_tokens(iteration, trained, grid, renderer, pairs)
     assert written == [ids for _, ids in pairs]
     assert all(0 < token.probability <= 1 for one in served for token in one.tokens)
     assert all(one.answer for one in served), [one.answer for one in served]

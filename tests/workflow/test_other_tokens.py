@@ -12,7 +12,8 @@ from greedy import trained_tokens
 from projects import Project
 from talks import exchange
 
-from plait import files
+from plait import files, layout
+from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.tokens.llava import LlavaRenderer
 from plait.verify import parity
@@ -114,6 +115,8 @@ def test_the_trainer_writes_what_the_export_writes(made):
     renderer = LlavaRenderer(Path("data/tokenizers/own"), PLAN["formats"]["sight"], PICTURE)
     iteration = Path(f"data/ckpts/own/iter_{STEPS:07d}")
     ids = [token.id for token in served.tokens]
-    written = trained_tokens(iteration, parity._Trained(iteration), Grid(1, 1), renderer, [(sample, ids)])
+    grid = Grid(1, 1)
+    trained = parity._Trained(iteration, Spec.of(iteration, layout.HF_CONFIG), grid)
+    written = trained_tokens(iteration, trained, grid, renderer, [(sample, ids)])
     assert written == [ids]
     assert torch.isfinite(torch.tensor([token.probability for token in served.tokens])).all()
