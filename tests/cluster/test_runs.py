@@ -28,8 +28,8 @@ def made(project_on_slurm, tmp_path_factory):
     return drivers
 
 
-@pytest.mark.parametrize(("run", "step"), [("X", 100), ("Y", 20)])
-def test_a_target_is_made_from_nothing_by_jobs_on_two_nodes(run, step, made, cluster):
+@pytest.mark.parametrize(("run", "step", "gpus"), [("X", 100, 1), ("Y", 20, 2)])
+def test_a_target_is_made_from_nothing_by_jobs_on_two_nodes(run, step, gpus, made, cluster):
     project, driver = made[run]
     assert driver.returncode == 0, project.said
 
@@ -40,7 +40,7 @@ def test_a_target_is_made_from_nothing_by_jobs_on_two_nodes(run, step, made, clu
     jobs = [cluster.show(log.stem) for log in logs]
     assert len(jobs) == 2
     assert {(job["NodeList"], job["NumNodes"], job["NumTasks"]) for job in jobs} == {("n[1-2]", "2", "2")}
-    assert {job["TresPerNode"] for job in jobs} == {"gres:gpu:1"}
+    assert {job["TresPerNode"] for job in jobs} == {f"gres:gpu:{gpus}"}
 
 
 def test_a_models_way_to_its_shards_is_one_job_where_it_is_grouped(made, cluster):
