@@ -1,14 +1,16 @@
 """What jobs ask a cluster for: defaults, what config/ says over them, and what no job may ask."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm.validation import get_forbidden_slurm_options, validate_slurm_extra
 
 from plait.config import Plan, load
-from plait.config.jobs import CLASSES, RULES, TAKEN, link_array_log
+from plait.config.jobs import CLASSES, RULES, SLURM_LOGS, TAKEN, link_array_log
 from plait.errors import ConfigError
 
 ONE = {"processes": 0, "nodes": 1, "attempt": 1, "escalates": True}
@@ -155,3 +157,10 @@ def test_the_log_of_an_arrays_task_is_linked_where_a_failure_names_it(tmp_path, 
 
     link = tmp_path / "data/logs/slurm/rule_chat/mine_00002/7_3.log"
     assert link.readlink().as_posix() == "../7_3.log"
+
+
+def test_logs_are_linked_where_the_profile_has_them_written():
+    profile = yaml.safe_load((Path(__file__).parents[2] / "profiles/slurm/config.yaml").read_text())
+
+    assert profile["slurm-logdir"] == str(SLURM_LOGS)
+    assert set(profile["slurm-array-jobs"].split(",")) <= set(RULES)

@@ -8,7 +8,8 @@ import yaml
 from projects import contents
 from talks import exchange, tar_of
 
-from plait import files
+from plait import files, layout
+from plait.cli import adopt as adopt_command
 from plait.data import energon, meta, webdataset
 
 SHARDS = [f"data/processed/mine/shard_{n:05d}.jsonl.gz" for n in range(2)]
@@ -237,3 +238,7 @@ def test_what_is_not_adopted_says_what_to_do_instead(path, project, adopt):
 
     assert status == 2
     assert INSTEAD[path] in said
+
+
+def test_every_kind_is_adopted_or_says_what_to_do_instead():
+    assert set(adopt_command.INSTEAD) == set(layout.KINDS) - set(layout.ADOPTABLE)

@@ -36,8 +36,10 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
         ("loss_scale", "initial_loss_scale", "loss_scale_window", "hysteresis"), ("params_dtype", ("fp16",))
     ),
     "optimizer_offload_fraction": ("optimizer_cpu_offload", (True,)),
+    **dict.fromkeys(("eval_iters", "eval_mixture"), ("eval_interval", ())),
+    **dict.fromkeys(("wandb_entity", "wandb_exp_name", "wandb_tags"), ("wandb_project", ())),
 }
-"""Keys that are read only where another has one of these values."""
+"""Keys that are read only where another has one of these values; without values, where it has any."""
 NEEDS_ENGINE: dict[str, Any] = {"fp8": None, "attention_backend": "auto"}
 """Keys that only Transformer Engine's layers would read where they differ from this value."""
 Part = Literal["language_model", "vision_model", "vision_projection"]
@@ -228,13 +230,6 @@ class Logging(Strict):
     wandb_exp_name: str | None = Field(None, description="Weights & Biases: the name; null: the run's")
     wandb_tags: tuple[str, ...] = Field((), description="Weights & Biases: tags")
 
-    @model_validator(mode="after")
-    def _every_key_of_wandb_is_read(self) -> Self:
-        for key in ("wandb_entity", "wandb_exp_name", "wandb_tags"):
-            if self.wandb_project is None and getattr(self, key):
-                raise ValueError(f"`{key}` is read only with `wandb_project`")
-        return self
-
 
 class Launch(Strict):
     """How a run is started and kept safe; none of it changes what is trained."""
@@ -281,13 +276,6 @@ class Evaluation(Strict):
         "that stand; none is trained again",
     )
 
-    @model_validator(mode="after")
-    def _every_evaluation_key_is_read(self) -> Self:
-        for key in ("eval_iters", "eval_mixture"):
-            if self.eval_interval is None and getattr(self, key) != Evaluation.model_fields[key].default:
-                raise ValueError(f"`{key}` is read only with `eval_interval`")
-        return self
-
 
 class Around(Logging, Launch, Evaluation):
     """The keys of a run that change nothing of what is trained."""
@@ -333,8 +321,11 @@ class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Around):
     @model_validator(mode="after")
     def _every_key_is_read(self) -> Self:
         for key, (other, values) in READ_WITH.items():
-            if getattr(self, key) != Run.model_fields[key].default and getattr(self, other) not in values:
-                raise ValueError(f"`{key}` is read only with `{other}: {' or '.join(map(str, values))}`")
+            found = getattr(self, other)
+            is_read = found in values if values else found is not None
+            if getattr(self, key) != Run.model_fields[key].default and not is_read:
+                wanted = f"{other}: {' or '.join(map(str, values))}" if values else other
+                raise ValueError(f"`{key}` is read only with `{wanted}`")
         if len(set(self.freeze)) == len(PARTS):
             raise ValueError(f"`freeze` names {', '.join(self.freeze)}: nothing is left to train")
         return self
