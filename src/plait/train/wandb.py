@@ -55,8 +55,11 @@ class Told(Silent):
         self.run.log(dict(row))
 
     def close(self) -> None:
-        """End it; what is still on its way is waited for."""
+        """End it; what is still on its way is waited for, also what W&B's own process has still to write."""
+        import wandb
+
         self.run.finish()
+        wandb.teardown()
 
 
 def of(folder: Path, logged: Mapping[str, Any]) -> Silent:
