@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
-from plait.config import Plan, load
+from plait.config import Plan, load, room
 from plait.config.jobs import link_array_log
 from plait.config.paths import plan_file
 from plait.errors import PlaitError
@@ -79,6 +79,9 @@ def inputs(kind, *, of_its_proof=False):
         if not of_its_proof and plan.left_alone(artifact, workflow.dag_settings):
             return {}
         found = plan.inputs(artifact)
+        if kind is layout.Export:
+            plan.check_kept(artifact)
+            exported.setdefault(artifact.run, set()).add(artifact.step)
         if kind is layout.Raw and plan.to_supply(artifact) not in {"", *waiting}:
             waiting.add(plan.to_supply(artifact))
             logger.info(f"You must supply {plan.to_supply(artifact)}.")
@@ -121,6 +124,7 @@ def start(wildcards):
     iteration = made(layout.Iteration, wildcards)
     if plan.left_alone(iteration, workflow.dag_settings):
         return {}
+    planned.setdefault(iteration.run, set()).add(iteration.iteration)
     before = plan.start(iteration, plan.schedule_as_known(iteration.run))
     if isinstance(before, layout.Iteration):
         proven = {"proof": before.proof} if before.run != iteration.run else {}
@@ -170,7 +174,7 @@ def export_of(wildcards):
 def processes(wildcards):
     """The processes of a grid, or of a run that trains: one core each here, one GPU each on a cluster."""
     if "iteration" in wildcards.keys():
-        return plan.run(wildcards.run).world_size
+        return 1 if is_saved_before(wildcards) else plan.run(wildcards.run).world_size
     grid = wildcards if "tp" in wildcards.keys() else plan.sharded(wildcards.run)
     return int(grid.tp) * int(grid.pp)
 
@@ -185,8 +189,11 @@ def asks(rule):
         @in_snakemakes_frame
         def ask(wildcards, attempt):
             link_array_log(rule, wildcards)
-            run = wildcards.run if rule == "train" else None
-            return plan.asks(rule, run=run, attempt=attempt).get(key)
+            if rule != "train":
+                return plan.asks(rule, attempt=attempt).get(key)
+            if is_saved_before(wildcards):
+                return plan.asks("schedule", attempt=attempt).get(key)
+            return plan.asks(rule, run=wildcards.run, attempt=attempt).get(key)
 
         return ask
 
@@ -197,6 +204,26 @@ def asks(rule):
 around = in_snakemakes_frame(
     lambda wildcards: files.canonical(plan.around(wildcards.run))
 )
+
+
+def is_saved_before(wildcards):
+    """Whether another job of this plan saves a checkpoint, so that its own has only to move it into place."""
+    iteration = made(layout.Iteration, wildcards)
+    return plan.until(iteration, planned.get(wildcards.run, {iteration.iteration})) == 0
+
+
+@in_snakemakes_frame
+def asked(wildcards):
+    """What this plan asks of a training job besides its checkpoint; what its run takes on the disk is said once."""
+    iteration, exports = made(layout.Iteration, wildcards), exported.get(
+        wildcards.run, set()
+    )
+    steps = planned.get(wildcards.run, {iteration.iteration})
+    if wildcards.run not in told:
+        told.add(wildcards.run)
+        logger.info(room.said(plan, wildcards.run, steps, exports))
+    return files.canonical(plan.besides(iteration, steps, exports))
+
 
 # The user's own files by size: an appended line makes a raw source again, touching it does not.
 user_files = in_snakemakes_frame(
@@ -238,7 +265,7 @@ TOKENS_PAGE = {
     "labels": {"mixture": "{mixture}"},
 }
 
-waiting = set()
+waiting, told, planned, exported = set(), set(), {}, {}
 plan = in_snakemakes_frame(
     lambda: Plan(load({key: config[key] for key in config if key != "plan"}))
 )()

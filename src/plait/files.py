@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import DataError, LayoutError
-from plait.layout import ADOPTABLE, MANIFEST, Artifact, Chat, Export, HubFile, Run, parse
+from plait.layout import ADOPTABLE, MANIFEST, PRUNED, Artifact, Chat, Export, HubFile, Run, parse
 
 SCHEMA = 1
 ADOPTED = b'"adopted"'
@@ -247,7 +247,7 @@ def write_manifest(
     *,
     kind: str,
     settings: Mapping[str, Any],
-    inputs: Iterable[Path | str] = (),
+    inputs: Iterable[Path | str] | Mapping[str, str] = (),
     facts: Mapping[str, Any] | None = None,
     unlisted: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def write_manifest(
         folder: the folder; every file in it is listed and digested but those in ``unlisted``.
         kind: what the artifact is, e.g. ``indexed``.
         settings: the config slice and stage version that made it.
-        inputs: the artifacts it was made from, by path as the user knows them.
+        inputs: the artifacts it was made from, by path as the user knows them; their digests where given.
         facts: counts and roots worth reading without opening the artifact.
         unlisted: names of files made for people only: another look of theirs changes nothing.
     """
@@ -270,7 +270,9 @@ def write_manifest(
         "schema": SCHEMA,
         "kind": kind,
         "settings": settings,
-        "inputs": {os.path.relpath(path): digest_of_input(path) for path in inputs},
+        "inputs": dict(inputs)
+        if isinstance(inputs, Mapping)
+        else {os.path.relpath(path): digest_of_input(path) for path in inputs},
         "files": listed(folder, names),
         "facts": dict(facts or {}),
     }
@@ -302,14 +304,33 @@ def read_manifest(folder: Path | str, *, kind: str = "") -> dict[str, Any]:
     return manifest
 
 
+def prune(folder: Path, names: Iterable[str], why: str) -> None:
+    """Remove files of an artifact that is otherwise whole; its manifest stays, so nothing is made again."""
+    gone = pruned(folder) | dict.fromkeys(names, why)
+    if gone.keys() == pruned(folder).keys():
+        return
+    write_json(folder / PRUNED, gone)
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
+
+
+def pruned(folder: Path | str) -> dict[str, str]:
+    """The files of an artifact that were removed on purpose, each with the key that asked for it."""
+    path = Path(folder) / PRUNED
+    return dict(read_object(path)) if path.is_file() else {}
+
+
 def check_manifest(folder: Path | str) -> dict[str, Any]:
-    """Compare every file of an artifact with its manifest.
+    """Compare every file of an artifact with its manifest, but for those that were removed on purpose.
 
     Raises:
         DataError: a file is missing, has another size or other bytes; it is named.
     """
     manifest = read_manifest(folder)
+    gone = pruned(folder)
     for name, entry in manifest["files"].items():
+        if name in gone:
+            continue
         path = Path(folder) / name
         if not path.is_file():
             raise DataError(f"{path} is missing; {MANIFEST} lists it")

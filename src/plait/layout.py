@@ -26,6 +26,11 @@ from plait.errors import LayoutError
 MANIFEST = "plait.json"
 METRICS = "metrics.jsonl"
 TRAINED_WITH = "run.json"
+PRUNED = "pruned.json"
+"""Which files of an artifact were removed on purpose, and why."""
+OPTIMIZER = "optimizer"
+WEIGHT_FILES, OPTIMIZER_FILES = "__*.distcp", f"{OPTIMIZER}__*.distcp"
+"""What the ranks of a run write: each its weights in one file, and its optimizer's state in another."""
 HF_CONFIG = "hf_config.json"
 HF_PREPROCESSOR = "hf_preprocessor_config.json"
 CARRIED = "carried.safetensors"
@@ -285,6 +290,11 @@ class Run(Artifact):
     def states(self) -> str:
         """States against a crash, no stage's outputs; they are gone with the next checkpoint."""
         return f"{self}/.state"
+
+    @property
+    def saved(self) -> str:
+        """Whole checkpoints that a job wrote and whose own jobs have still to move into place."""
+        return f"{self}/.saved"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ version remakes the artifact, an edited comment does not. Raise a stage's versio
 of its code that changes what it writes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ from plait.config.model import (
 )
 from plait.config.paths import NAMES, check_there, local
 from plait.config.remembered import remembered
-from plait.config.run import Around, Run
+from plait.config.run import Around, Asked, Run
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
-from plait.files import adopted, canonical, read_json, sizes
+from plait.files import adopted, canonical, pruned, read_json, sizes
 
 VERSIONS = {
     "raw": 2,
@@ -359,6 +360,88 @@ class Plan:
             return layout.Iteration(run=run.start_run, iteration=run.start_iteration)
         return self.sharded(iteration.run)
 
+    def until(self, iteration: layout.Iteration, asked: Iterable[int]) -> int:
+        """The last iteration that the job of this one saves, of those asked for; 0 if another job does it.
+
+        The first job of several that one can do (``saves_per_job``) does them; the others find it done.
+
+        Args:
+            iteration: the job's own.
+            asked: iterations of the run that are asked for, this one too.
+        """
+        saves, step = self.run(iteration.run).saves_per_job, iteration.iteration
+        schedule = self.schedule_as_known(iteration.run)
+        if saves == 1 or schedule is None:
+            return step
+        before = layout.Iteration(run=iteration.run, iteration=schedule.previous(step) or step)
+        number = schedule.together(step, saves)
+        begins = schedule.together(before.iteration, saves) != number or before == iteration
+        if not begins and not Path(before.manifest).is_file():
+            return 0
+        return max(one for one in asked if schedule.together(one, saves) == number)
+
+    def besides(
+        self, iteration: layout.Iteration, steps: Iterable[int], exports: Iterable[int] = ()
+    ) -> dict[str, Any]:
+        """What a plan asks of the job of an iteration besides it, as :class:`~plait.config.run.Asked`.
+
+        Args:
+            iteration: the job's own.
+            steps: iterations of the run that are asked for, this one too.
+            exports: iterations whose exports are asked for, besides those of config/.
+        """
+        run = iteration.run
+        found = Asked(
+            until=self.until(iteration, steps),
+            wanted=tuple(self.wanted(run, exports)),
+            resumed=tuple(self.resumed(run)),
+        )
+        return found.model_dump(mode="json")
+
+    def wanted(self, name: str, exports: Iterable[int]) -> list[int]:
+        """Iterations of a run whose weights are still asked for: what is to be exported, and was not yet.
+
+        Args:
+            name: the run.
+            exports: iterations whose exports are asked for, besides those of config/.
+        """
+        steps = {*exports, *self.run(name).exports}
+        return sorted(
+            step for step in steps if not Path(layout.Export(run=name, step=step).manifest).is_file()
+        ) + sorted(self._starts(name, finetune=True))
+
+    def resumed(self, name: str) -> list[int]:
+        """Iterations of a run that another one of config/ goes on from, with the optimizer."""
+        return sorted(self._starts(name, finetune=False))
+
+    def _starts(self, name: str, *, finetune: bool) -> set[int]:
+        runs = self.config.runs.values()
+        return {
+            one.start_iteration
+            for one in runs
+            if one.start_run == name and one.finetune is finetune and one.start_iteration
+        }
+
+    def check_kept(self, artifact: layout.Artifact) -> None:
+        """Refuse to plan an export, or a checkpoint, from one that was thinned out.
+
+        Raises:
+            ConfigError: it is to be made, and what it needs was removed; the key that asked for it is named.
+        """
+        if Path(artifact.manifest).is_file():
+            return
+        if isinstance(artifact, layout.Export):
+            gone = {
+                name: why
+                for name, why in pruned(str(artifact.iteration)).items()
+                if not fnmatch(name, layout.OPTIMIZER_FILES)
+            }
+            if gone:
+                raise ConfigError(
+                    f"{artifact.iteration} has no weights any more: {next(iter(gone.values()))} removed them",
+                    hint="name it in the run's `exports` before it is trained; to train it anew, remove it",
+                )
+
     def around(self, name: str) -> dict[str, Any]:
         """How a run is started and what it tells: keys that change nothing of what is trained."""
         return self.run(name).model_dump(mode="json", include=set(Around.model_fields))
@@ -454,12 +537,12 @@ class Plan:
     def _shape_of(self, source: Any, part: str, otherwise: Any = None) -> dict[str, int]:
         if isinstance(source, InitModel | TowerModel):
             return {key: value for key, value in source if isinstance(value, int)}
-        path = self._config_file(source)
+        path = self.config_file(source)
         config = read_json(path) if path.is_file() else {}
         found: dict[str, int] = config.get(part, config if otherwise is None else otherwise)
         return found
 
-    def _config_file(self, source: Any) -> Path:
+    def config_file(self, source: Any) -> Path:
         """The config.json of a folder, or of a model of the hub, which may not be fetched yet."""
         if isinstance(source, HubModel):
             commit = self.lock.commit(source) or "0" * 40

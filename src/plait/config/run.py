@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from plait.config.base import Name, Share, Strict
+from plait.config.disk import KEEP
 from plait.config.schedule import Schedule, skipped
 
 STAGES: dict[int, dict[str, Any]] = {
@@ -255,6 +256,21 @@ class Launch(Strict):
     requeue_before: PositiveInt = Field(
         120, description="seconds before the end of a Slurm job at which it saves and is queued again"
     )
+    saves_per_job: PositiveInt = Field(
+        1,
+        description="checkpoints that one job writes, as far as they are asked for; it starts once for them",
+    )
+    save_optim: Literal["all", "last", "none"] = Field(
+        "all",
+        description="which checkpoints keep their optimizer: with `last` only the newest; with `none` "
+        "not the run's final one either",
+    )
+    keep: str = Field(
+        "all",
+        pattern=f"^({KEEP.pattern})$",
+        description="which checkpoints keep their weights, of those that no export and no other run of "
+        "config/ waits for: all, the `last N`, or `every K` iterations; the newest and the final always",
+    )
     non_persistent_save_interval: PositiveInt | None = Field(
         None, description="iterations between two states against a crash, removed after the next checkpoint"
     )
@@ -279,6 +295,17 @@ class Evaluation(Strict):
 
 class Around(Logging, Launch, Evaluation):
     """The keys of a run that change nothing of what is trained."""
+
+
+class Asked(Strict):
+    """What a plan asks of a job besides its checkpoint: it depends on what else is asked for."""
+
+    until: NonNegativeInt = Field(
+        description="the last iteration that it saves; those after its own wait for their jobs. 0: a job "
+        "before it has saved its own"
+    )
+    wanted: tuple[PositiveInt, ...] = Field((), description="iterations whose weights stay")
+    resumed: tuple[PositiveInt, ...] = Field((), description="iterations that another run goes on from")
 
 
 class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Around):

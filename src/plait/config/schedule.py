@@ -123,6 +123,10 @@ class Schedule:
         """The saved iteration before this one; 0 is the start."""
         return (step - 1) // self.save_interval * self.save_interval
 
+    def together(self, step: int, saves: int) -> int:
+        """The number of the job that saves an iteration, of jobs that write so many checkpoints each."""
+        return (-(-step // self.save_interval) - 1) // saves
+
     def steps(self) -> list[int]:
         """Every saved iteration."""
         return [*range(self.save_interval, self.train_iters, self.save_interval), self.train_iters]

@@ -20,6 +20,7 @@ from plait.train import lease
 DATA, LOCKS = Path("data"), Path(".snakemake/locks")
 SAVED = re.compile(r"iter_(\d{7})")
 STATES = ".state"
+KEEPS = (STATES, ".saved")
 TRAINED = re.compile(r"\.iter_\d{7}\.part")
 """A checkpoint that is being written, by all ranks of whoever has the run's lease."""
 RUNS = "ckpts"
@@ -60,6 +61,10 @@ def _of_run(run: layout.Run) -> Iterator[str]:
     yield f"checkpoints: {', '.join(path.name for path in saved) or 'none'}"
     if saved:
         yield f"newest: {saved[-1]}{_told(saved[-1])}"
+    waiting = checkpoints(Path(run.saved))
+    if waiting:
+        names = ", ".join(path.name for path in waiting)
+        yield f"saved: {names}; asking for each moves it into place"
     crash = checkpoints(folder / STATES)
     if crash:
         yield f"crash state: {crash[-1]}; asking for the next checkpoint goes on from it"
@@ -127,7 +132,7 @@ class Part:
         if not self.host:
             folder = self.path.parent
             try:
-                found = lease.read(folder.parent if folder.name == STATES else folder)
+                found = lease.read(folder.parent if folder.name in KEEPS else folder)
             except PlaitError:
                 return "unknown"
             return "live" if found is not None and found.state() == "live" else "gone"

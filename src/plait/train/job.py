@@ -1,7 +1,9 @@
 """One training job: from a sharded model or a checkpoint to the next checkpoint."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import yaml
 
 from plait import files, layout
-from plait.config.run import Around
+from plait.config.run import Around, Asked
 from plait.config.schedule import Schedule
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
@@ -51,9 +53,10 @@ class Job:
         start: the sharded model or the checkpoint that it starts from.
         analysis: the mixture's analysis.
         schedule: the run's schedule file.
-        target: the checkpoint that it ends with.
+        target: the checkpoint that it publishes.
         settings: the run's settings.
         around: how it is started and what it tells; nothing of it enters the checkpoint.
+        asked: what is asked of it besides, as :class:`plait.config.run.Asked`.
     """
 
     start: str
@@ -62,15 +65,11 @@ class Job:
     target: str
     settings: dict[str, Any]
     around: dict[str, Any] = field(default_factory=lambda: Around().model_dump(mode="json"))
+    asked: dict[str, Any] = field(default_factory=lambda: Asked(until=0).model_dump(mode="json"))
 
     def to_json(self) -> str:
         """The job as one argument for the ranks."""
         return json.dumps(asdict(self))
-
-    @property
-    def inputs(self) -> list[Path]:
-        """What the checkpoint is made from."""
-        return [Path(self.start), Path(self.analysis), Path(self.schedule)]
 
     @property
     def run(self) -> layout.Run:
@@ -82,10 +81,16 @@ class Job:
         """Over how many machines its launcher spreads it."""
         return int(self.around["nodes"]) if self.around["launch"] == "slurm" else 1
 
+    @cached_property
+    def saved(self) -> Schedule:
+        """The run's length and the iterations that it saves."""
+        found = files.read_json(self.schedule)
+        return Schedule(int(found["train_iters"]), int(found["save_interval"]))
+
     @property
     def train_iters(self) -> int:
         """The length of the whole run."""
-        return int(files.read_json(self.schedule)["train_iters"])
+        return self.saved.train_iters
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -94,7 +99,7 @@ class Job:
         goes_on = isinstance(start, layout.Iteration) and (
             start.run == target.run or not self.settings["finetune"]
         )
-        return start.iteration if goes_on else 0, target.iteration
+        return start.iteration if goes_on else 0, max(target.iteration, self.asked["until"])
 
     @property
     def grid(self) -> Grid:
@@ -132,6 +137,8 @@ class Job:
         """
         self._check_steps()
         start = files.read_manifest(self.start)
+        if not any(map(os.path.exists, (self.run.states, self.run.saved))):
+            self.check_whole()
         self._check_grid(start)
         self._check_frozen(start)
         self._check_goes_on(start)
@@ -146,11 +153,10 @@ class Job:
 
     def _check_steps(self) -> None:
         """The target is saved, and the start is what the run has before it."""
-        found = files.read_json(self.schedule)
-        schedule = Schedule(found["train_iters"], found["save_interval"])
         target, start = layout.Iteration.parse(self.target), layout.parse(self.start)
-        schedule.check(target.iteration, run=target.run)
-        before = schedule.previous(target.iteration)
+        for step in (target.iteration, self.steps[1]):
+            self.saved.check(step, run=target.run)
+        before = self.saved.previous(target.iteration)
         run, iteration = self.settings["start_run"], self.settings["start_iteration"]
         first = 0 if self.settings["finetune"] else iteration
         if before > first:
@@ -164,6 +170,21 @@ class Job:
             fits = isinstance(start, layout.Sharded) and start.model == self.settings["model"]
         if not fits:
             raise ConfigError(f"{target} is trained from {wanted}, not from {start}")
+
+    def check_whole(self) -> None:
+        """Nothing that training reads of the start was removed: weights, and the optimizer of who goes on.
+
+        Raises:
+            CheckpointError: it was; the key that asked for it is named.
+        """
+        for name, why in files.pruned(self.start).items():
+            is_optimizer = fnmatch(name, layout.OPTIMIZER_FILES)
+            if not is_optimizer or self.steps[0]:
+                raise CheckpointError(
+                    f"{self.start} has no {'optimizer' if is_optimizer else 'weights'} any more: {why} "
+                    "removed it",
+                    hint="start from the newest iteration of the run, which is whole",
+                )
 
     def _check_goes_on(self, manifest: dict[str, Any]) -> None:
         """Who goes on, goes on with the same data: the digest holds tokenizer and template too."""

@@ -23,6 +23,7 @@ from plait.config.run import processes_per_node, world_size
 from plait.errors import CheckpointError, ConfigError, Stopped
 from plait.train import lease, slurm, wandb
 from plait.train.job import Job
+from plait.train.kept import Kept
 from plait.train.node import ADDRESSES, environment, named
 from plait.train.signals import ASK, ignore, listen
 
@@ -126,7 +127,7 @@ def launch(job: Job, image: str = "") -> None:
         asked = 0
     else:
         lease.clear(Path(str(job.run)))
-        asked = _run_to_the_end(job, image)
+        asked = 0 if _published_from_kept(job) else _run_to_the_end(job, image)
     if _published(job) == before:
         _end_early(job, asked, progress=_kept(job) != kept)
 
@@ -137,6 +138,21 @@ def _published(job: Job) -> int:
     if target.name not in os.listdir(target.parent) or layout.MANIFEST not in os.listdir(target):  # noqa: PTH208
         return 0
     return (target / layout.MANIFEST).stat().st_mtime_ns
+
+
+def _published_from_kept(job: Job) -> bool:
+    """Publish, without a process, what a job before this one has saved, where nothing is left to train."""
+    kept, stop = Kept(job), job.steps[1]
+    with lease.hold(Path(str(job.run))):
+        if kept.path(stop).is_dir() and kept.newest() >= stop:
+            kept.publish()
+            return True
+    if not job.asked["until"]:
+        raise CheckpointError(
+            f"{job.target} was to be saved by the job before it, and was not",
+            hint="ask for it again: it is trained then",
+        )
+    return False
 
 
 def _run_in_place(job: Job, image: str) -> None:
@@ -189,8 +205,9 @@ def _run_to_the_end(job: Job, image: str) -> int:
 
 
 def _kept(job: Job) -> tuple[str, int]:
-    """The newest state of the run and when it was written."""
-    manifests = Path(str(job.run.states)).glob(f"iter_*/{layout.MANIFEST}")
+    """The newest state or checkpoint that the run keeps and when it was written."""
+    folders = Path(job.run.states), Path(job.run.saved)
+    manifests = (path for folder in folders for path in folder.glob(f"iter_*/{layout.MANIFEST}"))
     written = max(((path.stat().st_mtime_ns, str(path.parent)) for path in manifests), default=(0, ""))
     return written[1], written[0]
 

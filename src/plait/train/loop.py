@@ -1,7 +1,7 @@
 """The training loop: Megatron's schedule, gradients, optimizer and learning rate, in that order."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +73,7 @@ class Trainer:
         flops: operations of one token, forward and backward.
         evaluation: this rank's micro-batches of an evaluation, from its first batch on.
         length: iterations of the whole run: it is evaluated after its last.
+        saves: iterations that are kept as checkpoints.
     """
 
     model: Any
@@ -83,6 +84,7 @@ class Trainer:
     flops: float = 0.0
     evaluation: "Feed | EnergonFeed | None" = None
     length: int = 0
+    saves: Collection[int] = ()
 
     def train(self, stop: int, *, folder: Path, keep: Callable[[], None] | None = None) -> bool:
         """Train up to iteration ``stop``; metrics go into the run's folder.
@@ -90,7 +92,7 @@ class Trainer:
         Args:
             stop: the last iteration.
             folder: the run's folder.
-            keep: saves a state against a crash; all ranks call it at the same iteration.
+            keep: saves a checkpoint or a state against a crash; all ranks call it at the same iteration.
 
         Returns:
             Whether it got there; it was asked to stop otherwise, and all that it did is kept.
@@ -115,14 +117,16 @@ class Trainer:
                     row |= self._evaluate(self.evaluation)
                 if metrics is not None:
                     metrics.write(row)
+            if kept < stop and stop in self.saves:
+                self._keep(keep, metrics)
         if self.run["overlap_param_gather"]:
             self.model.start_param_sync(force_sync=True)
         return True
 
     def _is_due(self) -> bool:
-        """Whether a state is written here unasked."""
-        every = self.around["non_persistent_save_interval"]
-        return bool(every) and self.state.iteration % every == 0
+        """Whether a checkpoint or a state is written here unasked."""
+        every, done = self.around["non_persistent_save_interval"], self.state.iteration
+        return done in self.saves or (bool(every) and done % every == 0)
 
     def _is_evaluated(self) -> bool:
         """Whether the run is evaluated here: every so often, and at its end."""
@@ -130,7 +134,7 @@ class Trainer:
         return done % self.around["eval_interval"] == 0 or done == self.length
 
     def _keep(self, keep: Callable[[], None] | None, metrics: Metrics | None) -> None:
-        """Save a state; the rows before it are on disk first, the weights are gathered meanwhile."""
+        """Save a checkpoint or a state; the rows before it are durable, all weights gathered."""
         if keep is None:
             return
         if metrics is not None:

@@ -12,13 +12,13 @@ from plait.config.run import AXES
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.train import lease
-from plait.train.crash import States
 from plait.train.hardware import check_hardware
 from plait.train.job import Job
+from plait.train.kept import Kept
 
 
 def run_rank(job: Job) -> None:
-    """The job on one rank of the world; it ends with the checkpoint, or with a state if asked to stop."""
+    """The job on one rank of the world; it ends with its checkpoints, or with a state if asked to stop."""
     from plait.train.world import world
 
     with ExitStack() as stack:
@@ -43,8 +43,8 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     check_hardware(job.settings, gpu=torch.cuda.is_available())
     spec = Spec.of(job.start, layout.HF_CONFIG)
     inner = build_model(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]], run=job.settings)
-    states = States(job)
-    before, same_ranks = _goes_on_from(job, states)
+    kept = Kept(job)
+    before, same_ranks = _goes_on_from(job, kept)
     if before is None:
         _load_start(inner, job, spec)
     freeze(inner, job.settings["freeze"])
@@ -62,15 +62,19 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         spec=spec,
         grid=job.grid,
         settings=job.settings,
-        inputs=job.inputs,
+        inputs={},
         tokenizer=files.read_manifest(job.start)["facts"]["tokenizer"],
     )
 
     def keep() -> None:
-        kept = replace(origin, kind="state", facts={"train_iters": job.train_iters})
-        save(state, states.path(state.iteration), kept, loader=feed.state(), allowed=allowed)
+        done = state.iteration
+        inputs = kept.inputs(done) if dist.get_rank() == 0 else {}
+        saved = replace(origin, inputs=inputs)
+        if done not in kept.saves:
+            saved = replace(saved, kind="state", facts={"train_iters": job.train_iters})
+        save(state, kept.path(done), saved, loader=feed.state(), allowed=allowed)
         if dist.get_rank() == 0:
-            states.prune()
+            kept.prune(done)
 
     trainer = Trainer(
         model=model,
@@ -81,14 +85,16 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         flops=flops_per_token(spec, feed.seq_length),
         evaluation=evaluation,
         length=job.train_iters,
+        saves=kept.saves,
     )
-    if trainer.train(job.steps[1], folder=Path(str(job.run)), keep=keep):
-        save(state, Path(job.target), origin, loader=feed.state(), allowed=allowed)
-        if dist.get_rank() == 0:
-            states.clear()
+    done = trainer.train(job.steps[1], folder=Path(str(job.run)), keep=keep)
+    if done and dist.get_rank() == 0:
+        allowed()
+        kept.publish()
+    dist.barrier()
 
 
-def _goes_on_from(job: Job, states: States) -> tuple[Path | None, bool]:
+def _goes_on_from(job: Job, kept: Kept) -> tuple[Path | None, bool]:
     """The state or checkpoint that training goes on from, if any, and whether its generators fit the ranks.
 
     Rank 0 looks for states: it holds the lease, so nobody writes or removes one meanwhile.
@@ -96,11 +102,12 @@ def _goes_on_from(job: Job, states: States) -> tuple[Path | None, bool]:
     import torch
     import torch.distributed as dist
 
-    found = states.newest() if dist.get_rank() == 0 else 0
+    found = kept.newest() if dist.get_rank() == 0 else 0
     iteration = torch.tensor([found], device=torch.cuda.current_device())
     dist.broadcast(iteration, src=0)
     if iteration.item():
-        return states.path(int(iteration.item())), True
+        return kept.path(int(iteration.item())), True
+    job.check_whole()
     if not job.steps[0]:
         return None, False
     manifest = files.read_manifest(job.start)

@@ -20,7 +20,7 @@ from plait import files
 from plait.convert.carried import carry
 from plait.convert.checkpoint import facts_of_iteration
 from plait.errors import LayoutError
-from plait.layout import TRACKER, TRAINED_WITH, Iteration
+from plait.layout import TRAINED_WITH, Iteration
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.train.loader_state import loader_file
@@ -109,7 +109,7 @@ class Origin:
         spec: the model's shape.
         grid: the grid it is trained on.
         settings: the run's settings; they go into the manifest.
-        inputs: what the manifest names as inputs.
+        inputs: what the manifest names as inputs, with their digests; rank 0 knows them.
         tokenizer: sha256 of the model's tokenizer.json, carried to what is trained from here.
         kind: a persistent checkpoint, or a state against a crash, which is neither proven nor tracked.
         facts: what the manifest says besides.
@@ -119,7 +119,7 @@ class Origin:
     spec: Spec
     grid: Grid
     settings: Mapping[str, Any]
-    inputs: list[Path]
+    inputs: Mapping[str, str]
     tokenizer: str
     kind: Literal["iteration", "state"] = "iteration"
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -189,6 +189,3 @@ def publish(part: Path, target: Path, origin: Origin) -> None:
     files.remove(target)
     part.rename(target)
     files.sync(target.parent, deep=False)
-    if proven:
-        with files.appears_whole(target.parent / TRACKER) as tracker:
-            tracker.write_text(str(int(target.name.removeprefix("iter_"))))

@@ -1,0 +1,82 @@
+"""Which checkpoints of a run are thinned out, and what those that stand take on a disk: arithmetic only.
+
+A checkpoint is weights, and an optimizer's state of several times their size. ``keep`` and ``save_optim`` of
+a run say what goes once a later checkpoint is durable.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+KEEP = re.compile(r"all|(last|every) [1-9]\d*")
+WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of a weight."""
+MOMENTS = {"adam": 8, "sgd": 4}
+"""Bytes of an optimizer's fp32 moments of a weight."""
+MASTER = 4
+"""Bytes of the fp32 master of a weight that is narrower."""
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """What of a run's checkpoints goes.
+
+    Attributes:
+        keep: whose weights stay: ``all``, those of the ``last N``, or of ``every K`` iterations.
+        save_optim: which optimizers stay: ``all``, the ``last``, or ``none`` once the run is complete.
+        length: iterations of the run; its last checkpoint stays.
+        wanted: iterations whose weights are still asked for.
+        resumed: iterations that another run goes on from, with the optimizer.
+    """
+
+    keep: str
+    save_optim: str
+    length: int
+    wanted: Collection[int] = ()
+    resumed: Collection[int] = ()
+
+    @classmethod
+    def of(cls, run: Mapping[str, Any], length: int, **asked: Collection[int]) -> Self:
+        """What the keys of a run say."""
+        return cls(run["keep"], run["save_optim"], length, **asked)
+
+    def weights(self, steps: Collection[int]) -> set[int]:
+        """Those of saved iterations whose weights stay; the newest is always one."""
+        kind, _, text = self.keep.partition(" ")
+        number = int(text or 1)
+        stay = {
+            "all": lambda: set(steps),
+            "last": lambda: set(sorted(steps)[-number:]),
+            "every": lambda: {step for step in steps if step % number == 0},
+        }[kind]()
+        always = {max(steps), self.length, *self.wanted, *self.resumed}
+        return stay | (always & set(steps))
+
+    def optimizers(self, steps: Collection[int]) -> set[int]:
+        """Those of saved iterations that can be trained on from; the newest is one until the run is over."""
+        newest = max(steps)
+        stay = self.weights(steps) if self.save_optim == "all" else {newest, *self.resumed} & set(steps)
+        return stay - ({self.length} - set(self.resumed) if self.save_optim == "none" else set())
+
+    def peak(self, steps: Collection[int], *, weights: float, optimizer: float) -> float:
+        """What checkpoints written one after the other take at most, while each is written.
+
+        Args:
+            steps: their iterations.
+            weights: what the weights of one take.
+            optimizer: what its optimizer takes.
+        """
+        most, standing, whole = 0.0, set[int](), set[int]()
+        for step in sorted(steps):
+            standing, whole = standing | {step}, whole | {step}
+            most = max(most, len(standing) * weights + len(whole) * optimizer)
+            standing, whole = self.weights(standing), self.optimizers(standing) & whole
+        return most
+
+
+def sizes(run: Mapping[str, Any], parameters: float) -> tuple[float, float]:
+    """Bytes of a checkpoint's weights and of its optimizer, if all is trained."""
+    width = WIDTH[run["params_dtype"]]
+    master = MASTER if width < MASTER else 0
+    return parameters * width, parameters * (MOMENTS[run["optimizer"]] + master)

@@ -1,0 +1,180 @@
+"""What a job keeps before its checkpoint is published: states against a crash, and checkpoints that wait.
+
+States lie in ``data/ckpts/{run}/.state/iter_NNNNNNN``. The newest two are kept; the next checkpoint takes
+their place. A job that writes several checkpoints (``saves_per_job``) puts them whole, with the manifests
+that they will have, in ``data/ckpts/{run}/.saved``: the job of each moves it into place. Nothing here is an
+output of a rule, so no failure takes it away. Rank 0 does all of this, while it holds the run's lease.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from plait import files, layout
+from plait.config.disk import Thinning
+from plait.errors import CheckpointError, DataError
+from plait.train.job import Job
+
+KEPT = 2
+PATTERN = "iter_" + "[0-9]" * 7
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a job's run."""
+
+    job: Job
+
+    @property
+    def folder(self) -> Path:
+        """Where states lie."""
+        return Path(self.job.run.states)
+
+    @property
+    def waiting(self) -> Path:
+        """Where checkpoints wait for their jobs."""
+        return Path(self.job.run.saved)
+
+    def path(self, iteration: int) -> Path:
+        """Where an iteration is kept: where the run saves it, as a checkpoint that waits."""
+        where = self.waiting if iteration in self.saves else self.folder
+        return where / f"iter_{iteration:07d}"
+
+    @cached_property
+    def saves(self) -> tuple[int, ...]:
+        """The iterations that this job saves as checkpoints, its last included."""
+        start, stop = self.job.steps
+        return tuple(step for step in self.job.saved.steps() if start < step <= stop)
+
+    def inputs(self, iteration: int) -> dict[str, str]:
+        """What an iteration is made from, by path and digest: the one saved before it, or the job's start."""
+        job = self.job
+        before = max((step for step in self.saves if step < iteration), default=0)
+        found = {path: files.digest_of_input(path) for path in (job.start, job.analysis, job.schedule)}
+        if before:
+            del found[job.start]
+            name = str(layout.Iteration(run=job.run.run, iteration=before))
+            found[name] = files.digest_of_input(self.path(before))
+        return found
+
+    def newest(self) -> int:
+        """The iteration of the newest that this job may go on from; 0 if there is none.
+
+        Others are named and left aside; what a killed job left half written is removed.
+        """
+        for part in [*self.folder.glob(".*.part"), *self.waiting.glob(".*.part")]:
+            files.remove(part)
+        for kept in sorted(self._all(), key=_iteration, reverse=True):
+            unfit = self._unfit(kept)
+            if not unfit:
+                log.warning("%s: training goes on from it", kept)
+                return _iteration(kept)
+            log.warning("%s is left aside: %s", kept, unfit)
+        return 0
+
+    def _all(self) -> Iterator[Path]:
+        yield from self.folder.glob(PATTERN)
+        yield from self.waiting.glob(PATTERN)
+
+    def _unfit(self, kept: Path) -> str:
+        """Why the job cannot go on from a state or a checkpoint; "" if it can."""
+        (start, stop), iteration = self.job.steps, _iteration(kept)
+        if not start < iteration <= stop:
+            return f"this job trains from iteration {start} to {stop}"
+        if kept != self.path(iteration):
+            return (
+                f"iteration {iteration} is {'a' if iteration in self.saves else 'no'} checkpoint of the run"
+            )
+        try:
+            manifest = files.read_manifest(kept, kind="iteration" if iteration in self.saves else "state")
+            changed = self._changed(manifest, iteration)
+            if not changed:
+                files.check_manifest(kept)
+                gone = files.pruned(kept)
+                changed = f"{next(iter(gone))} was removed ({next(iter(gone.values()))})" if gone else ""
+        except (DataError, OSError) as error:
+            return f"it is damaged: {error}"
+        return changed
+
+    def _changed(self, manifest: dict[str, Any], iteration: int) -> str:
+        job = self.job
+        for path, now in self.inputs(iteration).items():
+            was = manifest["inputs"].get(path, "absent")
+            if was != now and path != job.schedule:
+                return f"{path} was {was[:12]} when it was saved and is {now[:12]} now"
+        was, now = manifest["settings"], json.loads(json.dumps(job.settings))
+        keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
+        if keys:
+            key = keys[0]
+            return f"{key} was {was.get(key)!r} when it was saved and is {now.get(key)!r} now"
+        length = manifest["facts"].get("train_iters", job.train_iters)
+        if length != job.train_iters:
+            return f"the run had {length} iterations, it has {job.train_iters} now"
+        return ""
+
+    def prune(self, saved: int) -> None:
+        """Keep the newest states, by the time they were written; thin out the checkpoints before the newest.
+
+        Args:
+            saved: the iteration that is durable since now.
+        """
+        written = sorted(
+            self.folder.glob(PATTERN), key=lambda one: (one / layout.MANIFEST).stat().st_mtime_ns
+        )
+        for state in written[:-KEPT]:
+            files.remove(state)
+        if saved in self.saves:
+            self._thin_out(saved)
+
+    def _thin_out(self, saved: int) -> None:
+        """Remove of checkpoints what the run's keys say; their manifests stay, so nothing is planned."""
+        job = self.job
+        found = {step: folder for step, folder in self._checkpoints() if step <= saved}
+        rule = Thinning.of(
+            job.around, job.train_iters, wanted=job.asked["wanted"], resumed=job.asked["resumed"]
+        )
+        whole, able = rule.weights(found), rule.optimizers(found)
+        for step, folder in found.items():
+            optimizer = [path.name for path in folder.glob(layout.OPTIMIZER_FILES)]
+            if step not in whole:
+                weights = [path.name for path in folder.glob(layout.WEIGHT_FILES)]
+                files.prune(folder, optimizer + weights, f"keep: {rule.keep}")
+            elif step not in able:
+                files.prune(folder, optimizer, f"save_optim: {rule.save_optim}")
+
+    def _checkpoints(self) -> Iterator[tuple[int, Path]]:
+        """The run's whole checkpoints, published or waiting; none that was adopted."""
+        for folder in [*Path(str(self.job.run)).glob(PATTERN), *self.waiting.glob(PATTERN)]:
+            if (folder / layout.MANIFEST).is_file() and files.made_by_plait(folder):
+                yield _iteration(folder), folder
+
+    def publish(self) -> None:
+        """Move the job's checkpoint into place, and remove the states that it makes needless.
+
+        Raises:
+            CheckpointError: another checkpoint of the run is to be saved first.
+        """
+        target = Path(self.job.target)
+        kept = self.path(_iteration(target))
+        if not kept.is_dir():
+            raise CheckpointError(f"{target} was not saved", hint="ask for it again")
+        files.remove(target)
+        kept.rename(target)
+        files.sync(target.parent, deep=False)
+        with files.appears_whole(target.parent / layout.TRACKER) as tracker:
+            tracker.write_text(str(_iteration(target)))
+        for left in list(self._all()):
+            if _iteration(left) <= _iteration(target):
+                files.remove(left)
+        for folder in (self.folder, self.waiting):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _iteration(kept: Path) -> int:
+    return int(kept.name.removeprefix("iter_"))
