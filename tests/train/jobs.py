@@ -30,7 +30,14 @@ RUN = {
     "global_batch_size": 12, "lr": 1e-2, "lr_warmup_iters": 2, "params_dtype": "fp32", "hidden_dropout": 0.1,
 }  # fmt: skip
 SPLIT = {"num_layers_in_first_pipeline_stage": None, "num_layers_in_last_pipeline_stage": None}
-TARGET = f"data/ckpts/r/iter_{STEPS:07d}"
+
+
+def saved(step):
+    """The checkpoint of an iteration."""
+    return f"data/ckpts/r/iter_{step:07d}"
+
+
+TARGET = saved(STEPS)
 NOISE = {"iteration-time", "data-time", "tokens/s", "TFLOP/s", "MFU", "memory GB"}
 """What a row says of the machine, not of the run."""
 
@@ -44,33 +51,36 @@ class Place:
     start: str
     around: dict = field(default_factory=lambda: {"peak_tflops": 1.0})
 
-    def words(self, start=("-m", "plait.cli.main"), **around):
+    def words(self, start=("-m", "plait.cli.main"), *, after=0, to=STEPS, asked=None, **around):
         keys = Around(**self.around | around).model_dump(mode="json")
+        more = [] if asked is None else ["--asked", json.dumps({"until": to} | asked)]
         return [
-            sys.executable, *start, "train", self.start, "data/analysis/x",
-            "data/ckpts/r/schedule.json", TARGET,
-            "--settings", json.dumps(self.settings), "--around", json.dumps(keys),
+            sys.executable, *start, "train", saved(after) if after else self.start, "data/analysis/x",
+            "data/ckpts/r/schedule.json", saved(to),
+            "--settings", json.dumps(self.settings), "--around", json.dumps(keys), *more,
         ]  # fmt: skip
 
-    def begin(self, *, env=None, **around):
+    def begin(self, *, env=None, **what):
         """Start `plait train` in a process group of its own."""
         return subprocess.Popen(
-            self.words(**around),
+            self.words(**what),
             cwd=self.root, env={**os.environ, **(env or {})}, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def train(self, **around):
+    def train(self, *, code=0, **what):
         """Run it to its end; what it said."""
-        process = self.begin(**around)
+        process = self.begin(**what)
         said, _ = process.communicate(timeout=250)
-        assert process.returncode == 0, said
+        assert process.returncode == code, said
         return said
 
-    def copy(self, root):
-        """The same project, untrained, with a copy of nothing but the schedule."""
+    def copy(self, root, *, every=None):
+        """The same project, untrained, with a copy of nothing but the schedule; it may save more often."""
         (root / "data/ckpts/r").mkdir(parents=True)
-        (root / "data/ckpts/r/schedule.json").write_bytes((self.ckpts / "schedule.json").read_bytes())
+        schedule = files.read_json(self.ckpts / "schedule.json")
+        schedule |= {"save_interval": every or schedule["save_interval"]}
+        (root / "data/ckpts/r/schedule.json").write_text(json.dumps(schedule))
         for name in ("models", "analysis", "megatron_format", "energon", "tokenizers"):
             (root / "data" / name).symlink_to(self.root / "data" / name)
         return Place(root, self.settings, self.start, self.around)
@@ -88,10 +98,10 @@ class Place:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def result(self):
+    def result(self, step=STEPS):
         """What the run has made: every file's digest, and its rows but for the machine's figures."""
         rows = [{key: value for key, value in row.items() if key not in NOISE} for row in self.rows()]
-        return files.check_manifest(self.root / TARGET)["files"], rows
+        return files.check_manifest(self.root / saved(step))["files"], rows
 
 
 def project(root, **keys):
@@ -100,7 +110,8 @@ def project(root, **keys):
     (root / "data/models/sharded").mkdir(parents=True)
     for name in ("analysis", "megatron_format", "energon", "tokenizers", "ckpts/r"):
         (root / "data" / name).mkdir(parents=True)
-    schedule = {"train_iters": STEPS, "save_interval": STEPS}
+    steps = keys.get("train_iters", STEPS)
+    schedule = {"train_iters": steps, "save_interval": steps}
     (root / "data/ckpts/r/schedule.json").write_text(json.dumps(schedule))
     grid = Grid(run["tensor_model_parallel_size"], run["pipeline_model_parallel_size"])
     start = f"data/models/sharded/m-megatron-tp{grid.tp}-pp{grid.pp}"

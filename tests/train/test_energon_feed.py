@@ -216,7 +216,7 @@ def segment(made, folder, grid, run, start, stop):
         state.load(run / f"iter_{start:07d}")
         data.resume(run / f"iter_{start:07d}")
     Trainer(model, state, data, RUN, AROUND).train(stop, folder=run)
-    origin = Origin(folder / "megatron", spec, grid, RUN, [], "")
+    origin = Origin(folder / "megatron", spec, grid, RUN, {}, "")
     save(state, run / f"iter_{stop:07d}", origin, loader=data.state())
 
 

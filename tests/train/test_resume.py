@@ -44,7 +44,7 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({}), 
         optimizer.reload_model_params()
     target = run / f"iter_{stop:07d}"
     source = run / "source"
-    origin = Origin(source, spec, grid, settings | {"copies": dp[1]}, [], "")
+    origin = Origin(source, spec, grid, settings | {"copies": dp[1]}, {}, "")
     if torch.distributed.get_rank() == 0:
         source.mkdir(exist_ok=True)
         (source / HF_CONFIG).write_text(json.dumps(config))

@@ -53,7 +53,7 @@ VERSIONS = {
     "shard": 4,
     "verify": 4,
     "schedule": 1,
-    "train": 3,
+    "train": 4,
     "export": 3,
     "report": 1,
     "generate": 3,

@@ -1,0 +1,139 @@
+"""One job writes several checkpoints, and later ones thin out those before: the bits stay what they were."""
+
+import random
+import signal
+
+import pytest
+from jobs import STEPS, family, kill, packed, pictured, saved, wait_for
+
+from plait import files, layout
+
+EVERY = 8
+THINNED = {"keep": "last 1", "save_optim": "last", "saves_per_job": 3}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run trained in one piece."""
+    place = packed(tmp_path_factory.mktemp("whole"))
+    place.train()
+    return place
+
+
+def names(place, step):
+    return {path.name for path in (place.root / saved(step)).iterdir()}
+
+
+def test_a_job_of_several_checkpoints_is_killed_goes_on_and_is_the_run_in_one_piece(whole, tmp_path):
+    place = whole.copy(tmp_path, every=EVERY)
+    ask = {"to": EVERY, "asked": {"until": STEPS, "wanted": [EVERY]}, **THINNED}
+    process = place.begin(**ask)
+    wait_for((place.ckpts / f".saved/iter_{EVERY:07d}").exists, process)
+    kill(family(process.pid))
+    process.communicate()
+    assert not (place.root / saved(EVERY)).exists()
+
+    said = place.train(**ask)
+
+    assert f".saved/iter_{EVERY:07d}: training goes on from it" in said
+    assert [path.name for path in sorted(place.ckpts.glob("iter_*"))] == [f"iter_{EVERY:07d}"]
+    refused = place.train(code=2, after=EVERY, to=2 * EVERY, **THINNED)
+    assert f"{saved(EVERY)} has no optimizer any more: save_optim: last removed it" in refused
+    for step in (2 * EVERY, STEPS):
+        said = place.train(after=step - EVERY, to=step, asked={"until": 0}, **THINNED)
+        assert "lm loss" not in said
+    assert place.result() == whole.result()
+    assert not list(place.ckpts.glob(".*"))
+    assert (place.ckpts / layout.TRACKER).read_text() == str(STEPS)
+    # The wanted one has its weights, the one between nothing, the newest all; manifests are as they were.
+    weights, optimizer = "__0_0.distcp", "optimizer__0_0.distcp"
+    assert {weights, optimizer} & names(place, EVERY) == {weights}
+    assert not {weights, optimizer} & names(place, 2 * EVERY)
+    assert {weights, optimizer} <= names(place, STEPS)
+    for step in (EVERY, 2 * EVERY):
+        assert {weights, optimizer} <= files.check_manifest(place.root / saved(step))["files"].keys()
+
+
+def test_what_no_job_has_saved_is_not_trained_by_the_one_that_only_moves_it(whole, tmp_path):
+    place = whole.copy(tmp_path)
+
+    said = place.train(code=2, asked={"until": 0})
+
+    assert f"{saved(STEPS)} was to be saved by the job before it, and was not" in said
+    assert not list(place.ckpts.glob("*iter_*"))
+
+
+LONG = 100
+PARTITIONS = {"50 + 50": (50, 1), "10 x 10": (10, 1), "10 x 10, five a job": (10, 5)}
+
+
+@pytest.fixture(scope="module", params=["texts", "pictures"])
+def straight(request, tmp_path_factory):
+    """A run of 100 iterations in one piece: of text over two stages, of pictures over two copies."""
+    keys = {"train_iters": LONG, "save_interval": LONG}
+    root = tmp_path_factory.mktemp(request.param)
+    if request.param == "texts":
+        place = packed(root, pipeline_model_parallel_size=2, **keys)
+    else:
+        place = pictured(root, data_parallel_size=2, num_workers=1, **keys)
+    place.train(to=LONG)
+    return place
+
+
+def jobs(every, saves):
+    """The jobs that Snakemake starts for a run: some train, others move what these have saved."""
+    for number, step in enumerate(range(every, LONG + 1, every)):
+        until = 0 if number % saves else step + (saves - 1) * every
+        yield {"after": step - every, "to": step, "asked": {"until": until}, "saves_per_job": saves}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_every_partition_into_jobs_ends_in_equal_bits(name, straight, tmp_path):
+    every, saves = PARTITIONS[name]
+    place = straight.copy(tmp_path, every=every)
+    for job in jobs(every, saves):
+        place.train(**job)
+    assert place.result(LONG) == straight.result(LONG)
+
+
+@pytest.mark.long
+def test_checkpoints_have_equal_manifests_however_many_a_job_writes(straight, tmp_path):
+    found = []
+    for saves in (1, 5):
+        place = straight.copy(tmp_path / str(saves), every=20)
+        for job in jobs(20, saves):
+            place.train(**job)
+        paths = [place.root / saved(step) / layout.MANIFEST for step in range(20, LONG + 1, 20)]
+        found.append([path.read_bytes() for path in paths])
+    assert found[0] == found[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_five_random_moments_it_ends_in_equal_bits(seed, straight, tmp_path):
+    place = straight.copy(tmp_path, every=10)
+    draw = random.Random(seed)
+    first, second, third = (draw.randrange(low, low + 20) for low in (6, 36, 66))
+
+    def trained(step):
+        return lambda _: len(place.rows()) >= step
+
+    moments = [
+        trained(first),
+        lambda _: [*place.ckpts.glob(".s*/.iter_*.part")],  # within a save
+        trained(second),
+        lambda before: len([*place.ckpts.glob(".saved/iter_*")]) > before,  # just renamed
+        trained(third),
+    ]
+    job, *others = jobs(10, 10)
+    for moment in moments:
+        before = len([*place.ckpts.glob(".saved/iter_*")])
+        process = place.begin(**job, non_persistent_save_interval=3)
+        wait_for(lambda met=moment, known=before: met(known), process, pause=0.001)
+        kill(family(process.pid))
+        assert process.wait() == -signal.SIGKILL
+        assert not [*place.ckpts.glob("iter_*")]
+    for one in (job, *others):
+        place.train(**one, non_persistent_save_interval=3)
+    assert place.result(LONG) == straight.result(LONG)
