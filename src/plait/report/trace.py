@@ -71,12 +71,12 @@ def in_words(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{one['sequence']}: {place}"
         yield from (f"   {_document(document)}" for document in one["documents"])
         if not one["documents"]:
-            yield "   made by others: nothing says where it comes from"
+            yield "   others made it: nothing says what it was made from"
 
 
 def _document(one: Mapping[str, Any]) -> str:
     raw = f"{one['raw']} line {one['raw_line']}" if one["raw"] else "no raw line is known"
-    part = f", tokens {one['start']} to {one['end']}" if "start" in one else ""
+    part = f", tokens {one['start']} to {one['end'] - 1}" if "start" in one else ""
     name = f" ({one['id']})" if one["id"] else ""
     return f"{raw}, {one['chat']} line {one['line']}{name}{part}"
 
@@ -140,12 +140,11 @@ def _computed(run: layout.Run, told: Mapping[str, Any], step: int) -> dict[int, 
 
 def _check_unchanged(path: str, was: str | None, what: str) -> None:
     """What the numbers of a log stand for must be what it was."""
-    if not (Path(path) / layout.MANIFEST).is_file():
+    if not Path(path).is_dir() or (was and not Path(path, layout.MANIFEST).is_file()):
         raise DataError(f"{path} is gone; {what} was made from it", hint="ask for it again")
-    now = files.digest_of_input(path)
-    if was not in {None, now}:
+    if was and was != (now := files.digest_of_input(path)):
         raise DataError(
-            f"{what} was made from {path} of digest {str(was)[:12]}, it is {now[:12]} now",
+            f"{what} was made from {path} of digest {was[:12]}, it is {now[:12]} now",
             hint="bring back what it was made from",
         )
 
@@ -165,8 +164,9 @@ def _add_documents(sequences: list[dict[str, Any]], told: Mapping[str, Any]) -> 
     """Add to each sequence the documents that it is made of."""
     packs, others = ([one for one in sequences if key in one] for key in ("shard", "tar"))
     made_from = files.read_manifest(told["analysis"])["inputs"]
-    for shard in sorted({one["shard"] for one in packs}):
-        _check_unchanged(shard, made_from.get(shard), told["analysis"])
+    datasets = {str(_dataset(f"{one['tar']}/{one['key']}")) for one in others}
+    for folder in sorted({one["shard"] for one in packs} | datasets):
+        _check_unchanged(folder, made_from.get(folder), told["analysis"])
     origins = {shard: _lineage(shard) for shard in {one["shard"] for one in packs}}
     for one in packs:
         found = origins[one["shard"]]
@@ -207,7 +207,6 @@ def _listed(places: Collection[str]) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for folder in {_dataset(place) for place in places}:
-        _check_unchanged(str(folder), None, "a sequence")
         if (folder / SAMPLES).is_file():
             for _, line in read_lines(folder / SAMPLES):
                 row = orjson.loads(line)
