@@ -25,6 +25,8 @@ from plait.errors import LayoutError
 
 MANIFEST = "plait.json"
 METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+SAMPLES = "samples"
 TRAINED_WITH = "run.json"
 PRUNED = "pruned.json"
 """Which files of an artifact were removed on purpose, and why."""
@@ -285,6 +287,11 @@ class Run(Artifact):
     def metrics(self) -> str:
         """One line an iteration, written while the run trains; no stage's declared output."""
         return f"{self}/{METRICS}"
+
+    @property
+    def samples(self) -> str:
+        """Which samples each iteration saw: a file a copy of the model, written while the run trains."""
+        return f"{self}/{SAMPLES}"
 
     @property
     def states(self) -> str:

@@ -1,9 +1,11 @@
 """``plait energon``: webdataset shards of chat records, prepared for megatron-energon."""
 
 import argparse
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
     target = layout.Energon.parse(args.target)
     chosen = settings(args, target)
-    sources = [Path(path) for path in args.sources]
+    sources = tuple(Path(path) for path in args.sources)
     with files.appears_whole(str(target), folder=True) as folder:
         if chosen["source"] and chosen["source"]["kind"] == "energon":
             raw = str(layout.Raw.parse(args.sources[0]))
@@ -59,21 +61,20 @@ def _samples(shards: Sequence[Path]) -> "Iterator[Sample]":
             yield replace(sample, id=f"{name}/{sample.id}") if several else sample
 
 
-def _place(shards: Sequence[Path], number: int) -> "Record":
+def _place(shards: tuple[Path, ...], number: int) -> "Record":
     """Where the record of a number stands."""
     from plait.data.rejects import Record
 
-    left = number
-    for shard in shards:
-        if left < _kept(shard):
-            return Record(shard, left + 1, "")
-        left -= _kept(shard)
-    raise IndexError(number)
+    ends = _ends(shards)
+    place = bisect_right(ends, number)
+    return Record(shards[place], number - (ends[place - 1] if place else 0) + 1, "")
 
 
 @cache
-def _kept(shard: Path) -> int:
-    return int(files.read_json(layout.Chat.parse(str(shard)).manifest)["kept"])
+def _ends(shards: tuple[Path, ...]) -> list[int]:
+    """How many records the shards up to each have."""
+    kept = (files.read_json(layout.Chat.parse(str(shard)).manifest)["kept"] for shard in shards)
+    return list(accumulate(map(int, kept)))
 
 
 UNLISTED = frozenset({"index.uuid"})

@@ -28,7 +28,7 @@ STAGES = (
     "report",
     "generate",
 )
-TOOLS = ("adopt", "status", "env", "shell")
+TOOLS = ("adopt", "status", "trace", "env", "shell")
 """Commands that make no artifact."""
 
 

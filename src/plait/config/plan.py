@@ -41,12 +41,12 @@ from plait.files import adopted, canonical, pruned, read_json, sizes
 
 VERSIONS = {
     "raw": 2,
-    "chat": 4,
+    "chat": 5,
     "lock": 1,
     "fetch": 1,
     "tokenizer": 2,
-    "index": 1,
-    "energon": 4,
+    "index": 2,
+    "energon": 5,
     "analyse": 5,
     "build": 3,
     "convert": 4,

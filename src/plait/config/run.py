@@ -221,6 +221,11 @@ class Logging(Strict):
     log_interval: PositiveInt = Field(
         10, description="iterations between two lines, where there is no terminal"
     )
+    spike_threshold: PositiveFloat | None = Field(
+        None,
+        description="an iteration is logged and marked in the curve where its lm loss exceeds the median of "
+        "the ten before it by more than so many times that median, 2 in LLaVA-JP; null: none is",
+    )
     peak_tflops: PositiveFloat | None = Field(
         None, description="what a device can do at most, for MFU; null: a matrix product is measured"
     )

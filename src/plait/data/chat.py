@@ -4,22 +4,25 @@ A line may hold ``{"messages": [...]}``, ``{"conversations": [...]}``, a bare li
 bare message. A message has ``role`` and ``content``, or ShareGPT's ``from`` and ``value``. Content
 is a string or a list of parts. The form that is written (``config/chat.schema.json``):
 
-    {"id": "...", "messages": [{"role": "user", "content": [
+    {"id": "...", "source": {"file": "talks.jsonl", "line": 12}, "messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}},
         {"type": "text", "text": "..."}]}]}
 
-Written are no empty texts and no empty system messages; other keys than these are not kept.
+Written are no empty texts and no empty system messages; other keys than these are not kept. ``source`` is
+the line of the raw source, which a shard of records sets whatever the raw line says.
 
 >>> parse(b'{"role": "assistant", "content": "Hello"}').to_line("toy-1")
 b'{"id":"toy-1","messages":[{"role":"assistant","content":[{"type":"text","text":"Hello"}]}]}'
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
 
+from plait import layout
 from plait.data import images
 from plait.errors import RecordError
 
@@ -67,11 +70,25 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A line of a raw source: its file, relative to the source's folder, and its number from 1."""
+
+    file: str
+    line: int
+
+    def path(self, records: Path) -> str:
+        """The file's path, if the chat records of ``records`` lie in a dataset's folder; else its name."""
+        shard = layout.Chat.read(layout.inside(records))
+        return f"{layout.Raw(dataset=shard.dataset)}/{self.file}" if shard else self.file
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation; ``id`` is empty where the line had none."""
+    """One conversation; ``id`` is empty and ``source`` None where the line had none."""
 
     messages: tuple[Message, ...]
     id: str = ""
+    source: Source | None = None
 
     @property
     def pictures(self) -> list[bytes]:
@@ -93,7 +110,8 @@ class Sample:
             {"role": message.role, "content": [part.to_json() for part in message.parts]}
             for message in self.messages
         ]
-        return orjson.dumps({"id": self.id or id_, "messages": messages})
+        source = {"source": asdict(self.source)} if self.source else {}
+        return orjson.dumps({"id": self.id or id_, **source, "messages": messages})
 
 
 def parse(line: bytes | str) -> Sample:
@@ -113,7 +131,7 @@ def parse(line: bytes | str) -> Sample:
     messages = tuple(_message(turn, f"message {number}") for number, turn in enumerate(turns))
     spoken = tuple(message for message in messages if message.parts or message.role != "system")
     _check_words(spoken)
-    return Sample(messages=spoken, id=id_)
+    return Sample(messages=spoken, id=id_, source=_source(value))
 
 
 def _turns(value: Any) -> tuple[str, list[Any]]:
@@ -135,6 +153,15 @@ def _turns(value: Any) -> tuple[str, list[Any]]:
 def _id(value: dict[str, Any]) -> str:
     found = value.get("id", "")
     return str(found) if isinstance(found, str | int) else ""
+
+
+def _source(value: Any) -> Source | None:
+    """The raw line that a record names; a key of that name with anything else in it is a stranger's."""
+    found = value.get("source") if isinstance(value, dict) else None
+    if not isinstance(found, dict) or found.keys() != {"file", "line"}:
+        return None
+    file, line = found["file"], found["line"]
+    return Source(file, line) if isinstance(file, str) and type(line) is int and line > 0 else None
 
 
 def _message(turn: Any, where: str) -> Message:

@@ -3,11 +3,13 @@
 from typing import Any
 
 from megatron.energon import DefaultTaskEncoder, SampleDecoder, VQASample, stateless
+from megatron.energon.source_info import get_source_info
 from megatron.energon.task_encoder.cooking import Cooker
 
 from plait.data.chat import Sample
 from plait.data.fields import of_fields
 from plait.data.webdataset import decoded, to_sample
+from plait.layout import inside
 
 
 class AsBytes(SampleDecoder):  # type: ignore[misc]
@@ -49,6 +51,15 @@ def conversation(sample: Any) -> Sample:
         )
     parts = {name: value for name, value in dict(sample).items() if not name.startswith("__")}
     return to_sample(parts, key_of(sample["__key__"]))
+
+
+def place_of(sample: Any) -> str:
+    """Where energon found a sample: dataset, tar and key as one path, from the working folder."""
+    source, key = (
+        get_source_info(sample)[0],
+        sample["__key__"] if isinstance(sample, dict) else sample.__key__,
+    )
+    return f"{inside(str(source.dataset_path))}/{source.shard_name}/{key_of(key)}"
 
 
 def key_of(key: str) -> str:

@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -136,7 +136,8 @@ def _sort(raw: Path, shard: Chat, settings: Mapping[str, Any], kept: Path, rejec
                 counts.reasons[error.reason] += 1
                 bad.write(_reject(line, error))
                 continue
-            good.write(sample.to_line(f"{shard.dataset}-{line.position}") + b"\n")
+            placed = replace(sample, source=chat.Source(line.file, line.number))
+            good.write(placed.to_line(f"{shard.dataset}-{line.position}") + b"\n")
             counts.kept += 1
             counts.images += len(sample.pictures)
     return counts

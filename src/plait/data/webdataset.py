@@ -9,13 +9,14 @@ turns ``{"from": "human", "value": "<image>\nWhat is this?"}``; more pictures of
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -28,6 +29,8 @@ from plait.data.tars import Parts
 from plait.errors import DataError, RecordError
 
 IMAGE = "<image>"
+SAMPLES = "samples.jsonl"
+"""Of each sample, where it came from."""
 HUMAN = {"user": "human", "assistant": "gpt", "system": "system"}
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 ENDINGS = {
@@ -85,7 +88,8 @@ def write(
 ) -> Written:
     """Write tars of at most ``samples_per_shard`` samples; equal samples give equal bytes.
 
-    One sample is in memory at a time, and the keys of all. What no tar can hold is in ``rejects.jsonl``.
+    One sample is in memory at a time, and the keys of all. ``samples.jsonl`` says of each where it came from;
+    what no tar can hold is in ``rejects.jsonl``.
 
     Args:
         samples: conversations with ids.
@@ -98,9 +102,10 @@ def write(
         ConfigError: ``shard_name`` does not name tars.
         DataError: two samples have one key, or more are rejected than ``reject_limit`` allows.
     """
-    with (folder / NAME).open("wb") as out:
+    with (folder / NAME).open("wb") as out, (folder / SAMPLES).open("wb") as listed:
         rejected = Rejects(out)
-        made = _write_tars(_fitting(samples, settings["layout"], where, rejected), folder, settings, where)
+        fitting = _fitting(samples, settings["layout"], where, rejected)
+        made = _write_tars(fitting, folder, settings, where, listed)
     made.rejected = to_json(rejected.reasons)
     kept = sum(made.shards.values())
     rejected.check(
@@ -135,7 +140,11 @@ def _fitting(
 
 
 def _write_tars(
-    fitting: Fitting, folder: Path, settings: Mapping[str, Any], where: Callable[[int], Record]
+    fitting: Fitting,
+    folder: Path,
+    settings: Mapping[str, Any],
+    where: Callable[[int], Record],
+    listed: BinaryIO,
 ) -> Written:
     made, seen, size = Written(), dict[str, int](), settings["samples_per_shard"]
     for shard, numbered in groupby(enumerate(fitting), key=lambda pair: pair[0] // size):
@@ -151,9 +160,25 @@ def _write_tars(
                     )
                 seen[key] = number
                 _add(tar, key, parts)
+                listed.write(_listed(sample, key, name, where(number)))
                 made.note(sample, key)
                 made.shards[name] += 1
     return made
+
+
+def _listed(sample: Sample, key: str, tar: str, record: Record) -> bytes:
+    """The line of ``samples.jsonl``: tar and key, the chat record, and the line of the raw source."""
+    raw = sample.source
+    row = {
+        "tar": tar,
+        "key": key,
+        "id": sample.id,
+        "chat": os.path.relpath(record.file),
+        "line": record.line,
+        "raw": raw.path(record.file) if raw else "",
+        "raw_line": raw.line if raw else None,
+    }
+    return orjson.dumps(row) + b"\n"
 
 
 def key_for(id_: str) -> str:
@@ -178,7 +203,7 @@ def with_question(sample: Sample) -> Sample:
     said = first.parts[len(shown) :]
     if first.role != "assistant" or not shown or not said or first.parts[: len(shown)] != shown:
         return sample
-    return Sample((Message("user", shown), Message("assistant", said), *rest), sample.id)
+    return replace(sample, messages=(Message("user", shown), Message("assistant", said), *rest))
 
 
 def to_parts(sample: Sample, layout: str) -> Parts:

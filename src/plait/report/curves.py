@@ -30,6 +30,13 @@ class Curve:
     learning_rate: NDArray[np.float64]
     validation: NDArray[np.float64]
     """Not a number where the run was not evaluated."""
+    spike: NDArray[np.float64]
+    """How far the loss jumped, as a share of what it was; not a number where it did not."""
+
+    @property
+    def spikes(self) -> list[int]:
+        """The iterations whose loss jumped."""
+        return [int(one) for one in self.iteration[~np.isnan(self.spike)]]
 
 
 def read(path: Path, *, last: int | None = None) -> Curve:
@@ -63,6 +70,7 @@ def _row(line: str, where: str) -> tuple[float, ...] | None:
             float(row["grad norm"]),
             float(row["learning-rate"]),
             float(row.get("validation lm loss", "nan")),
+            float(row.get("loss spike", "nan")),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{where} is not a row of metrics: {line.strip()[:80]!r}") from error
@@ -103,22 +111,28 @@ def draw(curve: Curve, target: Path, *, form: str, name: str, exports: Sequence[
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """The mean of each value and those before it, ``window`` in all, fewer at the start."""
-    sums = np.cumsum(np.concatenate([[0.0], values]))
+    """The mean of each value and those before it, ``window`` in all, fewer at the start; of finite ones."""
+    finite = np.isfinite(values)
+    sums = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
+    counts = np.cumsum(np.concatenate([[0], finite]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
-    return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
+    numbers = counts[ends] - counts[starts]
+    return np.where(numbers, (sums[ends] - sums[starts]) / np.maximum(numbers, 1), np.nan)
 
 
 def sentence(curve: Curve) -> str:
-    """How far the loss went, in words."""
+    """How far the loss went, in words, and where it jumped."""
     first, last = curve.iteration[0], curve.iteration[-1]
     said = f"lm loss {curve.loss[0]:.2f} at iteration {first}, {curve.loss[-1]:.2f} at iteration {last}"
     evaluated = np.flatnonzero(~np.isnan(curve.validation))
-    if not len(evaluated):
+    if len(evaluated):
+        place = evaluated[-1]
+        said += f"; validation {curve.validation[place]:.2f} at {curve.iteration[place]}"
+    if not curve.spikes:
         return said
-    place = evaluated[-1]
-    return f"{said}; validation {curve.validation[place]:.2f} at {curve.iteration[place]}"
+    count = "1 spike" if len(curve.spikes) == 1 else f"{len(curve.spikes)} spikes"
+    return f"{said}; {count}, the last at {curve.spikes[-1]}"
 
 
 def _loss(axis: Any, curve: Curve, name: str, exports: Sequence[int]) -> None:
@@ -141,12 +155,28 @@ def _loss(axis: Any, curve: Curve, name: str, exports: Sequence[int]) -> None:
     axis.plot(
         curve.iteration[marked], mean[marked], "o", color=INK, markersize=5, label="exported", clip_on=False
     )
+    if curve.spikes:
+        _spikes(axis, curve, name)
     axis.set_title(name, loc="left", fontsize=13, fontweight="bold", color=INK, pad=20)
     axis.text(0, 1.03, sentence(curve), transform=axis.transAxes, color=GREY)
     axis.set_ylabel("lm loss", color=GREY)
     axis.set_ylim(0, None)
     axis.legend(frameon=False, labelcolor=GREY)
     _along(axis, curve)
+
+
+def _spikes(axis: Any, curve: Curve, name: str) -> None:
+    """Mark the iterations whose loss jumped by their numbers, and say how to see their samples."""
+    jumped = ~np.isnan(curve.spike)
+    steps, losses = curve.iteration[jumped], curve.loss[jumped]
+    top = np.nanmax(np.where(np.isfinite(curve.loss), curve.loss, np.nan), initial=0.0)
+    heights = np.where(np.isfinite(losses), losses, top)
+    label = f"spike: plait trace {name} --step {steps[-1]}"
+    axis.plot(steps, heights, "v", color=COLOURS[3], markersize=6, label=label, clip_on=False)
+    for step, height in zip(steps, heights, strict=True):
+        axis.annotate(
+            str(step), (step, height), (6, 2), textcoords="offset points", color=COLOURS[3], fontsize=8
+        )
 
 
 def _small(axis: Any, curve: Curve, values: NDArray[np.float64], words: str, colour: str) -> None:

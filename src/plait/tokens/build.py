@@ -24,6 +24,7 @@ from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.tokens import indexed
 from plait.tokens.documents import Document, Documents
+from plait.tokens.lineage import Origins
 from plait.tokens.pack import Packing, Pieces, cut, pack
 from plait.tokens.render import Renderer, batches
 from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
@@ -56,7 +57,10 @@ def build(
     """
     renderer = Renderer(tokenizer, form)
     with Documents() as documents:
-        rejected, without_loss = _collect(documents, renderer, chats, folder / NAME, form["reject_limit"])
+        origins = Origins()
+        rejected, without_loss = _collect(
+            documents, origins, renderer, chats, folder / NAME, form["reject_limit"]
+        )
         cuts = cut(documents.lengths, limit, form["overlong"])
         begins = documents.tokens_at(cuts.document, cuts.start) == renderer.separator
         packing = pack(cuts.lengths, limit, form["packing"], separators=~begins)
@@ -67,6 +71,7 @@ def build(
             )
         writer = PackWriter(folder, renderer, form)
         rows = writer.write(_packs(documents, cuts, packing))
+        origins.write(folder, cuts, packing)
         facts = {
             **_counts(rows, packing, cuts),
             "documents": len(documents) - cuts.dropped,
@@ -88,7 +93,12 @@ def build(
 
 
 def _collect(
-    documents: Documents, renderer: Renderer, chats: Sequence[Path], rejects: Path, limit: float
+    documents: Documents,
+    origins: Origins,
+    renderer: Renderer,
+    chats: Sequence[Path],
+    rejects: Path,
+    limit: float,
 ) -> tuple[dict[str, int], int]:
     """Take in every record that says something; count the others by reason, and those without loss.
 
@@ -98,13 +108,14 @@ def _collect(
     with rejects.open("wb") as out:
         rejected = Rejects(out)
         for batch in batches(_pieces(renderer, chats, rejected), BATCH):
-            found = renderer.documents([pieces for _, pieces in batch])
-            for (record, _), document in zip(batch, found, strict=True):
+            found = renderer.documents([pieces for _, _, pieces in batch])
+            for (record, source, _), document in zip(batch, found, strict=True):
                 if np.isin(document.text, list(renderer.vision.values())).all():
                     rejected.add(record, "no_text", "no token of text is in it")
                     continue
                 without_loss += not loss_tokens(document.text, document.role, renderer.vision)
                 documents.append(document)
+                origins.append(record, source)
     rejected.check(
         len(documents) + rejected.count,
         limit,
@@ -116,7 +127,7 @@ def _collect(
 
 def _pieces(
     renderer: Renderer, chats: Iterable[Path], rejected: Rejects
-) -> Iterator[tuple[Record, list[Piece]]]:
+) -> Iterator[tuple[Record, chat.Source | None, list[Piece]]]:
     for path in chats:
         for number, line in tqdm(read_lines(path), desc=path.name, unit=" records", disable=None):
             try:
@@ -128,7 +139,7 @@ def _pieces(
                 ) from error
             record = Record(path, number, sample.id)
             try:
-                yield record, renderer.pieces(sample)
+                yield record, sample.source, renderer.pieces(sample)
             except RecordError as error:
                 rejected.add(record, error.reason, str(error))
 

@@ -13,13 +13,14 @@ offset       bytes   what
 34 + 12S     8 * D   first item of each document, and S at the end (int64)
 ===========  ======  ==================================================================
 
-An indexed shard is a folder of four such pairs and a manifest. Item i of the first three is pack i::
+An indexed shard is a folder of such pairs and a manifest. Item i is pack i, but for pictures' files::
 
     data-text                  uint16, or int32 from 65,500 tokens on: token ids
     data-role                  uint16: who speaks (``plait.tokens.roles``)
     data-vision_patch_indices  int32: index into the pack's patches, -1 where a token has none
     data-image                 uint8: one item a picture = its file; one document a pack, maybe empty
     data-vision_patch          instead of data-image: uint16 = fp16 bits of the pack's patches
+    data-lineage               int64: where the pack's documents come from (``plait.tokens.lineage``)
 
 >>> index_size(items=35_000, documents=35_000)
 700042

@@ -36,6 +36,7 @@ class Encoded:
         pictures: the encoded pictures, in order.
         picture_rows: (n,), 0 .. k * T - 1 where a feature stands, -1 elsewhere.
         clipped: tokens that were cut off its end.
+        place: the tar and the key in it, as energon gave them.
     """
 
     input_ids: NDArray[np.int64]
@@ -43,6 +44,7 @@ class Encoded:
     pictures: Sequence[bytes]
     picture_rows: NDArray[np.int64]
     clipped: int = 0
+    place: str = ""
 
     def clip(self, length: int) -> "Encoded":
         """At most ``length`` tokens of it; pictures that lose tokens lose those features only.
@@ -57,6 +59,7 @@ class Encoded:
             self.pictures,
             self.picture_rows[:length],
             len(self.input_ids) - length,
+            self.place,
         )
 
 

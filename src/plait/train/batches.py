@@ -81,6 +81,8 @@ class Batch:
     """[B] or [1]: 1 where a sequence has a picture."""
     clipped: int = 0
     """Samples that lost their end: they were longer than a sequence (energon)."""
+    samples: tuple[Any, ...] = ()
+    """Of each sequence, source and pack; or the path of energon's sample."""
 
     def part(self, rank: int, ranks: int) -> "Batch":
         """The tokens that a context parallel rank has; the mask keeps its columns, pictures stay whole."""
@@ -236,13 +238,19 @@ class Feed:
     def resume(self, start: Path) -> None:
         """Nothing needs to be read either."""
 
-    def leave_out(self, iteration: int) -> None:
-        """Nothing needs to be consumed: the next iteration's samples follow from its number."""
+    def leave_out(self, iteration: int) -> list[Any]:
+        """Nothing needs to be consumed: the next iteration's samples follow from its number. Its samples."""
+        return [sample for drawn in self._drawn(iteration) for sample in drawn]
 
     def batches(self, iteration: int) -> Iterator[Batch]:
         """The micro-batches of the iteration after ``iteration`` finished ones."""
+        for drawn in self._drawn(iteration):
+            batch = self.collate([self.shards[source].pack(pack) for source, pack in drawn])
+            yield replace(batch, samples=drawn)
+
+    def _drawn(self, iteration: int) -> Iterator[tuple[tuple[int, int], ...]]:
+        """Source and pack of each sequence of this rank's micro-batches."""
         stride = self.micro * self.dp_size
         for start in range(0, self.total, stride):
             first = iteration * self.total + start + self.dp_rank * self.micro
-            drawn = [self.order[draw] for draw in range(first, first + self.micro)]
-            yield self.collate([self.shards[source].pack(pack) for source, pack in drawn])
+            yield tuple(self.order[draw] for draw in range(first, first + self.micro))

@@ -6,7 +6,7 @@ B = sequences of a micro-batch, S = tokens of the longest of them, I = its pictu
 import multiprocessing
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing import util
 from pathlib import Path
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from plait import files
 from plait.data import rejects
-from plait.data.reader import Conversations, conversation
+from plait.data.reader import Conversations, conversation, place_of
 from plait.errors import CheckpointError, DataError, RecordError
 from plait.layout import HF_PREPROCESSOR
 from plait.tokens.llava import Encoded, LlavaRenderer, pixels
@@ -99,6 +99,7 @@ class PictureCollator:
             picture_rows=torch.from_numpy(rows_BS),
             sees_pictures=torch.from_numpy((rows_BS >= 0).any(axis=1)).float(),
             clipped=sum(sample.clipped > 0 for sample in kept),
+            samples=tuple(sample.place for sample in samples),
         )
 
     def _pixels(self, samples: Sequence[Encoded]) -> torch.Tensor | None:
@@ -148,7 +149,8 @@ class Encoder(Conversations):
         """
         found = conversation(sample)
         try:
-            return self.renderer.encode(self.renderer.instructed(found, found.id))
+            encoded = self.renderer.encode(self.renderer.instructed(found, found.id))
+            return replace(encoded, place=place_of(sample))
         except RecordError as error:
             if found.id in self.rejected:
                 raise SkipSample from error
@@ -248,10 +250,9 @@ class EnergonFeed:
                 batch = next(self._iterator)
             yield batch
 
-    def leave_out(self, iteration: int) -> None:
-        """Read the micro-batches of an iteration and give none."""
-        for _ in self.batches(iteration):
-            pass
+    def leave_out(self, iteration: int) -> list[Any]:
+        """Read the micro-batches of an iteration and give none; its samples."""
+        return [sample for batch in self.batches(iteration) for sample in batch.samples]
 
     def state(self) -> Any:
         """The loader's place, as JSON values."""

@@ -1,7 +1,7 @@
 """The training loop: Megatron's schedule, gradients, optimizer and learning rate, in that order."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from plait.config.schedule import skipped
 from plait.train import signals
 from plait.train.batches import Batch, Feed
 from plait.train.figures import TERA, Timed, measured_peak, memory
+from plait.train.lineage import SampleLog
 from plait.train.metrics import Metrics
 from plait.train.state import TrainState
 
@@ -85,6 +86,8 @@ class Trainer:
     evaluation: "Feed | EnergonFeed | None" = None
     length: int = 0
     saves: Collection[int] = ()
+    samples: SampleLog | None = None
+    """What this rank's copy of the model saw, where this rank writes it down."""
 
     def train(self, stop: int, *, folder: Path, keep: Callable[[], None] | None = None) -> bool:
         """Train up to iteration ``stop``; metrics go into the run's folder.
@@ -99,6 +102,8 @@ class Trainer:
         """
         with ExitStack() as stack:
             metrics = None
+            if self._speaks_for_copy():
+                self.samples = stack.enter_context(self._sample_log(folder, stop))
             if self._reports():
                 metrics = stack.enter_context(
                     Metrics(folder, start=self.state.iteration, stop=stop, logged=self.around)
@@ -137,8 +142,9 @@ class Trainer:
         """Save a checkpoint or a state; the rows before it are durable, all weights gathered."""
         if keep is None:
             return
-        if metrics is not None:
-            metrics.sync()
+        for told in (metrics, self.samples):
+            if told is not None:
+                told.sync()
         with self._gathered():
             keep()
 
@@ -182,11 +188,39 @@ class Trainer:
 
     def _reports(self) -> bool:
         """The loss is known on the last stage; one rank of it writes."""
+        return self._speaks_for_copy() and parallel_state.get_data_parallel_rank() == 0
+
+    @staticmethod
+    def _speaks_for_copy() -> bool:
+        """Whether this rank writes what its copy of the model saw: one of the last stage does."""
         first_of_stage = (
             parallel_state.get_tensor_model_parallel_rank() == 0
-            and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+            and parallel_state.get_context_parallel_rank() == 0
         )
         return first_of_stage and bool(parallel_state.is_pipeline_last_stage())
+
+    def _sample_log(self, folder: Path, stop: int) -> SampleLog:
+        feed = self.feed
+        return SampleLog(
+            folder,
+            start=self.state.iteration,
+            stop=stop,
+            micro=feed.micro,
+            copy=feed.dp_rank,
+            copies=feed.dp_size,
+        )
+
+    def _noted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The micro-batches of an iteration; their samples are remembered."""
+        self._seen: list[Any] = []
+        for batch in batches:
+            self._seen += batch.samples
+            yield batch
+
+    def _note(self, samples: Sequence[Any], *, skipped: bool = False) -> None:
+        """Write down what this iteration saw; before the losses are summed up, which waits for all copies."""
+        if self.samples is not None:
+            self.samples.note(self.state.iteration + 1, samples, skipped=skipped)
 
     @cached_property
     def skipped(self) -> tuple[range, ...]:
@@ -195,7 +229,7 @@ class Trainer:
 
     def _leave_out(self) -> dict[str, Any]:
         """An iteration whose samples are consumed and train nothing; the schedule goes on."""
-        self.feed.leave_out(self.state.iteration)
+        self._note(self.feed.leave_out(self.state.iteration), skipped=True)
         self.state.schedule.step(self.feed.total)
         self.state.iteration += 1
         return {"iteration": self.state.iteration, "skipped samples": self.feed.total}
@@ -203,10 +237,11 @@ class Trainer:
     def _iteration(self) -> dict[str, Any]:
         """One optimizer step."""
         began = time.perf_counter()
-        batches = Timed(self.feed.batches(self.state.iteration))
+        batches = Timed(self._noted(self.feed.batches(self.state.iteration)))
         self.model.zero_grad_buffer()
         self.state.optimizer.zero_grad()
         reduced = self._pass(self.feed, batches, forward_only=False)
+        self._note(self._seen)
         stepped, grad_norm, _ = self.state.optimizer.step()
         lr = self.state.optimizer.param_groups[0]["lr"]
         self.state.schedule.step(self.feed.total)

@@ -1,6 +1,5 @@
 """What a run tells while it trains: a jsonl file, TensorBoard, W&B, and a bar or lines."""
 
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -10,8 +9,10 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from plait.files import appears_whole, sync
+from plait.layout import METRICS
 from plait.train import wandb
+from plait.train.rows import Rows
+from plait.train.spikes import Spikes
 
 log = logging.getLogger(__name__)
 
@@ -23,29 +24,16 @@ class Metrics:
         """Open the run's files to go on after iteration ``start``; ``logged`` are keys of the run."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = run / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [line for line in self._lines() if not start < _iteration(line) <= stop]
-        self._write(rows)
-        later = any(_iteration(line) > stop for line in rows)
-        self.writer = SummaryWriter(run / "tensorboard", purge_step=None if later else start + 1)
+        self.rows = Rows(run / METRICS, start=start, stop=stop)
+        self.spikes = Spikes.of(run, logged["spike_threshold"], self.rows)
+        purged = None if self.rows.later else start + 1
+        self.writer = SummaryWriter(run / "tensorboard", purge_step=purged)
         self.wandb = wandb.of(run, logged)
         terminal = sys.stderr.isatty()
         self.bar = tqdm(total=stop, initial=start, unit="it", disable=not terminal)
         self.lines = not terminal
         self.stop = stop
         self.every = logged["log_interval"]
-
-    def _write(self, lines: list[str]) -> None:
-        with appears_whole(self.path) as part:
-            part.write_text("".join(lines), encoding="utf-8")
-
-    def _lines(self) -> list[str]:
-        """The whole lines of the file; a job killed while writing may have left half of one."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("\n")]
 
     def __enter__(self) -> Self:
         """The record itself."""
@@ -55,20 +43,21 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the files, the rows in order of their iterations."""
-        self._write(sorted(self._lines(), key=_iteration))
+        self.rows.close()
+        self.spikes.events.close()
         self.writer.close()
         self.wandb.close()
         self.bar.close()
 
     def sync(self) -> None:
         """Make the rows so far durable."""
-        if self.path.exists():
-            sync(self.path)
+        self.rows.sync()
+        self.spikes.events.sync()
 
     def write(self, row: dict[str, Any]) -> None:
         """Keep one iteration: its number and its figures by Megatron's names."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        row = row | self.spikes.check(row)
+        self.rows.write(row)
         iteration = row["iteration"]
         for name, value in row.items():
             if name != "iteration":
@@ -79,8 +68,3 @@ class Metrics:
         if self.lines and (iteration % self.every == 0 or iteration == self.stop):
             figures = " | ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "iteration")
             log.info("iteration %d/%d | %s", iteration, self.stop, figures)
-
-
-def _iteration(line: str) -> int:
-    """The iteration of a row."""
-    return int(json.loads(line)["iteration"])

@@ -11,7 +11,7 @@ from plait import files, layout
 from plait.config.run import AXES
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
-from plait.train import lease
+from plait.train import lease, lineage
 from plait.train.hardware import check_hardware
 from plait.train.job import Job
 from plait.train.kept import Kept
@@ -44,6 +44,8 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     spec = Spec.of(job.start, layout.HF_CONFIG)
     inner = build_model(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]], run=job.settings)
     kept = Kept(job)
+    if dist.get_rank() == 0:
+        lineage.begin(job)
     before, same_ranks = _goes_on_from(job, kept)
     if before is None:
         _load_start(inner, job, spec)

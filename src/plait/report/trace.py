@@ -1,0 +1,222 @@
+"""From a step of a run back to the raw lines it was trained on.
+
+The samples of a step stand in the run's log. Where it lacks them and the mixture is packed they are computed:
+the order of packs is a function of seed and step. The documents of a pack stand beside its shard.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from plait import files, layout
+from plait.data.lines import read_lines
+from plait.data.webdataset import SAMPLES
+from plait.errors import DataError
+from plait.report import state
+from plait.tokens.lineage import Lineage
+from plait.train import lineage
+from plait.train.job import Mixed
+
+TAR = ".tar/"
+
+
+def trace(name: str, step: int) -> dict[str, Any]:
+    """The sequences of a step, each with its documents.
+
+    Args:
+        name: the run.
+        step: an iteration, from 1.
+
+    Returns:
+        ``run``, ``step``, ``skipped``, ``logged`` (whether the run wrote the samples down; they are computed
+        else), ``total`` and ``sequences``: of each ``sequence`` its number in the global batch, ``shard`` and
+        ``pack`` or ``tar`` and ``key``, and ``documents``: ``id``, ``chat`` and ``line``, ``raw`` and
+        ``raw_line``, and for packs ``start`` and ``end`` in tokens.
+
+    Raises:
+        DataError: there is no such run or step, or the data it was trained on are gone or others now.
+    """
+    (run,) = state.runs(name)
+    _check_step(run, step)
+    told = _told(run)
+    _check_own(run, told["settings"], step)
+    _check_unchanged(told["analysis"], told["digest"], "the run")
+    found = lineage.of_step(Path(run.samples), step)
+    samples = found.samples if found else _computed(run, told, step)
+    sequences = [{"sequence": number, **_sequence(one, told)} for number, one in samples.items()]
+    _add_documents(sequences, told)
+    return {
+        "run": name,
+        "step": step,
+        "skipped": bool(found and found.skipped),
+        "logged": found is not None,
+        "total": found.total if found else len(samples),
+        "sequences": sequences,
+    }
+
+
+def in_words(found: Mapping[str, Any]) -> Iterator[str]:
+    """What was traced, for a reader."""
+    listed, total = len(found["sequences"]), found["total"]
+    how = "in the run's log" if found["logged"] else "computed from seed and step, not in the run's log"
+    count = f"{total} sequences" if listed == total else f"{listed} of {total} sequences"
+    left_out = "; the step was left out, they trained nothing" if found["skipped"] else ""
+    yield f"step {found['step']} of {found['run']}: {count}, {how}{left_out}"
+    for one in found["sequences"]:
+        place = f"{one['shard']} pack {one['pack']}" if "shard" in one else f"{one['tar']} key {one['key']}"
+        yield f"{one['sequence']}: {place}"
+        yield from (f"   {_document(document)}" for document in one["documents"])
+        if not one["documents"]:
+            yield "   others made it: nothing says what it was made from"
+
+
+def _document(one: Mapping[str, Any]) -> str:
+    raw = f"{one['raw']} line {one['raw_line']}" if one["raw"] else "no raw line is known"
+    part = f", tokens {one['start']} to {one['end'] - 1}" if "start" in one else ""
+    name = f" ({one['id']})" if one["id"] else ""
+    return f"{raw}, {one['chat']} line {one['line']}{name}{part}"
+
+
+# The run
+
+
+def _check_step(run: layout.Run, step: int) -> None:
+    if not Path(run.schedule).is_file():
+        raise DataError(f"{run.schedule} does not exist", hint="the run was not planned here")
+    length = files.read_json(run.schedule)["train_iters"]
+    if not 1 <= step <= length:
+        raise DataError(f"{run} has no step {step}: it has 1 to {length}")
+
+
+def _check_own(run: layout.Run, settings: Mapping[str, Any], step: int) -> None:
+    """A run that goes on from another's checkpoint has not trained the steps before it."""
+    before, first = settings["start_run"], settings["start_iteration"]
+    if before and not settings["finetune"] and step <= first:
+        raise DataError(
+            f"{run} goes on from iteration {first} of {before}", hint=f"plait trace {before} --step {step}"
+        )
+
+
+def _told(run: layout.Run) -> dict[str, Any]:
+    """The analysis that the run is trained on, its digest then, and the run's settings."""
+    told = Path(run.samples) / lineage.JOB
+    if told.is_file():
+        return files.read_object(told)
+    for folder in reversed(state.checkpoints(Path(str(run)))):
+        manifest = files.read_manifest(folder)
+        for path, digest in manifest["inputs"].items():
+            if layout.Analysis.read(path):
+                return {"analysis": path, "digest": digest, "settings": manifest["settings"]}
+    raise DataError(f"{run} was not trained yet", hint="its first job writes down what it is trained on")
+
+
+def _computed(run: layout.Run, told: Mapping[str, Any], step: int) -> dict[int, Any]:
+    """The packs that seed and step give."""
+    mixture, settings = Mixed(Path(told["analysis"])), told["settings"]
+    if "tokenizer" in mixture.content:
+        last = lineage.last_step(Path(run.samples))
+        raise DataError(
+            f"the log of {run} has no step {step}, its last is {last}; energon's order follows from the "
+            "steps before",
+            hint="train up to it",
+        )
+    from plait.train.batches import Order
+
+    total = settings["global_batch_size"]
+    order = Order(
+        weights=tuple(weight for _, weight in mixture.shards),
+        sizes=tuple(
+            files.read_manifest(shard, kind="indexed")["facts"]["packs"] for shard, _ in mixture.shards
+        ),
+        seed=settings["seed"],
+        draws=files.read_json(run.schedule)["train_iters"] * total,
+    )
+    return {number: order[(step - 1) * total + number] for number in range(total)}
+
+
+def _check_unchanged(path: str, was: str | None, what: str) -> None:
+    """What the numbers of a log stand for must be what it was."""
+    if not Path(path).is_dir() or (was and not Path(path, layout.MANIFEST).is_file()):
+        raise DataError(f"{path} is gone; {what} was made from it", hint="ask for it again")
+    if was and was != (now := files.digest_of_input(path)):
+        raise DataError(
+            f"{what} was made from {path} of digest {was[:12]}, it is {now[:12]} now",
+            hint="bring back what it was made from",
+        )
+
+
+# From samples to lines
+
+
+def _sequence(sample: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(sample, str):
+        tar, _, key = sample.rpartition(TAR)
+        return {"tar": f"{tar}.tar", "key": key}
+    analysis, (source, pack) = told["analysis"], sample
+    return {"shard": str(Mixed(Path(analysis)).shards[source][0]), "pack": pack}
+
+
+def _add_documents(sequences: list[dict[str, Any]], told: Mapping[str, Any]) -> None:
+    """Add to each sequence the documents that it is made of."""
+    packs, others = ([one for one in sequences if key in one] for key in ("shard", "tar"))
+    made_from = files.read_manifest(told["analysis"])["inputs"]
+    datasets = {str(_dataset(f"{one['tar']}/{one['key']}")) for one in others}
+    for folder in sorted({one["shard"] for one in packs} | datasets):
+        _check_unchanged(folder, made_from.get(folder), told["analysis"])
+    origins = {shard: _lineage(shard) for shard in {one["shard"] for one in packs}}
+    for one in packs:
+        found = origins[one["shard"]]
+        one["documents"] = [asdict(origin) for origin in found[one["pack"]]] if found else []
+    listed = _listed({f"{one['tar']}/{one['key']}" for one in others})
+    for one in others:
+        found_row = listed.get(f"{one['tar']}/{one['key']}")
+        one["documents"] = [found_row] if found_row else []
+    _add_ids([document for one in packs for document in one["documents"]])
+
+
+def _lineage(shard: str) -> Lineage | None:
+    """What a shard says of its documents; None where another program packed it, which says nothing."""
+    return Lineage(shard) if Lineage.stands(shard) else None
+
+
+def _add_ids(documents: list[dict[str, Any]]) -> None:
+    """Add the ids that the chat records have; none where the records are gone."""
+    wanted: dict[str, set[int]] = {}
+    for one in documents:
+        wanted.setdefault(one["chat"], set()).add(one["line"])
+    ids = {path: _ids(Path(path), lines) for path, lines in wanted.items()}
+    for one in documents:
+        one["id"] = ids[one["chat"]].get(one["line"], "")
+
+
+def _ids(chats: Path, lines: Collection[int]) -> dict[int, str]:
+    if not chats.is_file():
+        return {}
+    upto = islice(read_lines(chats), max(lines))
+    return {number: str(orjson.loads(line).get("id", "")) for number, line in upto if number in lines}
+
+
+def _listed(places: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What the datasets' ``samples.jsonl`` say of samples of energon, by tar and key as one path.
+
+    A dataset that someone else prepared has none: its tars are the raw source.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for folder in {_dataset(place) for place in places}:
+        if (folder / SAMPLES).is_file():
+            for _, line in read_lines(folder / SAMPLES):
+                row = orjson.loads(line)
+                place = f"{folder}/{row.pop('tar')}/{row.pop('key')}"
+                if place in places:
+                    found[place] = row
+    return found
+
+
+def _dataset(place: str) -> Path:
+    """The folder of energon's dataset that a tar is in, however deep."""
+    tar = Path(place.rpartition(TAR)[0])
+    return next((p for p in tar.parents if layout.Energon.read(p.as_posix())), tar.parent)

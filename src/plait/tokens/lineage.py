@@ -1,0 +1,107 @@
+"""Where the documents of a packed shard come from: the line of each one's chat record, and of its raw source.
+
+``data-lineage`` is a pair of Megatron's indexed files like those of the tokens: item i is pack i, with
+``COLUMNS`` numbers for each of its documents, in their order. ``data-lineage.json`` names the files that
+the numbers ``chat`` and ``raw`` stand for; -1 stands for a raw line that the chat record does not name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plait import files, layout
+from plait.data.chat import Source
+from plait.data.rejects import Record
+from plait.errors import DataError
+from plait.tokens.indexed import IndexedReader, IndexedWriter
+from plait.tokens.pack import Packing, Pieces
+
+LINEAGE = "data-lineage"
+COLUMNS = ("chat", "line", "raw", "raw_line", "start", "end")
+"""Files by their numbers, lines from 1; ``start`` and ``end`` are tokens of the document, if it was cut."""
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Tokens ``start`` to ``end`` of the document of a chat record; ``raw`` is empty where it is unknown."""
+
+    chat: str
+    line: int
+    raw: str
+    raw_line: int
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        """The raw line, or that of the chat record where it is unknown."""
+        return f"{self.raw}:{self.raw_line}" if self.raw else f"{self.chat}:{self.line}"
+
+
+class Origins:
+    """The lines of documents, in the order in which they are taken in."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._chats: dict[str, int] = {}
+        self._raws: dict[str, int] = {}
+        self._rows: list[tuple[int, int, int, int]] = []
+
+    def append(self, record: Record, source: Source | None) -> None:
+        """Note the record of the next document."""
+        chat = self._chats.setdefault(layout.inside(record.file), len(self._chats))
+        raw, line = UNKNOWN, UNKNOWN
+        if source is not None:
+            path = source.path(record.file)
+            raw, line = self._raws.setdefault(path, len(self._raws)), source.line
+        self._rows.append((chat, record.line or UNKNOWN, raw, line))
+
+    def write(self, folder: Path, cuts: Pieces, packing: Packing) -> None:
+        """Write the lineage of packed pieces of the documents into a shard's folder."""
+        rows = np.array(self._rows, np.int64)[cuts.document]
+        pieces = np.column_stack([rows, cuts.start, cuts.end])[packing.order]
+        with IndexedWriter(folder / LINEAGE, np.int64) as out:
+            for first, end in zip(packing.offsets[:-1], packing.offsets[1:], strict=True):
+                out.document(pieces[first:end])
+        files.write_json(folder / f"{LINEAGE}.json", {"chats": [*self._chats], "raw": [*self._raws]})
+
+
+class Lineage:
+    """Reads the lineage of a packed shard."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Map the files.
+
+        Raises:
+            DataError: the shard has none, for another version or program packed it.
+        """
+        self.folder = Path(folder)
+        if not self.stands(folder):
+            raise DataError(
+                f"{folder} does not say where its documents come from: it was not packed by this plait",
+                hint="remove it and ask for it again",
+            )
+        self._names: dict[str, list[str]] = files.read_json(self.folder / f"{LINEAGE}.json")
+        self._items = IndexedReader(self.folder / LINEAGE)
+
+    @staticmethod
+    def stands(folder: Path | str) -> bool:
+        """Whether a shard has a lineage; those that others packed have none."""
+        return Path(folder, f"{LINEAGE}.json").is_file()
+
+    def __len__(self) -> int:
+        """The number of packs."""
+        return len(self._items)
+
+    def __getitem__(self, pack: int) -> Sequence[Origin]:
+        """The documents of a pack, in their order."""
+        rows: NDArray[Any] = self._items[pack].reshape(-1, len(COLUMNS))
+        return [self._origin(*row) for row in rows.tolist()]
+
+    def _origin(self, chat: int, line: int, raw: int, raw_line: int, start: int, end: int) -> Origin:
+        name = "" if raw == UNKNOWN else self._names["raw"][raw]
+        return Origin(self._names["chats"][chat], line, name, raw_line, start, end)
