@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,7 +66,7 @@ class Trainer:
     """A run on this rank.
 
     Attributes:
-        model: Megatron's data parallel wrapper of this rank's stage.
+        model: Megatron's data parallel wrappers of this rank's chunks of the model.
         state: what a checkpoint holds.
         feed: this rank's micro-batches.
         run: the run's settings.
@@ -75,7 +76,7 @@ class Trainer:
         length: iterations of the whole run: it is evaluated after its last.
     """
 
-    model: Any
+    model: list[Any]
     state: TrainState
     feed: "Feed | EnergonFeed"
     run: Mapping[str, Any]
@@ -116,7 +117,8 @@ class Trainer:
                 if metrics is not None:
                     metrics.write(row)
         if self.run["overlap_param_gather"]:
-            self.model.start_param_sync(force_sync=True)
+            for chunk in self.model:
+                chunk.start_param_sync(force_sync=True)
         return True
 
     def _is_due(self) -> bool:
@@ -141,34 +143,39 @@ class Trainer:
     @contextmanager
     def _gathered(self) -> Iterator[None]:
         """All weights are here; none is gathered while others compute."""
-        gathers = self.run["overlap_param_gather"]
-        if gathers:
-            self.model.disable_forward_pre_hook()
+        gathering = self.model if self.run["overlap_param_gather"] else []
+        for chunk in gathering:
+            chunk.disable_forward_pre_hook()
         yield
-        if gathers:
-            self.model.enable_forward_pre_hook()
+        for chunk in gathering:
+            chunk.enable_forward_pre_hook()
 
     @torch.no_grad()
     def _evaluate(self, feed: "Feed | EnergonFeed") -> dict[str, float]:
         """The losses of the same batches every time, by their names in training."""
-        self.model.eval()
+        for chunk in self.model:
+            chunk.eval()
         with self._gathered():
             reduced = [
                 sums
                 for batch in range(self.around["eval_iters"])
                 for sums in self._pass(feed, feed.batches(batch), forward_only=True)
             ]
-        self.model.train()
+        for chunk in self.model:
+            chunk.train()
         return {f"validation {name}": value for name, value in _sums(reduced).losses().items()}
 
     def _pass(
         self, feed: "Feed | EnergonFeed", batches: Iterator[Batch], *, forward_only: bool
     ) -> list[dict[str, Tensor]]:
-        """A batch through the model by Megatron's schedule; what the last stage knows of its losses."""
+        """A batch through the model by Megatron's schedule; what the last stage knows of its losses.
+
+        Each chunk sees all micro-batches, some before others have: those are read once and kept meanwhile.
+        """
         found: list[dict[str, Tensor]] = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=batches,
-            model=[self.model],
+            data_iterator=[*tee(batches, len(self.model))],
+            model=self.model,
             num_microbatches=feed.total // (feed.micro * feed.dp_size),
             seq_length=feed.seq_length,
             micro_batch_size=feed.micro,
@@ -200,7 +207,8 @@ class Trainer:
         """One optimizer step."""
         began = time.perf_counter()
         batches = Timed(self.feed.batches(self.state.iteration))
-        self.model.zero_grad_buffer()
+        for chunk in self.model:
+            chunk.zero_grad_buffer()
         self.state.optimizer.zero_grad()
         reduced = self._pass(self.feed, batches, forward_only=False)
         stepped, grad_norm, _ = self.state.optimizer.step()
@@ -232,7 +240,7 @@ class Trainer:
         """Operations a second that a device can do at most."""
         if self.around["peak_tflops"]:
             return float(self.around["peak_tflops"]) * TERA
-        return measured_peak(self.model.config.params_dtype, torch.device(torch.cuda.current_device()))
+        return measured_peak(self.model[0].config.params_dtype, torch.device(torch.cuda.current_device()))
 
 
 class Sums(NamedTuple):
