@@ -206,10 +206,10 @@ def segment(made, folder, grid, run, start, stop):
     if not start:
         weights = engine.to_mcore(FolderTensors(folder / "hf"), spec)
         load_weights(inner, dict(engine.cut(weights, spec, grid, *place)))
-    freeze(inner, ("vision_model",))
-    model = wrap(inner)
+    freeze([inner], ("vision_model",))
+    model = wrap([inner])
     optimizer = optimizer_of(model, RUN)
-    state = TrainState(inner, optimizer, schedule_of(optimizer, RUN, train_iters=STEPS, sequence=24))
+    state = TrainState([inner], optimizer, schedule_of(optimizer, RUN, train_iters=STEPS, sequence=24))
     processor = image_processor(folder / "megatron") if parallel_state.is_pipeline_first_stage() else None
     data = feed(made, processor=processor, fixed=grid.pp > 1)
     if start:

@@ -64,13 +64,13 @@ def train_rank(weights, config, grid, path, gathers):
         parallel_state.get_pipeline_model_parallel_rank(),
     )
     load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, *place)))
-    wrapped = wrap(inner, run)
+    wrapped = wrap([inner], run)
     optimizer = optimizer_of(wrapped, run)
     schedule = schedule_of(optimizer, run, train_iters=STEPS, sequence=24)
     copy = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     Trainer(
         model=wrapped,
-        state=TrainState(inner, optimizer, schedule),
+        state=TrainState([inner], optimizer, schedule),
         feed=feed(*copy),
         run=run,
         around=AROUND | {"eval_interval": EVERY, "eval_iters": BATCHES},

@@ -130,10 +130,10 @@ def train_rank(folder, tokenizer, grid, frozen, path, keys=MappingProxyType({}))
     weights = engine.to_mcore(FolderTensors(folder), spec)
     load_weights(inner, dict(engine.cut(weights, spec, grid, *place)))
     before = {name: parameter.detach().clone() for name, parameter in inner.named_parameters()}
-    freeze(inner, frozen)
-    model = wrap(inner, run)
+    freeze([inner], frozen)
+    model = wrap([inner], run)
     optimizer = optimizer_of(model, run)
-    state = TrainState(inner, optimizer, schedule_of(optimizer, run, train_iters=STEPS, sequence=24))
+    state = TrainState([inner], optimizer, schedule_of(optimizer, run, train_iters=STEPS, sequence=24))
     copy, copies = (
         parallel_state.get_data_parallel_rank(),
         parallel_state.get_data_parallel_world_size(),

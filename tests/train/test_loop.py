@@ -153,12 +153,12 @@ def train_rank(weights, config, grid, path, dtype=torch.float32, **keys):
         parallel_state.get_pipeline_model_parallel_rank(),
     )
     load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, tp, pp)))
-    model = wrap(inner, run)
+    model = wrap([inner], run)
     optimizer = optimizer_of(model, run)
     schedule = schedule_of(optimizer, run, train_iters=STEPS, sequence=24)
     dp = parallel_state.get_data_parallel_rank()
     ours = feed(dp, parallel_state.get_data_parallel_world_size())
-    Trainer(model, TrainState(inner, optimizer, schedule), ours, run, AROUND).train(STEPS, folder=path)
+    Trainer(model, TrainState([inner], optimizer, schedule), ours, run, AROUND).train(STEPS, folder=path)
     return (tp, pp), {
         name: parameter.detach().float().numpy() for name, parameter in inner.named_parameters()
     }

@@ -30,9 +30,9 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({}), 
     spec = Spec.from_config(config)
     inner = build_model(spec, grid, dtype=torch.float32, run=settings)
     place = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
-    model = wrap(inner, settings)  # noqa: F811
+    model = wrap([inner], settings)  # noqa: F811
     optimizer = optimizer_of(model, settings)
-    state = TrainState(inner, optimizer, schedule_of(optimizer, settings, train_iters=STEPS, sequence=24))
+    state = TrainState([inner], optimizer, schedule_of(optimizer, settings, train_iters=STEPS, sequence=24))
     dp = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     if start:
         before = run / f"iter_{start:07d}"

@@ -30,7 +30,7 @@ def drawn_rank(grid, seed):
         "tensor_model_parallel_size": grid.tp, "pipeline_model_parallel_size": grid.pp,
         "num_layers_in_first_pipeline_stage": None, "num_layers_in_last_pipeline_stage": None,
     }  # fmt: skip
-    _load_start(model, Job("", "", "", "", settings), spec)
+    _load_start([model], Job("", "", "", "", settings), spec)
     place = (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),

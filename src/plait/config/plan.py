@@ -36,6 +36,7 @@ from plait.config.paths import NAMES, check_there, local
 from plait.config.remembered import remembered
 from plait.config.run import Around, Asked, Run
 from plait.config.schedule import Schedule
+from plait.config.spread import undivided
 from plait.errors import ConfigError
 from plait.files import adopted, canonical, pruned, read_json, sizes
 
@@ -345,6 +346,7 @@ class Plan:
                 is enough; where that waits for the data too, the sharded model stands in.
         """
         run = self.run(iteration.run)
+        self.check_spread(iteration.run)
         interval = run.save_interval or (schedule and schedule.save_interval)
         previous = (iteration.iteration - 1) // interval * interval if interval else 0
         first = self.first(iteration.run)
@@ -493,6 +495,18 @@ class Plan:
         for shape in (self.shape(sharded.model), self.tower_shape(sharded.model)):
             _check_axis(where, shape, "tp", sharded.tp, WIDTHS)
         self._check_stages(where, sharded)
+
+    def check_spread(self, name: str) -> None:
+        """Refuse a run whose model's layers do not divide as it says.
+
+        Raises:
+            ConfigError: it has the factors.
+        """
+        run = self.run(name)
+        layers = self.shape(run.model).get("num_hidden_layers")
+        why = layers and undivided(run.model_dump(), layers, self.split(run.model))
+        if why:
+            raise ConfigError(f"runs.{name} trains {run.model}: {why}")
 
     def _check_stages(self, where: str, sharded: layout.Sharded) -> None:
         """The layers that no key gives to the first or the last stage divide among the other stages."""

@@ -5,9 +5,10 @@ Each class is one concern of a run; :class:`Run` has the keys of all of them, si
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,6 +20,7 @@ from pydantic import (
 from plait.config.base import Name, Share, Strict
 from plait.config.disk import KEEP
 from plait.config.schedule import Schedule, skipped
+from plait.config.spread import refused
 
 STAGES: dict[int, dict[str, Any]] = {
     1: {"freeze": ["language_model", "vision_model"], "lr": 1e-3, "global_batch_size": 256,
@@ -49,6 +51,11 @@ LENGTHS = ("epochs", "train_iters", "train_tokens")
 WARMUPS = ("lr_warmup_iters", "lr_warmup_fraction", "lr_warmup_tokens")
 
 
+def _several(chunks: int | None) -> int | None:
+    """One chunk is none."""
+    return None if chunks == 1 else chunks
+
+
 class Prompt(Strict):
     """What an export is asked for a sample of its answers."""
 
@@ -62,6 +69,12 @@ class Parallel(Strict):
 
     tensor_model_parallel_size: PositiveInt = 1
     pipeline_model_parallel_size: PositiveInt = 1
+    virtual_pipeline_model_parallel_size: Annotated[PositiveInt | None, AfterValidator(_several)] = Field(
+        None,
+        description="chunks of layers that each pipeline stage is cut into, so that it waits less for others "
+        "(Megatron's interleaved schedule): the model's layers / stages / "
+        "num_layers_per_virtual_pipeline_stage; null or 1: none",
+    )
     context_parallel_size: PositiveInt = Field(1, description="processes that share each sequence")
     data_parallel_size: PositiveInt = Field(
         1, description="copies of the model, each with samples of its own"
@@ -74,16 +87,6 @@ class Parallel(Strict):
     overlap_param_gather: bool = Field(
         False, description="weights are gathered while others compute (distributed optimizer)"
     )
-
-    @model_validator(mode="after")
-    def _parallel_keys_fit(self) -> Self:
-        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
-            raise ValueError("`sequence_parallel` needs tensor_model_parallel_size 2 or more")
-        if self.overlap_param_gather and not (self.use_distributed_optimizer and self.overlap_grad_reduce):
-            raise ValueError(
-                "`overlap_param_gather` needs `use_distributed_optimizer` and `overlap_grad_reduce`"
-            )
-        return self
 
 
 class Memory(Strict):
@@ -381,6 +384,13 @@ class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Around):
                 f"global_batch_size {self.global_batch_size} is not a multiple of "
                 f"micro_batch_size {self.micro_batch_size}{copies}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _it_can_be_spread(self) -> Self:
+        why = refused(self.model_dump())
+        if why:
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")

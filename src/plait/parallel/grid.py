@@ -13,7 +13,7 @@ range(2, 4)
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plait.errors import ConfigError
 
@@ -68,6 +68,21 @@ class Grid:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Every ``(tp, pp)`` of the grid, tensor ranks fastest."""
         return ((tp, pp) for pp in range(self.pp) for tp in range(self.tp))
+
+    def interleaved(self, chunks: int) -> "Grid":
+        """The grid whose stages are the chunks of this one's: chunk c of stage s is its stage c x pp + s.
+
+        >>> [Grid(pp=2).interleaved(2).layers(stage, num_layers=4) for stage in range(4)]
+        [range(0, 1), range(1, 2), range(2, 3), range(3, 4)]
+
+        Raises:
+            ConfigError: the stages are uneven.
+        """
+        if chunks > 1 and self._uneven:
+            raise ConfigError(
+                f"the stages of a {self} are not cut into {chunks} chunks each: they are uneven"
+            )
+        return self if chunks == 1 else replace(self, pp=self.pp * chunks)
 
     def data_parallel(self, world: int) -> int:
         """Copies of the model among ``world`` processes.

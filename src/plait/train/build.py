@@ -14,6 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from plait.convert.engine import cut
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
@@ -61,7 +62,7 @@ def transformer_config(
     chosen = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
     if not sizes:
         chosen |= {key: run[key] for key in TRANSFORMER if key in run}
-        chosen |= _offloading(run)
+        chosen |= _offloading(run) | _interleaving(run)
     return TransformerConfig(
         **(sizes or _language_sizes(spec, grid)),
         **chosen,
@@ -111,11 +112,40 @@ def _offloading(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"cpu_offloading": True, "cpu_offloading_num_layers": layers} if layers else {}
 
 
-def build_model(
+def _interleaving(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Chunks of a stage, whose messages go one by one.
+
+    In a batch the two of a pair of stages, which are each other's next and previous, would be mixed up.
+    """
+    chunks = run.get("virtual_pipeline_model_parallel_size")
+    if chunks is None:
+        return {}
+    return {
+        "virtual_pipeline_model_parallel_size": chunks,
+        "overlap_p2p_comm": True,
+        "batch_p2p_comm": False,
+    }
+
+
+def build_chunks(
     spec: Spec, grid: Grid, *, dtype: torch.dtype, run: Mapping[str, Any] = MappingProxyType({})
+) -> list[PackedGPTModel | LlavaModel]:
+    """This rank's chunks of the model, in order; one where no pipeline is interleaved."""
+    chunks = run.get("virtual_pipeline_model_parallel_size")
+    numbers = range(chunks) if chunks else [None]
+    return [build_model(spec, grid, dtype=dtype, run=run, chunk=number) for number in numbers]
+
+
+def build_model(
+    spec: Spec,
+    grid: Grid,
+    *,
+    dtype: torch.dtype,
+    run: Mapping[str, Any] = MappingProxyType({}),
+    chunk: int | None = None,
 ) -> PackedGPTModel | LlavaModel:
-    """This rank's stage of the model; its weights are not initialised, they are loaded."""
-    language = _language_model(spec, transformer_config(spec, grid, dtype=dtype, run=run))
+    """This rank's stage of the model, or a chunk of it; its weights are not initialised, they are loaded."""
+    language = _language_model(spec, transformer_config(spec, grid, dtype=dtype, run=run), chunk)
     if spec.vision is None or spec.projector is None:
         return language
     if not language.pre_process:
@@ -126,15 +156,16 @@ def build_model(
     return LlavaModel(language, (VisionTower(tower, spec.vision), projector_of(projector, spec.projector)))
 
 
-def _language_model(spec: Spec, config: TransformerConfig) -> PackedGPTModel:
+def _language_model(spec: Spec, config: TransformerConfig, chunk: int | None) -> PackedGPTModel:
     return PackedGPTModel(
         config,
-        language_blocks(config),
+        language_blocks(config, chunk),
         vocab_size=padded_vocab_size(spec.vocab_size, config.tensor_model_parallel_size),
         true_vocab_size=spec.vocab_size,
         max_sequence_length=spec.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=chunk),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=chunk),
+        vp_stage=chunk,
         parallel_output=True,
         scatter_embedding_sequence_parallel=False,
         share_embeddings_and_output_weights=False,
@@ -155,33 +186,58 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) ->
         raise CheckpointError(f"the weights do not fit this rank's model: {error}") from error
 
 
-def freeze(model: PackedGPTModel | LlavaModel, parts: Sequence[str]) -> None:
+def load_cut(
+    chunks: Sequence[torch.nn.Module], whole: Mapping[str, torch.Tensor], spec: Spec, grid: Grid
+) -> None:
+    """Load this rank's chunks from Megatron's whole tensors.
+
+    Raises:
+        CheckpointError: as :func:`load_weights`.
+    """
+    tp = parallel_state.get_tensor_model_parallel_rank()
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    cut_for = grid.interleaved(len(chunks))
+    for number, chunk in enumerate(chunks):
+        load_weights(chunk, cut(whole, spec, cut_for, tp, number * grid.pp + stage))
+
+
+def freeze(chunks: Sequence[PackedGPTModel | LlavaModel], parts: Sequence[str]) -> None:
     """Leave parts of a LLaVA model untrained; call it before the optimizer is made.
 
     Args:
-        model: this rank's stage.
+        chunks: this rank's.
         parts: of ``language_model``, ``vision_model`` and ``vision_projection``.
     """
-    for part in parts:
-        module = getattr(model, part, None)
-        if module is not None:
-            module.requires_grad_(requires_grad=False)
+    for chunk in chunks:
+        for part in parts:
+            module = getattr(chunk, part, None)
+            if module is not None:
+                module.requires_grad_(requires_grad=False)
 
 
 def wrap(
-    model: PackedGPTModel | LlavaModel, run: Mapping[str, Any] = MappingProxyType({})
-) -> DistributedDataParallel:
-    """The model behind Megatron's data parallel gradients."""
-    config = model.config
+    chunks: Sequence[PackedGPTModel | LlavaModel], run: Mapping[str, Any] = MappingProxyType({})
+) -> list[DistributedDataParallel]:
+    """Each chunk behind Megatron's data parallel gradients.
+
+    Those of later chunks are reduced in one piece: while they are, an earlier chunk computes.
+    """
     chosen = {key: run[key] for key in DDP if key in run}
     ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, **chosen)
-    inner = Float16Module(config, model) if config.bf16 or config.fp16 else model
-    return DistributedDataParallel(config, ddp, inner)
+    return [
+        DistributedDataParallel(chunk.config, ddp, _in_its_type(chunk), disable_bucketing=number > 0)
+        for number, chunk in enumerate(chunks)
+    ]
 
 
-def optimizer_of(model: DistributedDataParallel, run: Mapping[str, Any]) -> Any:
-    """Megatron's optimizer with a run's settings; gradients are finalised per token."""
-    config = model.config
+def _in_its_type(chunk: PackedGPTModel | LlavaModel) -> torch.nn.Module:
+    config = chunk.config
+    return Float16Module(config, chunk) if config.bf16 or config.fp16 else chunk
+
+
+def optimizer_of(model: Sequence[DistributedDataParallel], run: Mapping[str, Any]) -> Any:
+    """Megatron's optimizer of all chunks with a run's settings; gradients are finalised per token."""
+    config = model[0].config
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             **{key: run[key] for key in OPTIMIZER if key in run},
@@ -189,10 +245,11 @@ def optimizer_of(model: DistributedDataParallel, run: Mapping[str, Any]) -> Any:
             fp16=config.fp16,
             params_dtype=config.params_dtype,
         ),
-        [model],
+        [*model],
     )
-    config.grad_scale_func = optimizer.scale_loss
-    config.finalize_model_grads_func = finalize_model_grads
+    for chunk in model:
+        chunk.config.grad_scale_func = optimizer.scale_loss
+        chunk.config.finalize_model_grads_func = finalize_model_grads
     return optimizer
 
 

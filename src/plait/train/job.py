@@ -13,10 +13,12 @@ import yaml
 from plait import files, layout
 from plait.config.run import Around, Asked
 from plait.config.schedule import Schedule
+from plait.config.spread import undivided
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 
+ENDS = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 HELD = {"fp32": {"float32", "bfloat16", "float16"}, "bf16": {"bfloat16"}, "fp16": {"float16"}}
 """The types all of whose values a run's type has."""
@@ -143,6 +145,9 @@ class Job:
         self._check_frozen(start)
         self._check_goes_on(start)
         model = Spec.of(self.start, layout.HF_CONFIG)
+        why = undivided(self.settings, model.num_layers, {key: self.settings[key] for key in ENDS})
+        if why:
+            raise ConfigError(f"{self.start} cannot be trained so: {why}")
         for mixture in (self.mixture, self.evaluated) if self.around["eval_interval"] else (self.mixture,):
             if model.vision is not None:
                 _check_energon(mixture.content, self.start, model, start["facts"]["tokenizer"])

@@ -28,7 +28,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from plait.models.towers import Projector, Tower
-from plait.train.model import PackedGPTModel
+from plait.train.model import PackedGPTModel, unseen
 
 ACTIVATIONS: dict[str, Any] = {
     "quick_gelu": quick_gelu,
@@ -86,6 +86,7 @@ class LlavaModel(MegatronModule):  # type: ignore[misc]
         super().__init__(config=language_model.config)
         self.pre_process = language_model.pre_process
         self.post_process = language_model.post_process
+        self.vp_stage = language_model.vp_stage
         self.share_embeddings_and_output_weights = False
         self.model_type = ModelType.encoder_or_decoder
         self.language_model = language_model
@@ -128,13 +129,11 @@ class LlavaModel(MegatronModule):  # type: ignore[misc]
     def _with_pictures(self, tokens_SBD: Tensor, pictures: Tensor | None, rows_BS: Tensor | None) -> Tensor:
         """Features in the place of picture tokens.
 
-        Without a picture the projector still takes part, with weight 0: its gradients are then zeros on every
-        rank, and the backward pass of a frozen language model has where to end.
+        Without a picture tower and projector still take part: the backward pass of a frozen language model
+        has where to end.
         """
         if pictures is None or rows_BS is None or not len(pictures):
-            nothing = tokens_SBD.new_zeros(1, 1, self.vision_model.tower.hidden_size)
-            unchanged: Tensor = tokens_SBD + 0.0 * self.vision_projection(nothing).sum()
-            return unchanged
+            return tokens_SBD + unseen(self.vision_model, self.vision_projection)
         features_ND = self.vision_projection(self.vision_model(pictures)).flatten(0, 1)
         rows_SB = rows_BS.t()
         found_SBD = features_ND[rows_SB.clamp(min=0)].to(tokens_SBD.dtype)

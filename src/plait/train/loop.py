@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,7 +67,7 @@ class Trainer:
     """A run on this rank.
 
     Attributes:
-        model: Megatron's data parallel wrapper of this rank's stage.
+        model: Megatron's data parallel wrappers of this rank's chunks of the model.
         state: what a checkpoint holds.
         feed: this rank's micro-batches.
         run: the run's settings.
@@ -77,7 +78,7 @@ class Trainer:
         saves: iterations that are kept as checkpoints.
     """
 
-    model: Any
+    model: list[Any]
     state: TrainState
     feed: "Feed | EnergonFeed"
     run: Mapping[str, Any]
@@ -125,7 +126,8 @@ class Trainer:
             if kept < stop and stop in self.saves:
                 self._keep(keep, metrics)
         if self.run["overlap_param_gather"]:
-            self.model.start_param_sync(force_sync=True)
+            for chunk in self.model:
+                chunk.start_param_sync(force_sync=True)
         return True
 
     def _is_due(self) -> bool:
@@ -151,34 +153,39 @@ class Trainer:
     @contextmanager
     def _gathered(self) -> Iterator[None]:
         """All weights are here; none is gathered while others compute."""
-        gathers = self.run["overlap_param_gather"]
-        if gathers:
-            self.model.disable_forward_pre_hook()
+        gathering = self.model if self.run["overlap_param_gather"] else []
+        for chunk in gathering:
+            chunk.disable_forward_pre_hook()
         yield
-        if gathers:
-            self.model.enable_forward_pre_hook()
+        for chunk in gathering:
+            chunk.enable_forward_pre_hook()
 
     @torch.no_grad()
     def _evaluate(self, feed: "Feed | EnergonFeed") -> dict[str, float]:
         """The losses of the same batches every time, by their names in training."""
-        self.model.eval()
+        for chunk in self.model:
+            chunk.eval()
         with self._gathered():
             reduced = [
                 sums
                 for batch in range(self.around["eval_iters"])
                 for sums in self._pass(feed, feed.batches(batch), forward_only=True)
             ]
-        self.model.train()
+        for chunk in self.model:
+            chunk.train()
         return {f"validation {name}": value for name, value in _sums(reduced).losses().items()}
 
     def _pass(
         self, feed: "Feed | EnergonFeed", batches: Iterator[Batch], *, forward_only: bool
     ) -> list[dict[str, Tensor]]:
-        """A batch through the model by Megatron's schedule; what the last stage knows of its losses."""
+        """A batch through the model by Megatron's schedule; what the last stage knows of its losses.
+
+        Each chunk sees all micro-batches, some before others have: those are read once and kept meanwhile.
+        """
         found: list[dict[str, Tensor]] = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=batches,
-            model=[self.model],
+            data_iterator=[*tee(batches, len(self.model))],
+            model=self.model,
             num_microbatches=feed.total // (feed.micro * feed.dp_size),
             seq_length=feed.seq_length,
             micro_batch_size=feed.micro,
@@ -238,7 +245,8 @@ class Trainer:
         """One optimizer step."""
         began = time.perf_counter()
         batches = Timed(self._noted(self.feed.batches(self.state.iteration)))
-        self.model.zero_grad_buffer()
+        for chunk in self.model:
+            chunk.zero_grad_buffer()
         self.state.optimizer.zero_grad()
         reduced = self._pass(self.feed, batches, forward_only=False)
         self._note(self._seen)
@@ -271,7 +279,7 @@ class Trainer:
         """Operations a second that a device can do at most."""
         if self.around["peak_tflops"]:
             return float(self.around["peak_tflops"]) * TERA
-        return measured_peak(self.model.config.params_dtype, torch.device(torch.cuda.current_device()))
+        return measured_peak(self.model[0].config.params_dtype, torch.device(torch.cuda.current_device()))
 
 
 class Sums(NamedTuple):

@@ -15,6 +15,15 @@ from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_
 from torch import Tensor
 
 
+def unseen(*parts: torch.nn.Module) -> Tensor | float:
+    """Zero, with a gradient of zeros for each trained weight of what sees, where there is nothing to see.
+
+    Megatron's overlapped reduction waits for as many gradients as it counted in the first iteration.
+    """
+    weights = [weight for part in parts for weight in part.parameters() if weight.requires_grad]
+    return 0.0 * sum(weight.flatten()[0] for weight in weights)
+
+
 class PackedRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]
     """Rotary angles by each token's own position, which restarts with every document of a pack."""
 
@@ -82,6 +91,8 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
             if pictures is not None and len(pictures):
                 assert picture_rows is not None
                 decoder_input = decoder_input + self._patch_embedding(pictures, picture_rows)
+            elif pictures is not None:
+                decoder_input = decoder_input + unseen(self.vision_patch)
         if decoder_input is not None and self.config.sequence_parallel:
             decoder_input = scatter_to_sequence_parallel_region(decoder_input)
         output: Tensor = super().forward(

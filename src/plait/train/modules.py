@@ -80,10 +80,10 @@ def _gathered(part: Tensor) -> Tensor:
     return whole
 
 
-def language_blocks(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage of a language model, and the norm after them."""
+def language_blocks(config: TransformerConfig, chunk: int | None = None) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage of a language model, or of a chunk of it, and the norm after them."""
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
     layer.submodules.self_attention.submodules.core_attention = ContextAttention
-    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config), layer_norm=Norm)
+    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, chunk), layer_norm=Norm)

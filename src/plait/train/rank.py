@@ -27,7 +27,9 @@ def run_rank(job: Job) -> None:
             allowed = stack.enter_context(lease.hold(Path(str(job.run)))).check
         cp, seed = job.settings["context_parallel_size"], job.settings["seed"]
         minutes = job.around["distributed_timeout_minutes"]
-        stack.enter_context(world(tp=job.grid.tp, pp=job.grid.pp, cp=cp, seed=seed, minutes=minutes))
+        chunks = job.settings["virtual_pipeline_model_parallel_size"]
+        axes = {"tp": job.grid.tp, "pp": job.grid.pp, "cp": cp, "chunks": chunks}
+        stack.enter_context(world(**axes, seed=seed, minutes=minutes))
         _train(job, allowed)
 
 
@@ -35,27 +37,27 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     import torch
     import torch.distributed as dist
 
-    from plait.train.build import DTYPES, build_model, freeze, optimizer_of, schedule_of, wrap
+    from plait.train.build import DTYPES, build_chunks, freeze, optimizer_of, schedule_of, wrap
     from plait.train.figures import flops_per_token
     from plait.train.loop import Trainer
     from plait.train.state import Origin, TrainState, save
 
     check_hardware(job.settings, gpu=torch.cuda.is_available())
     spec = Spec.of(job.start, layout.HF_CONFIG)
-    inner = build_model(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]], run=job.settings)
+    chunks = build_chunks(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]], run=job.settings)
     kept = Kept(job)
     if dist.get_rank() == 0:
         lineage.begin(job)
     before, same_ranks = _goes_on_from(job, kept)
     if before is None:
-        _load_start(inner, job, spec)
-    freeze(inner, job.settings["freeze"])
-    model = wrap(inner, job.settings)
+        _load_start(chunks, job, spec)
+    freeze(chunks, job.settings["freeze"])
+    model = wrap(chunks, job.settings)
     optimizer = optimizer_of(model, job.settings)
     feed = _feed(job, spec)
     evaluation = _feed(job, spec, evaluates=True) if job.around["eval_interval"] else None
     schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters, sequence=feed.seq_length)
-    state = TrainState(inner, optimizer, schedule)
+    state = TrainState(chunks, optimizer, schedule)
     if before is not None:
         state.load(before, generators=same_ranks)
         feed.resume(before)
@@ -117,30 +119,32 @@ def _goes_on_from(job: Job, kept: Kept) -> tuple[Path | None, bool]:
     return Path(job.start), same and Grid(**manifest["facts"]["grid"]) == job.grid
 
 
-def _load_start(model: Any, job: Job, spec: Spec) -> None:
+def _load_start(chunks: list[Any], job: Job, spec: Spec) -> None:
     """The weights of the first segment: drawn, of another run's checkpoint, or of the sharded model."""
     from megatron.core import parallel_state
 
     from plait.convert import checkpoint, engine
     from plait.convert.torch_dist import METADATA
     from plait.models.common import drawn
-    from plait.train.build import load_weights
+    from plait.train.build import load_cut, load_weights
     from plait.train.state import load_model
 
-    place = (
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_pipeline_model_parallel_rank(),
-    )
+    start = Path(job.start)
     if job.settings["init"] == "random":
         random = drawn(spec.shapes, std=job.settings["init_method_std"], seed=job.settings["seed"])
-        load_weights(model, engine.cut(engine.to_mcore(random, spec), spec, job.grid, *place))
-    elif job.settings["start_run"] and (Path(job.start) / METADATA).is_file():
-        load_model(model, Path(job.start))
+        load_cut(chunks, engine.to_mcore(random, spec), spec, job.grid)
+    elif job.settings["start_run"] and (start / METADATA).is_file():
+        load_model(chunks, start)
     elif job.settings["start_run"]:
-        whole = checkpoint.read_trained(Path(job.start), spec)
-        load_weights(model, engine.cut(whole, spec, job.grid, *place))
+        load_cut(chunks, checkpoint.read_trained(start, spec), spec, job.grid)
+    elif len(chunks) > 1:  # the layers of a rank's chunks stand in several ranks' files
+        load_cut(chunks, checkpoint.read_whole(start, job.grid), spec, job.grid)
     else:
-        load_weights(model, checkpoint.read_rank(Path(job.start), job.grid, *place))
+        place = (
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_pipeline_model_parallel_rank(),
+        )
+        load_weights(chunks[0], checkpoint.read_rank(start, job.grid, *place))
 
 
 def _feed(job: Job, spec: Spec, *, evaluates: bool = False) -> Any:

@@ -5,7 +5,7 @@ generators' states belong to ranks; a job of other ranks starts its own.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,16 +32,16 @@ SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds, live."""
+    """What a checkpoint holds, live; ``model`` are this rank's chunks of it."""
 
-    model: Any
+    model: Sequence[Any]
     optimizer: Any
     schedule: Any
     iteration: int = 0
 
     def sharded(self, *, is_loading: bool, generators: bool = True) -> dict[str, Any]:
         """The state by global tensors, as dist_checkpointing wants it; generators are each rank's own."""
-        model = self.model.sharded_state_dict()
+        model = tensors(self.model)
         return {
             **model,
             "optimizer": self.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=SHARDING),
@@ -64,15 +64,25 @@ class TrainState:
         self.iteration = found["iteration"]
 
 
-def load_weights(model: Any, found: Mapping[str, Any]) -> None:
+def tensors(chunks: Sequence[Any]) -> dict[str, Any]:
+    """This rank's model by global tensors; before a name, which other chunks have too, its chunk's number."""
+    return {
+        f"{number}.{name}": tensor
+        for number, chunk in enumerate(chunks)
+        for name, tensor in chunk.sharded_state_dict().items()
+    }
+
+
+def load_weights(chunks: Sequence[Any], found: Mapping[str, Any]) -> None:
     """Take a model's own tensors out of what ``dist_checkpointing.load`` gave; none may lack."""
-    names = model.sharded_state_dict().keys()
-    model.load_state_dict({name: found[name] for name in names}, strict=True)
+    for number, chunk in enumerate(chunks):
+        names = chunk.sharded_state_dict().keys()
+        chunk.load_state_dict({name: found[f"{number}.{name}"] for name in names}, strict=True)
 
 
-def load_model(model: Any, folder: Path) -> None:
+def load_model(chunks: Sequence[Any], folder: Path) -> None:
     """Load the weights, and nothing else, of a checkpoint of any grid."""
-    load_weights(model, dist_checkpointing.load(model.sharded_state_dict(), str(folder)))
+    load_weights(chunks, dist_checkpointing.load(tensors(chunks), str(folder)))
 
 
 def _interned(value: Any) -> Any:

@@ -167,7 +167,7 @@ class _Trained:
         from plait.train.state import load_model
 
         if (self.folder / METADATA).is_file():
-            load_model(model, self.folder)
+            load_model([model], self.folder)
             return
         place = (
             parallel_state.get_tensor_model_parallel_rank(),
