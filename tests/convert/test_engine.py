@@ -42,9 +42,13 @@ def test_cutting_a_fused_tensor_is_fusing_the_cut_parts(case):
         num_attention_heads=spec.num_attention_heads // tp,
         num_key_value_heads=spec.num_key_value_heads // tp,
     )
+    experts = ("block_sparse_moe.experts.1.w1", "block_sparse_moe.experts.1.w3")
     q, k, v, gate, up = (
-        case.hf[f"model.layers.0.{name}_proj.weight"]
-        for name in ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up")
+        case.hf[f"model.layers.0.{name}.weight"]
+        for name in (
+            *(f"self_attn.{one}_proj" for one in "qkv"),
+            *(experts if spec.num_experts else ("mlp.gate_proj", "mlp.up_proj")),
+        )
     )
     for op, parts in ((FuseQKV(), [q, k, v]), (FuseGateUp(), [gate, up])):
         whole = op.fuse(parts, spec)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ELSEWHERE = ("folder", "hub")
 """Models whose content config/ does not know; the trainer compares digests."""
 MODELS = {
-    "chat": ("init", "extend", *ELSEWHERE),
+    "chat": ("init", "init_mixtral", "extend", *ELSEWHERE),
     "solo": ("solo", *ELSEWHERE),
     "llava": ("llava", *ELSEWHERE),
     "llava_jp": ("llava", *ELSEWHERE),

@@ -22,7 +22,7 @@ from plait.config.model import (
     ExtendedTokenizer,
     FolderModel,
     FolderTokenizer,
-    InitModel,
+    InitSizes,
     LlavaJson,
     LlavaModel,
     Model,
@@ -243,7 +243,7 @@ class Plan:
         if isinstance(source, FolderModel | HubModel | TowerModel):
             return []
         tokenizer = layout.Tokenizer(tokenizer=source.tokenizer)
-        if isinstance(source, InitModel):
+        if isinstance(source, InitSizes):
             return [tokenizer]
         base = layout.HfModel(model=source.base)
         if isinstance(source, LlavaModel):
@@ -447,12 +447,12 @@ class Plan:
     def _root(self, name: str) -> Any:
         """The entry of raw_hf that a model's sizes come from."""
         source = self.config.raw_hf[name]
-        while not isinstance(source, InitModel | FolderModel | HubModel | TowerModel):
+        while not isinstance(source, InitSizes | FolderModel | HubModel | TowerModel):
             source = self.config.raw_hf[source.base]
         return source
 
     def _shape_of(self, source: Any, part: str, otherwise: Any = None) -> dict[str, int]:
-        if isinstance(source, InitModel | TowerModel):
+        if isinstance(source, InitSizes | TowerModel):
             return {key: value for key, value in source if isinstance(value, int)}
         path = self._config_file(source)
         config = read_json(path) if path.is_file() else {}

@@ -63,8 +63,7 @@ def transformer_config(
         chosen |= {key: run[key] for key in TRANSFORMER if key in run}
         chosen |= _offloading(run)
     return TransformerConfig(
-        **(sizes or _language_sizes(spec, grid)),
-        **chosen,
+        **(sizes or _language_sizes(spec, grid)) | chosen,
         attention_softmax_in_fp32=True,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -99,10 +98,24 @@ def _language_sizes(spec: Spec, grid: Grid) -> dict[str, Any]:
         "add_bias_linear": False,
         "add_qkv_bias": spec.attention_bias,
         "gated_linear_unit": True,
+        **(_expert_sizes(spec, grid) if spec.num_experts else {}),
         "activation_func": F.silu,
         "pipeline_model_parallel_size": grid.pp,
         "num_layers_in_first_pipeline_stage": grid.first if uneven else None,
         "num_layers_in_last_pipeline_stage": grid.last if uneven else None,
+    }
+
+
+def _expert_sizes(spec: Spec, grid: Grid) -> dict[str, Any]:
+    """Mixtral's router: the softmax of the chosen logits, which is transformers' renormalised one.
+
+    Experts of several tensor ranks gather their tokens by sequence: Megatron has no other way.
+    """
+    return {
+        "num_moe_experts": spec.num_experts,
+        "moe_router_topk": spec.experts_per_token,
+        "moe_ffn_hidden_size": spec.intermediate_size,
+        "sequence_parallel": grid.tp > 1,
     }
 
 
