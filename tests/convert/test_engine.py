@@ -94,6 +94,28 @@ def test_any_grid_leads_to_any_other(case):
         )
 
 
+@pytest.mark.parametrize("ep", [1, 2, 4])
+def test_experts_are_dealt_out_in_order_and_all_else_is_held_by_all(ep):
+    spec, grid = spec_of(num_experts=4, experts_per_token=2), Grid(tp=2, pp=2)
+    hf = weights(spec)
+    state = dict(engine.cut(engine.to_mcore(hf, spec), spec, grid, 1, 1))
+
+    dealt = [
+        dict(engine.own_experts(state, spec=spec, grid=grid, pp_rank=1, ep_rank=rank, ep=ep))
+        for rank in range(ep)
+    ]
+
+    place = "decoder.layers.1.mlp.experts.local_experts.{}.linear_fc2.weight"
+    for expert in range(4):
+        rank, number = divmod(expert, 4 // ep)
+        whole = hf[f"model.layers.3.block_sparse_moe.experts.{expert}.w2.weight"]
+        assert torch.equal(dealt[rank][place.format(number)], whole.chunk(2, dim=1)[1])
+    others = {name: tensor for name, tensor in state.items() if ".experts." not in name}
+    for own in dealt:
+        assert equal({name: tensor for name, tensor in own.items() if ".experts." not in name}, others)
+        assert len(own) == len(others) + 2 * 2 * 4 // ep
+
+
 # Coverage
 
 

@@ -247,7 +247,7 @@ def _check_recipe(config: "Config", name: str, run: "Run", model: str) -> None:
     if run.init != "random":
         _refuse_ignored(f"runs.{name}", run, ("init_method_std",), "its `init` is not random")
     pictured = [one.image for one in run.generate if one.image]
-    if pictured and root == "init":
+    if pictured and root.startswith("init"):
         raise ValueError(f"runs.{name} asks about {pictured[0]}, and raw_hf.{model} sees no pictures")
 
 
