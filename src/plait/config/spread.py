@@ -38,6 +38,13 @@ REFUSED: dict[str, Row] = {
         "`use_distributed_optimizer` shares the state of `optimizer: adam` only, not of {optimizer!r}: "
         "Megatron Core saves no other",
     ),
+    "experts of no processes": Row(
+        lambda run: (
+            run["data_parallel_size"] * run["context_parallel_size"] % run["expert_model_parallel_size"]
+        ),
+        "expert_model_parallel_size {expert_model_parallel_size} does not divide data_parallel_size "
+        "{data_parallel_size} x context_parallel_size {context_parallel_size}, whose processes share them",
+    ),
     "chunks of one stage": Row(
         lambda run: run["virtual_pipeline_model_parallel_size"] and run["pipeline_model_parallel_size"] == 1,
         "virtual_pipeline_model_parallel_size {virtual_pipeline_model_parallel_size} needs "

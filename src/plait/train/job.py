@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from plait import files, layout
-from plait.config.run import Around, Asked
+from plait.config.run import Around, Asked, unfit_for_experts
 from plait.config.schedule import Schedule
 from plait.config.spread import undivided
 from plait.errors import CheckpointError, ConfigError, DataError
@@ -148,6 +148,9 @@ class Job:
         why = undivided(self.settings, model.num_layers, {key: self.settings[key] for key in ENDS})
         if why:
             raise ConfigError(f"{self.start} cannot be trained so: {why}")
+        unfit = unfit_for_experts(self.settings, model.num_experts)
+        if unfit:
+            raise ConfigError(unfit, hint="config/README.md says what each key is for")
         for mixture in (self.mixture, self.evaluated) if self.around["eval_interval"] else (self.mixture,):
             if model.vision is not None:
                 _check_energon(mixture.content, self.start, model, start["facts"]["tokenizer"])

@@ -117,10 +117,7 @@ class Trainer:
                     kept = self.state.iteration
                 if asked:
                     return False
-                leave_out = any(self.state.iteration + 1 in one for one in self.skipped)
-                row = self._leave_out() if leave_out else self._iteration()
-                if self.evaluation is not None and self._is_evaluated():
-                    row |= self._evaluate(self.evaluation)
+                row = self._row()
                 if metrics is not None:
                     metrics.write(row)
             if kept < stop and stop in self.saves:
@@ -129,6 +126,14 @@ class Trainer:
             for chunk in self.model:
                 chunk.start_param_sync(force_sync=True)
         return True
+
+    def _row(self) -> dict[str, Any]:
+        """The next iteration, trained or left out, and what is to be told of it."""
+        leave_out = any(self.state.iteration + 1 in one for one in self.skipped)
+        row = self._leave_out() if leave_out else self._iteration()
+        if self.evaluation is not None and self._is_evaluated():
+            row |= self._evaluate(self.evaluation)
+        return row
 
     def _is_due(self) -> bool:
         """Whether a checkpoint or a state is written here unasked."""

@@ -16,6 +16,9 @@ from plait.train.hardware import check_hardware
 from plait.train.job import Job
 from plait.train.kept import Kept
 
+SAME_RANKS = (*AXES, "expert_model_parallel_size", "version")
+"""Keys of a checkpoint that decide which rank each state of a generator belongs to."""
+
 
 def run_rank(job: Job) -> None:
     """The job on one rank of the world; it ends with its checkpoints, or with a state if asked to stop."""
@@ -26,9 +29,10 @@ def run_rank(job: Job) -> None:
         if os.environ["RANK"] == "0":
             allowed = stack.enter_context(lease.hold(Path(str(job.run)))).check
         cp, seed = job.settings["context_parallel_size"], job.settings["seed"]
+        ep = job.settings["expert_model_parallel_size"]
         minutes = job.around["distributed_timeout_minutes"]
         chunks = job.settings["virtual_pipeline_model_parallel_size"]
-        axes = {"tp": job.grid.tp, "pp": job.grid.pp, "cp": cp, "chunks": chunks}
+        axes = {"tp": job.grid.tp, "pp": job.grid.pp, "cp": cp, "ep": ep, "chunks": chunks}
         stack.enter_context(world(**axes, seed=seed, minutes=minutes))
         _train(job, allowed)
 
@@ -115,7 +119,7 @@ def _goes_on_from(job: Job, kept: Kept) -> tuple[Path | None, bool]:
     if not job.steps[0]:
         return None, False
     manifest = files.read_manifest(job.start)
-    same = all(manifest["settings"].get(key) == job.settings.get(key) for key in (*AXES, "version"))
+    same = all(manifest["settings"].get(key) == job.settings.get(key) for key in SAME_RANKS)
     return Path(job.start), same and Grid(**manifest["facts"]["grid"]) == job.grid
 
 
@@ -126,7 +130,7 @@ def _load_start(chunks: list[Any], job: Job, spec: Spec) -> None:
     from plait.convert import checkpoint, engine
     from plait.convert.torch_dist import METADATA
     from plait.models.common import drawn
-    from plait.train.build import load_cut, load_weights
+    from plait.train.build import load_cut, load_weights, own
     from plait.train.state import load_model
 
     start = Path(job.start)
@@ -144,7 +148,7 @@ def _load_start(chunks: list[Any], job: Job, spec: Spec) -> None:
             parallel_state.get_tensor_model_parallel_rank(),
             parallel_state.get_pipeline_model_parallel_rank(),
         )
-        load_weights(chunks[0], checkpoint.read_rank(start, job.grid, *place))
+        load_weights(chunks[0], own(checkpoint.read_rank(start, job.grid, *place), spec, job.grid, place[1]))
 
 
 def _feed(job: Job, spec: Spec, *, evaluates: bool = False) -> Any:

@@ -22,6 +22,7 @@ def world(
     seed: int,
     cp: int = 1,
     chunks: int | None = None,
+    ep: int = 1,
     rendezvous: str | None = None,
     minutes: int = 30,
 ) -> Iterator[None]:
@@ -32,6 +33,7 @@ def world(
         pp: pipeline model parallel size; what is left of the world is data parallel.
         cp: context parallel size.
         chunks: virtual pipeline model parallel size.
+        ep: expert parallel size: of the cp x dp processes, so many share the experts.
         seed: seed of every generator; tensor parallel ranks get their own beside it.
         minutes: how long a process waits for the others.
         rendezvous: where the processes meet, if not where torchrun says; ``file://...`` needs no port.
@@ -54,7 +56,9 @@ def world(
         timeout=timedelta(minutes=minutes),
     )
     try:
-        parallel_state.initialize_model_parallel(tp, pp, chunks, context_parallel_size=cp)
+        parallel_state.initialize_model_parallel(
+            tp, pp, chunks, context_parallel_size=cp, expert_model_parallel_size=ep
+        )
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - Megatron Core reads the global generator
         torch.manual_seed(seed)

@@ -21,6 +21,7 @@ def run_ranks(
     copies: int = 1,
     cp: int = 1,
     chunks: int | None = None,
+    ep: int = 1,
     seed: int = 0,
 ) -> list[Any]:
     """Call ``function(*args)`` on every rank of ``copies`` data parallel copies of a grid, with gloo.
@@ -44,7 +45,7 @@ def run_ranks(
         ranks = []
         for rank in range(world):
             here, there = context.Pipe(duplex=False)
-            axes = {"tp": grid.tp, "pp": grid.pp, "cp": cp, "chunks": chunks}
+            axes = {"tp": grid.tp, "pp": grid.pp, "cp": cp, "ep": ep, "chunks": chunks}
             job = (there, f"file://{folder}/store", rank, world, axes, seed, function, args)
             process = context.Process(target=_rank, args=job)
             process.start()
