@@ -14,6 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from plait.config.schedule import warmup_iters
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
@@ -173,27 +174,34 @@ def wrap(
 ) -> DistributedDataParallel:
     """The model behind Megatron's data parallel gradients."""
     config = model.config
-    chosen = {key: run[key] for key in DDP if key in run}
-    ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, **chosen)
     inner = Float16Module(config, model) if config.bf16 or config.fp16 else model
-    return DistributedDataParallel(config, ddp, inner)
+    return DistributedDataParallel(config, ddp_config(run), inner)
+
+
+def ddp_config(run: Mapping[str, Any]) -> DistributedDataParallelConfig:
+    """How Megatron reduces gradients; they are summed in fp32."""
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, **{key: run[key] for key in DDP if key in run}
+    )
 
 
 def optimizer_of(model: DistributedDataParallel, run: Mapping[str, Any]) -> Any:
     """Megatron's optimizer with a run's settings; gradients are finalised per token."""
     config = model.config
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            **{key: run[key] for key in OPTIMIZER if key in run},
-            bf16=config.bf16,
-            fp16=config.fp16,
-            params_dtype=config.params_dtype,
-        ),
-        [model],
-    )
+    optimizer = get_megatron_optimizer(optimizer_config(config, run), [model])
     config.grad_scale_func = optimizer.scale_loss
     config.finalize_model_grads_func = finalize_model_grads
     return optimizer
+
+
+def optimizer_config(config: TransformerConfig, run: Mapping[str, Any]) -> OptimizerConfig:
+    """Megatron's config of the optimizer of a model with this config."""
+    return OptimizerConfig(
+        **{key: run[key] for key in OPTIMIZER if key in run},
+        bf16=config.bf16,
+        fp16=config.fp16,
+        params_dtype=config.params_dtype,
+    )
 
 
 def schedule_of(
@@ -208,8 +216,8 @@ def schedule_of(
         optimizer,
         init_lr=run["lr_warmup_init"],
         max_lr=run["lr"],
-        min_lr=run["min_lr"],
-        lr_warmup_steps=_warmup(run, train_iters, sequence) * samples,
+        min_lr=min(run["min_lr"], run["lr"]),
+        lr_warmup_steps=warmup_iters(run, train_iters, sequence) * samples,
         lr_decay_steps=(run["lr_decay_iters"] or train_iters) * samples,
         lr_decay_style=run["lr_decay_style"],
         start_wd=run["weight_decay"],
@@ -219,12 +227,3 @@ def schedule_of(
         use_checkpoint_opt_param_scheduler=True,
         override_opt_param_scheduler=False,
     )
-
-
-def _warmup(run: Mapping[str, Any], train_iters: int, sequence: int) -> float:
-    """Iterations of the warmup."""
-    if run["lr_warmup_fraction"] is not None:
-        return float(run["lr_warmup_fraction"] * train_iters)
-    if run["lr_warmup_tokens"] is not None:
-        return float(run["lr_warmup_tokens"] / (run["global_batch_size"] * sequence))
-    return float(run["lr_warmup_iters"])

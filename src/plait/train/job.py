@@ -10,7 +10,7 @@ import yaml
 
 from plait import files, layout
 from plait.config.run import Around
-from plait.config.schedule import Schedule
+from plait.config.schedule import Schedule, check_warmup
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
@@ -135,6 +135,7 @@ class Job:
         self._check_grid(start)
         self._check_frozen(start)
         self._check_goes_on(start)
+        self._check_warmup()
         model = Spec.of(self.start, layout.HF_CONFIG)
         for mixture in (self.mixture, self.evaluated) if self.around["eval_interval"] else (self.mixture,):
             if model.vision is not None:
@@ -191,6 +192,17 @@ class Job:
                     f"params_dtype {dtype}, which would round them",
                     hint=f"build the model with dtype: {dtype} in raw_hf, or train with another params_dtype",
                 )
+
+    def _check_warmup(self) -> None:
+        """The length of a run by epochs is known only now."""
+        sequence = self.mixture.content.get("decoder_seq_length")
+        try:
+            sequence = sequence or max(layout.Indexed.parse(shard).seq for shard, _ in self.mixture.shards)
+            check_warmup(self.settings, self.train_iters, sequence)
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.run.schedule} and config/: {error}", hint="shorten the warmup, or train longer"
+            ) from error
 
     def _check_grid(self, manifest: dict[str, Any]) -> None:
         """A sharded model is cut for one grid; another run's checkpoint is read on any."""
