@@ -37,6 +37,7 @@ WRONG = {
         r"processes \(tensor_model_parallel_size 1 x pipeline_model_parallel_size 2 x context_p.*\) evenly",
     ),
     "too few GPUs": ({"gpu_ids": [0]}, r"names 1 GPUs, the run has 2 processes on a machine \(tensor_model_"),
+    "an optimizer of nobody": ({"load_optim": False}, "`load_optim` is read only with `finetune: False`"),
     "two lengths": ({"train_tokens": 100}, "either `epochs` or `train_iters`, or `train_tokens`"),
     "a batch of three copies": ({"data_parallel_size": 3}, "micro_batch_size 2 x data_parallel_size 3"),
     "a range": ({"skip_train_iteration_range": ["9-3"]}, "'9-3' is no range of iterations"),
@@ -92,6 +93,11 @@ def test_a_run_goes_on_where_another_stopped():
     for key, value in {"seed": 1, "global_batch_size": 8}.items():
         with pytest.raises(ConfigError, match=f"goes on where runs.chat-tiny stopped, and has {key}"):
             load(BASE | {"runs": BASE["runs"] | {"again": again | {key: value}}})
+    for key, value in {"optimizer": "sgd", "params_dtype": "bf16", "use_distributed_optimizer": True}.items():
+        other = BASE["runs"] | {"again": again | {key: value}}
+        with pytest.raises(ConfigError, match=f"goes on with the optimizer of runs.chat-tiny, and has {key}"):
+            load(BASE | {"runs": other})
+        load(BASE | {"runs": other | {"again": other["again"] | {"load_optim": False}}})
 
 
 @pytest.mark.parametrize(

@@ -446,6 +446,10 @@ ROWS = {
         16, start, "data/ckpts/before/iter_0000016", beside=AGAIN | {"save_interval": 24}
     ),
     "finetune": Row(False, first, (8, 16), beside=AGAIN),
+    "load_optim": Row(
+        False, lambda case: case.job.takes_optimizer(Path("data/ckpts/before/iter_0000008")),
+        beside=AGAIN | {"finetune": False},
+    ),
     "init": Row("random", first_weights, DIFFERS),
     "init_method_std": Row(0.5, first_weights, DIFFERS, beside={"init": "random"}),
     "generate": Row(

@@ -39,6 +39,7 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     ),
     "optimizer_offload_fraction": ("optimizer_cpu_offload", (True,)),
     **dict.fromkeys(("min_lr", "lr_decay_iters"), ("lr_decay_style", DECAYS)),
+    "load_optim": ("finetune", (False,)),
     **dict.fromkeys(("eval_iters", "eval_mixture"), ("eval_interval", ())),
     **dict.fromkeys(("wandb_entity", "wandb_exp_name", "wandb_tags"), ("wandb_project", ())),
 }
@@ -310,6 +311,10 @@ class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Around):
     finetune: bool = Field(
         True,
         description="false: go on where `start_run` stopped, with its optimizer and data, on any grid",
+    )
+    load_optim: bool = Field(
+        True,
+        description="false: go on without its optimizer, which begins anew; weights, schedule and data go on",
     )
     init: Literal["checkpoint", "random"] = Field(
         "checkpoint", description="random: the model's shape with weights drawn anew"

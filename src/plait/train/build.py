@@ -209,6 +209,8 @@ def schedule_of(
 ) -> OptimizerParamScheduler:
     """The learning rate over the whole run, whatever segment of it this job trains; in samples.
 
+    From a checkpoint it takes how far it is, and nothing that keys of the run say.
+
     ``sequence`` is the tokens of a sequence, for a warmup that is given in tokens.
     """
     samples = run["global_batch_size"]
@@ -224,6 +226,6 @@ def schedule_of(
         end_wd=run["weight_decay"],
         wd_incr_steps=train_iters * samples,
         wd_incr_style="constant",
-        use_checkpoint_opt_param_scheduler=True,
-        override_opt_param_scheduler=False,
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )

@@ -96,6 +96,10 @@ class Job:
         )
         return start.iteration if goes_on else 0, target.iteration
 
+    def takes_optimizer(self, before: Path) -> bool:
+        """Whether the optimizer's state is taken from where training goes on; its own always is."""
+        return bool(self.settings["load_optim"]) or Path(str(self.run)) in before.parents
+
     @property
     def grid(self) -> Grid:
         """The grid that the run trains on."""
