@@ -18,6 +18,26 @@ WRONG = {
     "how many layers": ({"recompute_granularity": "full"}, "needs `recompute_method` and"),
     "layers of what": ({"recompute_num_layers": 2}, "need `recompute_granularity: full`"),
     "two warmups": ({"lr_warmup_tokens": 100}, "has one warmup, not lr_warmup_iters and lr_warmup_tokens"),
+    "a warmup from above": ({"lr_warmup_init": 1.0}, "`lr_warmup_init` 1.0 is above `lr` 0.005"),
+    "a fall that rises": ({"min_lr": 1.0}, "`min_lr` 1.0 is above `lr` 0.005"),
+    "the end of no fall": ({"lr_decay_style": "constant"}, "`min_lr` is read only with `lr_decay_style: cos"),
+    "a start of no warmup": (
+        {"lr_warmup_init": 1e-6, "lr_warmup_iters": 0}, "is read only with a warmup: lr_warmup_iters, lr_wa",
+    ),
+    "all warmup": (
+        {"epochs": None, "train_iters": 100, "lr_warmup_iters": 100},
+        "the warmup of 100 iterations is not shorter than the run, 100",
+    ),
+    "a warmup beyond the fall": (
+        {"epochs": None, "train_iters": 100, "lr_decay_iters": 4},
+        "the warmup of 5 iterations is not shorter than lr_decay_iters, 4",
+    ),
+    "nodes of no even share": (
+        {"nodes": 3, "data_parallel_size": 2},
+        r"processes \(tensor_model_parallel_size 1 x pipeline_model_parallel_size 2 x context_p.*\) evenly",
+    ),
+    "too few GPUs": ({"gpu_ids": [0]}, r"names 1 GPUs, the run has 2 processes on a machine \(tensor_model_"),
+    "an optimizer of nobody": ({"load_optim": False}, "`load_optim` is read only with `finetune: False`"),
     "two lengths": ({"train_tokens": 100}, "either `epochs` or `train_iters`, or `train_tokens`"),
     "a batch of three copies": ({"data_parallel_size": 3}, "micro_batch_size 2 x data_parallel_size 3"),
     "a range": ({"skip_train_iteration_range": ["9-3"]}, "'9-3' is no range of iterations"),
@@ -146,6 +166,11 @@ def test_a_run_goes_on_where_another_stopped():
     for key, value in {"seed": 1, "global_batch_size": 8}.items():
         with pytest.raises(ConfigError, match=f"goes on where runs.chat-tiny stopped, and has {key}"):
             load(BASE | {"runs": BASE["runs"] | {"again": again | {key: value}}})
+    for key, value in {"optimizer": "sgd", "params_dtype": "bf16", "use_distributed_optimizer": True}.items():
+        other = BASE["runs"] | {"again": again | {key: value}}
+        with pytest.raises(ConfigError, match=f"goes on with the optimizer of runs.chat-tiny, and has {key}"):
+            load(BASE | {"runs": other})
+        load(BASE | {"runs": other | {"again": other["again"] | {"load_optim": False}}})
 
 
 @pytest.mark.parametrize(

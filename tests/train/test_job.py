@@ -27,6 +27,11 @@ SETTINGS = {
     "sequence_parallel": False,
     "recipe": "chat",
     **{key: field.default for key, field in Experts.model_fields.items()},
+    "global_batch_size": 2,
+    "lr_warmup_iters": 5,
+    "lr_warmup_fraction": None,
+    "lr_warmup_tokens": None,
+    "lr_decay_iters": None,
 }
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4}
 START = "data/models/sharded/m-megatron-tp2-pp1"
@@ -89,6 +94,12 @@ def test_inputs_that_fit_are_accepted(job):
         ({"target": "data/ckpts/r/iter_0000100"}, ConfigError, "is trained from data/ckpts/r/iter_0000050"),
         ({"name": "other"}, ConfigError, "is trained from the sharded model other"),
         ({"grid": {"tp": 1, "pp": 2}}, CheckpointError, "is cut for 1 x 2 grid, the run wants 2 x 1 grid"),
+        (
+            {"lr_warmup_fraction": 1.0},
+            ConfigError,
+            "warmup of 100 iterations is not shorter than the run, 100",
+        ),
+        ({"lr_warmup_tokens": 100 * 2 * 64}, ConfigError, "the warmup of 100 iterations is not shorter"),
         ({"facts": {"tokenizer": "b" * 64}}, DataError, "was made by tokenizer bbbb"),
         ({"model": {"max_position_embeddings": 32}}, DataError, "max_position_embeddings 32"),
         (

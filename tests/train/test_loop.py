@@ -85,13 +85,13 @@ def feed(rank=0, size=1):
     )
 
 
-def lr_at(step):
+def lr_at(step, highest=RUN["lr"]):
     """Megatron's cosine with linear warmup, in samples."""
     warmup, total = RUN["lr_warmup_iters"], STEPS
     if step <= warmup:
-        return RUN["lr"] * step / warmup
+        return highest * step / warmup
     part = (step - warmup) / (total - warmup)
-    return RUN["min_lr"] + (RUN["lr"] - RUN["min_lr"]) * (1 + np.cos(np.pi * part)) / 2
+    return RUN["min_lr"] + (highest - RUN["min_lr"]) * (1 + np.cos(np.pi * part)) / 2
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,11 @@ def plain(model):
     return plainly(model)
 
 
-def plainly(model, skipped=()):
-    """The same data through transformers, torch's AdamW and nothing else: losses, norms, weights."""
+def plainly(model, skipped=(), before=None, lr=lr_at):
+    """The same data through transformers, torch's AdamW and nothing else: losses, norms, weights.
+
+    ``before`` gets each step and its optimizer, and gives the one that is used from there on.
+    """
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
@@ -114,6 +117,7 @@ def plainly(model, skipped=()):
     for step in range(STEPS):
         if step + 1 in skipped:
             continue
+        optimizer = before(step, optimizer) if before else optimizer
         batches = list(feed().batches(step))
         tokens = sum(batch.loss_mask.sum() for batch in batches)
         total = 0.0
@@ -127,7 +131,7 @@ def plainly(model, skipped=()):
             part.backward()
             total += part.item()
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(step)
+            group["lr"] = lr(step)
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
         optimizer.step()
         optimizer.zero_grad()

@@ -22,13 +22,16 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({}), 
     """Train from a checkpoint, or from the weights, to the next checkpoint; keep states in between."""
     from megatron.core import parallel_state
 
-    from plait.train.build import build_model, load_weights, optimizer_of, schedule_of, wrap
+    from plait.train.build import DTYPES, build_model, load_weights, optimizer_of, schedule_of, wrap
     from plait.train.loop import Trainer
     from plait.train.state import Origin, TrainState, save
 
     settings = {**RUN, **keys}
     spec = Spec.from_config(config)
-    inner = build_model(spec, grid, dtype=torch.float32, run=settings)
+    dtype = DTYPES[settings.get("params_dtype", "fp32")]
+    inner = build_model(spec, grid, dtype=dtype, run=settings)
+    for parameter in inner.parameters():
+        parameter.data.fill_(float("nan"))  # what is not loaded shows
     place = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
     model = wrap([inner], settings)  # noqa: F811
     optimizer = optimizer_of(model, settings)
@@ -38,7 +41,7 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({}), 
         before = run / f"iter_{start:07d}"
         manifest = files.read_manifest(before)
         same = manifest["facts"]["grid"] == grid.facts and manifest["settings"]["copies"] == dp[1]
-        state.load(before, generators=same)
+        state.load(before, generators=same, optimizer=settings.get("load_optim", True))
     else:
         load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, *place)))
         optimizer.reload_model_params()

@@ -35,6 +35,8 @@ LLAVA_ONLY = ("freeze", "stage", "num_workers", "shuffle_buffer_size", "max_samp
 """Keys of a run that only recipes of energon's data heed."""
 SAME_ORDER = ("mixture", "seed", "global_batch_size")
 """Keys that decide which samples an iteration sees."""
+SAME_OPTIMIZER = ("optimizer", "params_dtype", "use_distributed_optimizer", "freeze")
+"""Keys that decide what an optimizer's state is made of."""
 SAME_PLACE = (
     "micro_batch_size",
     "data_parallel_size",
@@ -343,6 +345,13 @@ def _check_goes_on(config: "Config", name: str, run: "Run") -> None:
             raise ValueError(
                 f"runs.{name} goes on where runs.{run.start_run} stopped, and has {key} {ours!r}, not "
                 f"{theirs!r}; with another the samples would be others"
+            )
+    for key in SAME_OPTIMIZER if run.load_optim else ():
+        ours, theirs = getattr(run, key), getattr(before, key)
+        if ours != theirs:
+            raise ValueError(
+                f"runs.{name} goes on with the optimizer of runs.{run.start_run}, and has {key} {ours!r}, "
+                f"not {theirs!r}; `load_optim: false` begins a new one"
             )
 
 

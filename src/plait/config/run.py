@@ -19,7 +19,7 @@ from pydantic import (
 
 from plait.config.base import Name, Share, Strict
 from plait.config.disk import KEEP
-from plait.config.schedule import Schedule, skipped
+from plait.config.schedule import Schedule, check_warmup, skipped
 from plait.config.spread import refused
 
 STAGES: dict[int, dict[str, Any]] = {
@@ -31,6 +31,8 @@ STAGES: dict[int, dict[str, Any]] = {
 STAGE_ALWAYS = {
     "min_lr": 1e-8, "weight_decay": 0.1, "adam_beta2": 0.999, "lr_warmup_fraction": 0.03, "clip_grad": 1.0,
 }  # fmt: skip
+DECAYS = ("cosine", "linear", "inverse-square-root")
+"""Shapes of a learning rate that falls."""
 READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_eps"), ("optimizer", ("adam",))),
     "sgd_momentum": ("optimizer", ("sgd",)),
@@ -40,6 +42,8 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     ),
     "optimizer_offload_fraction": ("optimizer_cpu_offload", (True,)),
     "moe_router_load_balancing_type": ("moe_aux_loss_coeff", ()),
+    **dict.fromkeys(("min_lr", "lr_decay_iters"), ("lr_decay_style", DECAYS)),
+    "load_optim": ("finetune", (False,)),
     **dict.fromkeys(("eval_iters", "eval_mixture"), ("eval_interval", ())),
     **dict.fromkeys(("wandb_entity", "wandb_exp_name", "wandb_tags"), ("wandb_project", ())),
 }
@@ -196,6 +200,15 @@ class Optimization(Strict):
         given = [key for key in WARMUPS if getattr(self, key)]
         if len(given) > 1:
             raise ValueError(f"a run has one warmup, not {' and '.join(given)}")
+        if self.lr_warmup_init and not given:
+            raise ValueError(f"`lr_warmup_init` is read only with a warmup: {', '.join(WARMUPS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _lr_is_the_highest(self) -> Self:
+        for key in ("lr_warmup_init", *(("min_lr",) if self.lr_decay_style in DECAYS else ())):
+            if getattr(self, key) > self.lr:
+                raise ValueError(f"`{key}` {getattr(self, key)} is above `lr` {self.lr}")
         return self
 
 
@@ -357,6 +370,10 @@ class Run(Parallel, Experts, Memory, Precision, Optimization, Length, Reading, A
         True,
         description="false: go on where `start_run` stopped, with its optimizer and data, on any grid",
     )
+    load_optim: bool = Field(
+        True,
+        description="false: go on without its optimizer, which begins anew; weights, schedule and data go on",
+    )
     init: Literal["checkpoint", "random"] = Field(
         "checkpoint", description="random: the model's shape with weights drawn anew"
     )
@@ -372,6 +389,8 @@ class Run(Parallel, Experts, Memory, Precision, Optimization, Length, Reading, A
         defaults = STAGES[values["stage"]] | STAGE_ALWAYS
         if values.get("optimizer", "adam") != "adam":
             defaults = {key: value for key, value in defaults.items() if not key.startswith("adam_")}
+        if values.get("lr_decay_style", "cosine") not in DECAYS:
+            defaults.pop("min_lr", None)
         if set(WARMUPS) & values.keys():
             defaults = {key: value for key, value in defaults.items() if key not in WARMUPS}
         return {**defaults, **values}
@@ -417,6 +436,12 @@ class Run(Parallel, Experts, Memory, Precision, Optimization, Length, Reading, A
         return self
 
     @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.train_iters and not self.lr_warmup_tokens:
+            check_warmup(self.model_dump(), self.train_iters, 0)
+        return self
+
+    @model_validator(mode="after")
     def _exports_are_saved(self) -> Self:
         schedule = Schedule.of(self.model_dump(), None)
         for step in self.exports:
@@ -429,7 +454,8 @@ class Run(Parallel, Experts, Memory, Precision, Optimization, Length, Reading, A
         processes = processes_per_node(self.model_dump(), self.nodes)
         if self.gpu_ids and len(self.gpu_ids) < processes:
             raise ValueError(
-                f"`gpu_ids` names {len(self.gpu_ids)} GPUs, the run has {processes} processes on a machine"
+                f"`gpu_ids` names {len(self.gpu_ids)} GPUs, the run has {processes} processes on a machine "
+                f"({factors(self.model_dump())}, over nodes {self.nodes})"
             )
         return self
 
@@ -445,6 +471,11 @@ AXES = tuple(f"{axis}_parallel_size" for axis in ("tensor_model", "pipeline_mode
 def world_size(run: Mapping[str, Any]) -> int:
     """Processes of a run: tensor x pipeline x context x data."""
     return math.prod(int(run[axis]) for axis in AXES)
+
+
+def factors(run: Mapping[str, Any]) -> str:
+    """What the number of a run's processes is the product of."""
+    return " x ".join(f"{axis} {run[axis]}" for axis in AXES)
 
 
 OF_EXPERTS = ("expert_model_parallel_size", *Experts.model_fields)
@@ -466,8 +497,8 @@ def unfit_for_experts(run: Mapping[str, Any], experts: int) -> str:
     chunks = run["virtual_pipeline_model_parallel_size"]
     if chunks:
         return (
-            f"virtual_pipeline_model_parallel_size {chunks} and a mixture of experts: no run has shown yet that "
-            "they train the same"
+            f"virtual_pipeline_model_parallel_size {chunks} and a mixture of experts: no run has shown yet "
+            "that they train the same"
         )
     if experts % parallel:
         legal = ", ".join(str(n) for n in range(1, experts + 1) if experts % n == 0)
@@ -502,10 +533,9 @@ def processes_per_node(run: Mapping[str, Any], nodes: int) -> int:
     """
     world = world_size(run)
     if world % nodes:
-        factors = " x ".join(f"{axis} {run[axis]}" for axis in AXES)
         legal = ", ".join(str(n) for n in range(1, world + 1) if world % n == 0)
         raise ValueError(
-            f"`nodes` {nodes} do not share the run's {world} processes ({factors}) evenly; "
+            f"`nodes` {nodes} do not share the run's {world} processes ({factors(run)}) evenly; "
             f"nodes may be {legal}"
         )
     return world // nodes

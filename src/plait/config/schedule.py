@@ -33,6 +33,33 @@ def train_iters(*, instances: int, global_batch_size: int, epochs: int, recipe: 
     return (max(whole, 1) if recipe in LLAVA else whole + 1) * epochs
 
 
+def warmup_iters(run: Mapping[str, Any], train_iters: int, sequence: int) -> float:
+    """Iterations of a run's warmup, which may be given as a share of the run or in tokens.
+
+    Args:
+        run: its ``lr_warmup_*`` keys and ``global_batch_size``.
+        train_iters: the length of the run.
+        sequence: tokens of a sequence, for a warmup in tokens.
+    """
+    if run["lr_warmup_fraction"] is not None:
+        return float(run["lr_warmup_fraction"] * train_iters)
+    if run["lr_warmup_tokens"] is not None:
+        return float(run["lr_warmup_tokens"] / (run["global_batch_size"] * sequence))
+    return float(run["lr_warmup_iters"])
+
+
+def check_warmup(run: Mapping[str, Any], train_iters: int, sequence: int) -> None:
+    """Refuse a warmup that leaves nothing to decay over: Megatron's schedule needs it shorter.
+
+    Raises:
+        ValueError: it has both lengths.
+    """
+    warmup, decay = warmup_iters(run, train_iters, sequence), run["lr_decay_iters"] or train_iters
+    if warmup >= decay:
+        whole = "lr_decay_iters" if run["lr_decay_iters"] else "the run"
+        raise ValueError(f"the warmup of {warmup:g} iterations is not shorter than {whole}, {decay}")
+
+
 def skipped(texts: Iterable[str]) -> tuple[range, ...]:
     """Ranges of iterations, sorted, those that touch or overlap merged; both ends of ``a-b`` are skipped.
 

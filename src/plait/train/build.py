@@ -14,6 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from plait.config.schedule import warmup_iters
 from plait.convert.engine import cut, own_experts
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
@@ -269,10 +270,10 @@ def wrap(
 
     Those of later chunks are reduced in one piece: while they are, an earlier chunk computes.
     """
-    chosen = {key: run[key] for key in DDP if key in run}
-    ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, **chosen)
     return [
-        DistributedDataParallel(chunk.config, ddp, _in_its_type(chunk), disable_bucketing=number > 0)
+        DistributedDataParallel(
+            chunk.config, ddp_config(run), _in_its_type(chunk), disable_bucketing=number > 0
+        )
         for number, chunk in enumerate(chunks)
     ]
 
@@ -282,28 +283,39 @@ def _in_its_type(chunk: PackedGPTModel | LlavaModel) -> torch.nn.Module:
     return Float16Module(config, chunk) if config.bf16 or config.fp16 else chunk
 
 
+def ddp_config(run: Mapping[str, Any]) -> DistributedDataParallelConfig:
+    """How Megatron reduces gradients; they are summed in fp32."""
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, **{key: run[key] for key in DDP if key in run}
+    )
+
+
 def optimizer_of(model: Sequence[DistributedDataParallel], run: Mapping[str, Any]) -> Any:
     """Megatron's optimizer of all chunks with a run's settings; gradients are finalised per token."""
     config = model[0].config
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            **{key: run[key] for key in OPTIMIZER if key in run},
-            bf16=config.bf16,
-            fp16=config.fp16,
-            params_dtype=config.params_dtype,
-        ),
-        [*model],
-    )
+    optimizer = get_megatron_optimizer(optimizer_config(config, run), [*model])
     for chunk in model:
         chunk.config.grad_scale_func = optimizer.scale_loss
         chunk.config.finalize_model_grads_func = finalize_model_grads
     return optimizer
 
 
+def optimizer_config(config: TransformerConfig, run: Mapping[str, Any]) -> OptimizerConfig:
+    """Megatron's config of the optimizer of a model with this config."""
+    return OptimizerConfig(
+        **{key: run[key] for key in OPTIMIZER if key in run},
+        bf16=config.bf16,
+        fp16=config.fp16,
+        params_dtype=config.params_dtype,
+    )
+
+
 def schedule_of(
     optimizer: Any, run: Mapping[str, Any], *, train_iters: int, sequence: int
 ) -> OptimizerParamScheduler:
     """The learning rate over the whole run, whatever segment of it this job trains; in samples.
+
+    From a checkpoint it takes how far it is, and nothing that keys of the run say.
 
     ``sequence`` is the tokens of a sequence, for a warmup that is given in tokens.
     """
@@ -312,23 +324,14 @@ def schedule_of(
         optimizer,
         init_lr=run["lr_warmup_init"],
         max_lr=run["lr"],
-        min_lr=run["min_lr"],
-        lr_warmup_steps=_warmup(run, train_iters, sequence) * samples,
+        min_lr=min(run["min_lr"], run["lr"]),
+        lr_warmup_steps=warmup_iters(run, train_iters, sequence) * samples,
         lr_decay_steps=(run["lr_decay_iters"] or train_iters) * samples,
         lr_decay_style=run["lr_decay_style"],
         start_wd=run["weight_decay"],
         end_wd=run["weight_decay"],
         wd_incr_steps=train_iters * samples,
         wd_incr_style="constant",
-        use_checkpoint_opt_param_scheduler=True,
-        override_opt_param_scheduler=False,
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )
-
-
-def _warmup(run: Mapping[str, Any], train_iters: int, sequence: int) -> float:
-    """Iterations of the warmup."""
-    if run["lr_warmup_fraction"] is not None:
-        return float(run["lr_warmup_fraction"] * train_iters)
-    if run["lr_warmup_tokens"] is not None:
-        return float(run["lr_warmup_tokens"] / (run["global_batch_size"] * sequence))
-    return float(run["lr_warmup_iters"])

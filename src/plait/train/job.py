@@ -12,7 +12,7 @@ import yaml
 
 from plait import files, layout
 from plait.config.run import Around, Asked, unfit_for_experts
-from plait.config.schedule import Schedule
+from plait.config.schedule import Schedule, check_warmup
 from plait.config.spread import undivided
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
@@ -103,6 +103,10 @@ class Job:
         )
         return start.iteration if goes_on else 0, max(target.iteration, self.asked["until"])
 
+    def takes_optimizer(self, before: Path) -> bool:
+        """Whether the optimizer's state is taken from where training goes on; its own always is."""
+        return bool(self.settings["load_optim"]) or Path(str(self.run)) in before.parents
+
     @property
     def grid(self) -> Grid:
         """The grid that the run trains on."""
@@ -144,6 +148,7 @@ class Job:
         self._check_grid(start)
         self._check_frozen(start)
         self._check_goes_on(start)
+        self._check_warmup()
         model = Spec.of(self.start, layout.HF_CONFIG)
         why = undivided(self.settings, model.num_layers, {key: self.settings[key] for key in ENDS})
         if why:
@@ -187,7 +192,7 @@ class Job:
         """
         for name, why in files.pruned(self.start).items():
             is_optimizer = fnmatch(name, layout.OPTIMIZER_FILES)
-            if not is_optimizer or self.steps[0]:
+            if not is_optimizer or (self.steps[0] and self.takes_optimizer(Path(self.start))):
                 raise CheckpointError(
                     f"{self.start} has no {'optimizer' if is_optimizer else 'weights'} any more: {why} "
                     "removed it",
@@ -220,6 +225,17 @@ class Job:
                     f"params_dtype {dtype}, which would round them",
                     hint=f"build the model with dtype: {dtype} in raw_hf, or train with another params_dtype",
                 )
+
+    def _check_warmup(self) -> None:
+        """The length of a run by epochs is known only now."""
+        sequence = self.mixture.content.get("decoder_seq_length")
+        try:
+            sequence = sequence or max(layout.Indexed.parse(shard).seq for shard, _ in self.mixture.shards)
+            check_warmup(self.settings, self.train_iters, sequence)
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.run.schedule} and config/: {error}", hint="shorten the warmup, or train longer"
+            ) from error
 
     def _check_grid(self, manifest: dict[str, Any]) -> None:
         """A sharded model is cut for one grid; another run's checkpoint is read on any."""

@@ -19,7 +19,7 @@ from typing import Self
 
 from plait import layout
 from plait.config import images
-from plait.config.run import processes_per_node, world_size
+from plait.config.run import factors, processes_per_node, world_size
 from plait.errors import CheckpointError, ConfigError, Stopped
 from plait.train import lease, slurm, wandb
 from plait.train.job import Job
@@ -78,7 +78,10 @@ def _check_environment(job: Job) -> None:
             raise ConfigError(f"{name} is {os.environ[name]!r}; expected a number")
     world, found, rank = world_size(job.settings), int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     if found != world:
-        raise ConfigError(f"WORLD_SIZE is {found}, the run has {world} processes")
+        raise ConfigError(
+            f"WORLD_SIZE is {found}, the run has {world} processes: {factors(job.settings)}",
+            hint="start as many, or change the run's parallel sizes",
+        )
     if rank >= world:
         raise ConfigError(f"RANK is {rank}; expected 0 to {world - 1}")
 

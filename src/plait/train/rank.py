@@ -63,7 +63,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters, sequence=feed.seq_length)
     state = TrainState(chunks, optimizer, schedule)
     if before is not None:
-        state.load(before, generators=same_ranks)
+        state.load(before, generators=same_ranks, optimizer=job.takes_optimizer(before))
         feed.resume(before)
     origin = Origin(
         start=Path(job.start),

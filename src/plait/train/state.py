@@ -29,6 +29,9 @@ from plait.train.writer import SaveNow
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 """How a distributed optimizer's state is stored: whole, so that any grid can read it."""
 
+RATES = {"lr", "max_lr", "min_lr", "weight_decay", "wd_mult", "betas", "eps", "momentum"}
+"""What a group of an optimizer's parameters has of the run's keys."""
+
 
 @dataclass
 class TrainState:
@@ -39,29 +42,50 @@ class TrainState:
     schedule: Any
     iteration: int = 0
 
-    def sharded(self, *, is_loading: bool, generators: bool = True) -> dict[str, Any]:
+    def sharded(self, *, is_loading: bool, generators: bool = True, optimizer: bool = True) -> dict[str, Any]:
         """The state by global tensors, as dist_checkpointing wants it; generators are each rank's own."""
         model = tensors(self.model)
+        moments = (
+            self.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=SHARDING)
+            if optimizer
+            else None
+        )
         return {
             **model,
-            "optimizer": self.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=SHARDING),
+            **({"optimizer": moments} if optimizer else {}),
             "opt_param_scheduler": self.schedule.state_dict(),
             **({"rng_state": _generators()} if generators else {}),
             "iteration": self.iteration,
         }
 
-    def load(self, folder: Path, *, generators: bool = True) -> None:
-        """Take everything from a checkpoint; ``generators`` only from one of as many ranks."""
-        wanted = self.sharded(is_loading=True, generators=generators)
+    def load(self, folder: Path, *, generators: bool = True, optimizer: bool = True) -> None:
+        """Take everything from a checkpoint; what the run's keys say of its optimizer stays.
+
+        Args:
+            folder: the checkpoint.
+            generators: take their states; only of a checkpoint of as many ranks.
+            optimizer: take its state; without it the optimizer begins anew.
+        """
+        wanted = self.sharded(is_loading=True, generators=generators, optimizer=optimizer)
         found = dist_checkpointing.load(wanted, str(folder))
         load_weights(self.model, found)
-        with torch.no_grad():
-            self.optimizer.load_state_dict(found["optimizer"])
+        if optimizer:
+            self._load_optimizer(found["optimizer"])
+        else:
+            self.optimizer.reload_model_params()
         self.schedule.load_state_dict(found["opt_param_scheduler"])
         if generators:
             torch.set_rng_state(found["rng_state"]["torch"])
             get_cuda_rng_tracker().set_states(found["rng_state"]["tracker"])
         self.iteration = found["iteration"]
+
+    def _load_optimizer(self, found: Any) -> None:
+        """The moments and the count of steps; a run that goes on where another stopped has its own rates."""
+        own = [{key: group[key] for key in RATES & group.keys()} for group in self.optimizer.param_groups]
+        with torch.no_grad():
+            self.optimizer.load_state_dict(found)
+        for group, rates in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(rates)
 
 
 def tensors(chunks: Sequence[Any]) -> dict[str, Any]:
