@@ -8,7 +8,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
-from plait.config import Plan, load, room
+from plait.config import Plan, load
+from plait.config.asking import Asking
 from plait.config.jobs import link_array_log
 from plait.config.paths import plan_file
 from plait.errors import PlaitError
@@ -81,7 +82,7 @@ def inputs(kind, *, of_its_proof=False):
         found = plan.inputs(artifact)
         if kind is layout.Export:
             plan.check_kept(artifact)
-            exported.setdefault(artifact.run, set()).add(artifact.step)
+            asking.add(artifact)
         if kind is layout.Raw and plan.to_supply(artifact) not in {"", *waiting}:
             waiting.add(plan.to_supply(artifact))
             logger.info(f"You must supply {plan.to_supply(artifact)}.")
@@ -124,7 +125,7 @@ def start(wildcards):
     iteration = made(layout.Iteration, wildcards)
     if plan.left_alone(iteration, workflow.dag_settings):
         return {}
-    planned.setdefault(iteration.run, set()).add(iteration.iteration)
+    asking.add(iteration)
     before = plan.start(iteration, plan.schedule_as_known(iteration.run))
     if isinstance(before, layout.Iteration):
         proven = {"proof": before.proof} if before.run != iteration.run else {}
@@ -200,30 +201,13 @@ def asks(rule):
     return {key: value(key) for key in plan.asked_for(rule)}
 
 
-# How a run is started and what it tells; a resource, since no change of it remakes anything.
+# How a run is started, what it tells, and what else this plan asks of the job: no change of it remakes anything.
 around = in_snakemakes_frame(
-    lambda wildcards: files.canonical(plan.around(wildcards.run))
+    lambda wildcards: files.canonical(asking.around(made(layout.Iteration, wildcards)))
 )
 
-
-def is_saved_before(wildcards):
-    """Whether another job of this plan saves a checkpoint, so that its own has only to move it into place."""
-    iteration = made(layout.Iteration, wildcards)
-    return plan.until(iteration, planned.get(wildcards.run, {iteration.iteration})) == 0
-
-
-@in_snakemakes_frame
-def asked(wildcards):
-    """What this plan asks of a training job besides its checkpoint; what its run takes on the disk is said once."""
-    iteration, exports = made(layout.Iteration, wildcards), exported.get(
-        wildcards.run, set()
-    )
-    steps = planned.get(wildcards.run, {iteration.iteration})
-    if wildcards.run not in told:
-        told.add(wildcards.run)
-        logger.info(room.said(plan, wildcards.run, steps, exports))
-    return files.canonical(plan.besides(iteration, steps, exports))
-
+# Whether another job of this plan saves a checkpoint, so that its own has only to move it into place.
+is_saved_before = lambda wildcards: asking.until(made(layout.Iteration, wildcards)) == 0
 
 # The user's own files by size: an appended line makes a raw source again, touching it does not.
 user_files = in_snakemakes_frame(
@@ -265,9 +249,10 @@ TOKENS_PAGE = {
     "labels": {"mixture": "{mixture}"},
 }
 
-waiting, told, planned, exported = set(), set(), {}, {}
+waiting = set()
 plan = in_snakemakes_frame(
     lambda: Plan(load({key: config[key] for key in config if key != "plan"}))
 )()
+asking = Asking(plan, say=logger.info)
 if contained:
     os.environ.update(in_snakemakes_frame(plan.containers)())

@@ -53,11 +53,11 @@ class Place:
 
     def words(self, start=("-m", "plait.cli.main"), *, after=0, to=STEPS, asked=None, **around):
         keys = Around(**self.around | around).model_dump(mode="json")
-        more = [] if asked is None else ["--asked", json.dumps({"until": to} | asked)]
+        keys |= {"asked": {"until": to} | (asked or {})}
         return [
             sys.executable, *start, "train", saved(after) if after else self.start, "data/analysis/x",
             "data/ckpts/r/schedule.json", saved(to),
-            "--settings", json.dumps(self.settings), "--around", json.dumps(keys), *more,
+            "--settings", json.dumps(self.settings), "--around", json.dumps(keys),
         ]  # fmt: skip
 
     def begin(self, *, env=None, **what):

@@ -40,9 +40,8 @@ rule train:
     resources:
         **asks("train"),
         around=around,
-        asked=asked,
         image=training_image,
     params:
         settings=settings(layout.Iteration),
     shell:
-        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --around {resources.around:q} --asked {resources.asked:q} --image={resources.image:q} > {log} 2>&1"
+        "plait train $(dirname {input.start}) {input.analysis} {input.schedule} $(dirname {output}) --settings {params.settings:q} --around {resources.around:q} --image={resources.image:q} > {log} 2>&1"

@@ -25,12 +25,8 @@ def add(stages: Subparsers) -> None:
     stage.add_argument(
         "--around",
         metavar="JSON",
-        help="how the run is started and what it tells, as the workflow gives it",
-    )
-    stage.add_argument(
-        "--asked",
-        metavar="JSON",
-        help="until which iteration it goes on, and which others of the run stay, as the workflow gives it",
+        help="how the run is started, what it tells, and until which iteration it goes on, as the workflow "
+        "gives it",
     )
     stage.add_argument("--image", metavar="SIF", default="", help="an Apptainer image to train in")
     stage.set_defaults(run=run)
@@ -48,52 +44,36 @@ def run(args: argparse.Namespace) -> None:
         schedule=layout.inside(args.schedule),
         target=str(target),
         settings=settings(args, target),
-        around=around(args, target.run),
-        asked=asked(args, target),
+        **beside(args, target),
     )
     job.check()
     launch(job, args.image)
 
 
-def around(args: argparse.Namespace, run: str) -> dict[str, Any]:
-    """How the run is started and what it tells: as the workflow gives it, or as the config says.
+def beside(args: argparse.Namespace, target: layout.Iteration) -> dict[str, Any]:
+    """How the run is started and what is asked of the job: as the workflow gives it, or as the config says.
 
     Raises:
         ConfigError: it is no JSON of such keys, or the config file is wrong.
     """
-    from plait.config import Plan
-    from plait.config.model import load_file
-    from plait.config.run import Around
-
-    if args.around is None and args.settings is None:
-        return Plan(load_file(args.config)).around(run)
-    return _read(Around, "--around", args.around or "{}")
-
-
-def asked(args: argparse.Namespace, target: layout.Iteration) -> dict[str, Any]:
-    """What is asked of the job besides its checkpoint: as the workflow gives it, or as the config says.
-
-    Raises:
-        ConfigError: as :func:`around`.
-    """
-    from plait.config import Plan
-    from plait.config.model import load_file
-    from plait.config.run import Asked
-
-    if args.asked is not None:
-        return _read(Asked, "--asked", args.asked)
-    if args.settings is None:
-        return Plan(load_file(args.config)).besides(target, [target.iteration])
-    return Asked(until=target.iteration).model_dump(mode="json")
-
-
-def _read(kind: Any, option: str, text: str) -> dict[str, Any]:
     from pydantic import ValidationError
 
+    from plait.config import Plan
+    from plait.config.asking import Asking
+    from plait.config.model import load_file
+    from plait.config.run import Asked, Beside
+
+    if args.around is None and args.settings is None:
+        told = Asking(Plan(load_file(args.config))).around(target)
+        return {"asked": told.pop("asked"), "around": told}
     try:
-        found: dict[str, Any] = kind.model_validate_json(text).model_dump(mode="json")
+        found = Beside.model_validate_json(args.around or "{}")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{option} {text!r}: {where}: {first['msg']}") from error
-    return found
+        raise ConfigError(f"--around {args.around!r}: {where}: {first['msg']}") from error
+    asked = found.asked or Asked(until=target.iteration)
+    return {
+        "around": found.model_dump(mode="json", exclude={"asked"}),
+        "asked": asked.model_dump(mode="json"),
+    }

@@ -6,7 +6,7 @@ version remakes the artifact, an edited comment does not. Raise a stage's versio
 of its code that changes what it writes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from plait.config.model import (
 )
 from plait.config.paths import NAMES, check_there, local
 from plait.config.remembered import remembered
-from plait.config.run import Around, Asked, Run, unfit_for_experts
+from plait.config.run import Around, Run, unfit_for_experts
 from plait.config.schedule import Schedule
 from plait.config.spread import undivided
 from plait.errors import ConfigError
@@ -362,68 +362,6 @@ class Plan:
         if run.start_run and run.start_iteration:
             return layout.Iteration(run=run.start_run, iteration=run.start_iteration)
         return self.sharded(iteration.run)
-
-    def until(self, iteration: layout.Iteration, asked: Iterable[int]) -> int:
-        """The last iteration that the job of this one saves, of those asked for; 0 if another job does it.
-
-        The first job of several that one can do (``saves_per_job``) does them; the others find it done.
-
-        Args:
-            iteration: the job's own.
-            asked: iterations of the run that are asked for, this one too.
-        """
-        saves, step = self.run(iteration.run).saves_per_job, iteration.iteration
-        schedule = self.schedule_as_known(iteration.run)
-        if saves == 1 or schedule is None:
-            return step
-        before = layout.Iteration(run=iteration.run, iteration=schedule.previous(step) or step)
-        number = schedule.together(step, saves)
-        begins = schedule.together(before.iteration, saves) != number or before == iteration
-        if not begins and not Path(before.manifest).is_file():
-            return 0
-        return max(one for one in asked if schedule.together(one, saves) == number)
-
-    def besides(
-        self, iteration: layout.Iteration, steps: Iterable[int], exports: Iterable[int] = ()
-    ) -> dict[str, Any]:
-        """What a plan asks of the job of an iteration besides it, as :class:`~plait.config.run.Asked`.
-
-        Args:
-            iteration: the job's own.
-            steps: iterations of the run that are asked for, this one too.
-            exports: iterations whose exports are asked for, besides those of config/.
-        """
-        run = iteration.run
-        found = Asked(
-            until=self.until(iteration, steps),
-            wanted=tuple(self.wanted(run, exports)),
-            resumed=tuple(self.resumed(run)),
-        )
-        return found.model_dump(mode="json")
-
-    def wanted(self, name: str, exports: Iterable[int]) -> list[int]:
-        """Iterations of a run whose weights are still asked for: what is to be exported, and was not yet.
-
-        Args:
-            name: the run.
-            exports: iterations whose exports are asked for, besides those of config/.
-        """
-        steps = {*exports, *self.run(name).exports}
-        return sorted(
-            step for step in steps if not Path(layout.Export(run=name, step=step).manifest).is_file()
-        ) + sorted(self._starts(name, finetune=True))
-
-    def resumed(self, name: str) -> list[int]:
-        """Iterations of a run that another one of config/ goes on from, with the optimizer."""
-        return sorted(self._starts(name, finetune=False))
-
-    def _starts(self, name: str, *, finetune: bool) -> set[int]:
-        runs = self.config.runs.values()
-        return {
-            one.start_iteration
-            for one in runs
-            if one.start_run == name and one.finetune is finetune and one.start_iteration
-        }
 
     def check_kept(self, artifact: layout.Artifact) -> None:
         """Refuse to plan an export, or a checkpoint, from one that was thinned out.

@@ -22,14 +22,14 @@ STATES = 3
 """States against a crash that stand at once: the newest two, and the one that is being written."""
 
 
-def said(plan: Plan, name: str, asked: Collection[int], exports: Collection[int]) -> str:
+def said(plan: Plan, name: str, asked: Collection[int], **stay: Collection[int]) -> str:
     """A line on the disk that a run takes.
 
     Args:
         plan: the config.
         name: the run.
         asked: its iterations that are asked for.
-        exports: those that are asked for as exports.
+        stay: those that nothing removes, as :class:`plait.config.disk.Thinning` has them.
     """
     run, schedule = plan.run(name), plan.schedule_as_known(name)
     found = parameters(plan, plan.hf(run.model).model)
@@ -37,12 +37,7 @@ def said(plan: Plan, name: str, asked: Collection[int], exports: Collection[int]
         return f"Run {name}: what its checkpoints take is known as soon as its model is here."
     keys = run.model_dump(mode="json")
     weights, optimizer = disk.sizes(keys, found)
-    rule = disk.Thinning.of(
-        keys,
-        schedule.train_iters if schedule else 0,
-        wanted=plan.wanted(name, exports),
-        resumed=plan.resumed(name),
-    )
+    rule = disk.Thinning.of(keys, schedule.train_iters if schedule else 0, **stay)
     peak = rule.peak(asked, weights=weights, optimizer=optimizer)
     states = STATES * (weights + optimizer) if run.non_persistent_save_interval else 0
     more = f", {states / GB:.3g} GB of it states against a crash" if states else ""

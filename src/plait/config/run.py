@@ -352,6 +352,12 @@ class Asked(Strict):
     resumed: tuple[PositiveInt, ...] = Field((), description="iterations that another run goes on from")
 
 
+class Beside(Around):
+    """What the workflow tells a training job besides the run's settings."""
+
+    asked: Asked | None = None
+
+
 class Run(Parallel, Experts, Memory, Precision, Optimization, Length, Reading, Around):
     """One training run; keys without a meaning here are Megatron's arguments of that name."""
 
