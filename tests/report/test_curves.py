@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from plait.cli.main import main
 from plait.errors import DataError, LayoutError
@@ -111,3 +112,28 @@ def test_an_iteration_that_was_left_out_is_no_point_of_the_curve(metrics):
     metrics.write_text("".join(json.dumps(left_out if n == 4 else row) + "\n" for n, row in enumerate(ROWS)))
 
     assert curves.read(metrics).iteration.tolist() == [1, 2, 3, 4, *range(6, 41)]
+
+
+@pytest.mark.parametrize("exports", [(), (10,)])
+def test_the_curve_fills_the_picture_with_exports_and_without(exports, metrics, tmp_path):
+    curves.draw(curves.read(metrics), tmp_path / "x.png", form="png", name="r", exports=exports)
+    with Image.open(tmp_path / "x.png") as picture:
+        middle = np.asarray(picture.convert("L").crop((0, 150, picture.width, 480)))
+    assert (middle < 255).any(axis=1).all()  # an axis stands in every row of it
+
+
+def test_what_is_no_number_is_left_out_of_the_mean():
+    assert curves.smooth(np.array([1.0, np.nan, 3.0, np.inf]), 2).tolist() == [1, 1, 3, 3]
+
+
+def test_a_loss_that_is_no_number_is_marked_where_it_can_be_seen(metrics, tmp_path):
+    bad = {"lm loss": float("nan"), "loss spike": float("inf")}
+    metrics.write_text(
+        "".join(json.dumps(row | (bad if n == 20 else {})) + "\n" for n, row in enumerate(ROWS))
+    )
+    curve = curves.read(metrics)
+
+    curves.draw(curve, tmp_path / "x.svg", form="svg", name="r")
+
+    assert curve.spikes == [21]
+    assert curves.sentence(curve).endswith("; 1 spike, the last at 21")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from collections import Counter
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import yaml
 from makers import Maker
 from PIL import Image
 from test_loop import AROUND, RUN
+from tokenizers import Tokenizer
 from transformers import AutoImageProcessor
 
 from plait import files
@@ -102,8 +104,6 @@ def test_another_seed_is_another_order(made):
 
 def answers(one, iterations, maker):
     """The first answer of every sequence."""
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(maker.image / "tokenizer.json"))
     texts = [
         tokenizer.decode(row, skip_special_tokens=False) for batch in ids(one, iterations) for row in batch
@@ -243,3 +243,18 @@ def test_segments_end_where_one_piece_ends(made, grid, tmp_path):
     ]
     assert losses[0] == losses[1]
     assert losses[0][-1] < losses[0][0]
+
+
+def test_a_batch_names_the_tar_and_the_key_of_each_sample(made, monkeypatch):
+    """The answers of the samples that it names, as the tars have them, are those that it teaches."""
+    maker, blend = made
+    monkeypatch.chdir(blend.parent)
+    tokenizer = Tokenizer.from_file(str(maker.image / "tokenizer.json"))
+    for rank in (0, 1):
+        for batch in feed(made, rank, 2, num_workers=rank).batches(0):
+            for row, place in zip(batch.input_ids.tolist(), batch.samples, strict=True):
+                tar, _, key = place.rpartition("/")
+                with tarfile.open(tar) as parts:
+                    turns = json.load(parts.extractfile(f"{key}.json"))
+                said = tokenizer.decode(row, skip_special_tokens=False).split("[/INST]", 1)[1]
+                assert said.split("</s>")[0].strip() == turns[1]["value"]

@@ -152,9 +152,9 @@ def _loss(axis: Any, curve: Curve, name: str, exports: Sequence[int]) -> None:
             label="validation",
         )
     marked = [int(np.searchsorted(curve.iteration, step)) for step in exports]
-    axis.plot(
-        curve.iteration[marked], mean[marked], "o", color=INK, markersize=5, label="exported", clip_on=False
-    )
+    if marked:  # matplotlib finds no layout around points that are none
+        points = curve.iteration[marked], mean[marked]
+        axis.plot(*points, "o", color=INK, markersize=5, label="exported", clip_on=False)
     if curve.spikes:
         _spikes(axis, curve, name)
     axis.set_title(name, loc="left", fontsize=13, fontweight="bold", color=INK, pad=20)

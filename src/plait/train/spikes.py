@@ -45,11 +45,12 @@ class Spikes:
         if self.threshold is None or LOSS not in row:
             return {}
         loss, reference = row[LOSS], median(self.losses) if self.losses else math.inf
+        jump = math.inf
         if math.isfinite(loss):
             self.losses.append(loss)
-        if loss <= reference * (1 + self.threshold):
-            return {}
-        jump = loss / reference - 1 if reference else math.inf
+            if loss <= reference * (1 + self.threshold):
+                return {}
+            jump = loss / reference - 1 if reference else math.inf
         self._tell(row["iteration"], {LOSS: loss, "reference": reference, "jump": jump})
         return {SPIKE: jump}
 
