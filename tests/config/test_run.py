@@ -15,6 +15,14 @@ BASE = yaml.safe_load((Path(__file__).parents[2] / "config/config.yaml").read_te
 WRONG = {
     "sequence parallel alone": ({"sequence_parallel": True}, "needs tensor_model_parallel_size 2 or more"),
     "gathered early": ({"overlap_param_gather": True}, "`overlap_param_gather` needs"),
+    "chunks of one stage": (
+        {"virtual_pipeline_model_parallel_size": 2, "pipeline_model_parallel_size": 1},
+        "virtual_pipeline_model_parallel_size 2 needs pipeline_model_parallel_size 2 or more",
+    ),
+    "micro-batches of chunks": (
+        {"virtual_pipeline_model_parallel_size": 2, "global_batch_size": 6},
+        "pipeline_model_parallel_size 2, and the run has 3: global_batch_size 6 / .micro_batch_size 2 x",
+    ),
     "how many layers": ({"recompute_granularity": "full"}, "needs `recompute_method` and"),
     "layers of what": ({"recompute_num_layers": 2}, "need `recompute_granularity: full`"),
     "two warmups": ({"lr_warmup_tokens": 100}, "has one warmup, not lr_warmup_iters and lr_warmup_tokens"),
@@ -143,6 +151,17 @@ def test_keys_that_do_not_fit_are_refused(name):
     keys, sentence = WRONG[name]
     with pytest.raises(ConfigError, match=sentence):
         with_run(**keys)
+
+
+def test_layers_that_do_not_divide_are_refused_when_a_checkpoint_is_planned():
+    keys = {"virtual_pipeline_model_parallel_size": 3, "exports": []}
+    with pytest.raises(ConfigError, match=r"runs.chat-tiny trains chat-tiny: 4 layers on .* do not divide"):
+        Plan(with_run(**keys)).start(layout.Iteration(run="chat-tiny", iteration=50), None)
+    uneven = {**BASE["models"]["chat-tiny"], "num_layers_in_first_pipeline_stage": 2}
+    runs = {"chat-tiny": BASE["runs"]["chat-tiny"] | {"virtual_pipeline_model_parallel_size": 2}}
+    plan = Plan(load(BASE | {"models": BASE["models"] | {"chat-tiny": uneven}, "runs": runs}))
+    with pytest.raises(ConfigError, match="2 layers are given to the first or last stage"):
+        plan.start(layout.Iteration(run="chat-tiny", iteration=50), None)
 
 
 def test_a_world_is_the_product_of_its_axes():

@@ -31,6 +31,7 @@ KEYS = {
     "lr": 3e-3, "min_lr": 3e-4, "lr_warmup_iters": 2, "global_batch_size": BATCH,
     "adam_eps": 1e-5,  # larger than rounding noise, which Adam would blow up
 }  # fmt: skip
+PAD = 260
 FORM = {"template": "llava", "instruction": "keep", "language": "en", "picture_tokens": 9}
 
 
@@ -85,7 +86,7 @@ class Recipe:
 
     def settings(self, way: Way) -> dict[str, Any]:
         """All keys of the run, as planning accepts them."""
-        return Run(**KEYS, **way.keys, recipe=self.name).model_dump(mode="json")
+        return Run(**KEYS | way.keys, recipe=self.name).model_dump(mode="json")
 
     def run(self, way: Way, path: Path, settings: dict[str, Any] | None = None) -> Result:
         """Train it; ``settings`` stand in place of those that planning would accept."""
@@ -116,12 +117,12 @@ def rank(recipe, way, settings, path):
     """The run on one rank."""
     from megatron.core import parallel_state
 
-    from plait.train.build import build_chunks, freeze, load_cut, optimizer_of, schedule_of, wrap
+    from plait.train.build import DTYPES, build_chunks, freeze, load_cut, optimizer_of, schedule_of, wrap
     from plait.train.loop import Trainer
     from plait.train.state import TrainState
 
     spec = Spec.of(recipe.folder)
-    chunks = build_chunks(spec, way.grid, dtype=torch.float32, run=settings)
+    chunks = build_chunks(spec, way.grid, dtype=DTYPES[settings["params_dtype"]], run=settings)
     load_cut(chunks, engine.to_mcore(FolderTensors(recipe.folder), spec), spec, way.grid)
     freeze(chunks, settings["freeze"])
     model = wrap(chunks, settings)
@@ -210,9 +211,10 @@ def packed(patches):
     )  # fmt: skip
     shard = Packs(24, patches=patches)
 
-    def feed(_way, dp_rank, dp_size):
-        order = Order((1.0,), (len(shard),), 5, STEPS * BATCH)
-        return Feed([shard], order, collate, 1, BATCH, dp_rank, dp_size)
+    def feed(way, dp_rank, dp_size):
+        total = way.keys.get("global_batch_size", BATCH)
+        order = Order((1.0,), (len(shard),), 5, STEPS * total)
+        return Feed([shard], order, collate, 1, total, dp_rank, dp_size)
 
     return feed
 
@@ -241,7 +243,7 @@ class Samples:
 
         self.renderer = LlavaRenderer(tokenizer, FORM)
         fixed, pieces = way.grid.pp > 1, max(4, way.pieces)
-        self.collate = PictureCollator(self.seq_length, fixed, 260, processor, multiple=pieces)
+        self.collate = PictureCollator(self.seq_length, fixed, PAD, processor, multiple=pieces)
         self.dp_rank, self.dp_size = dp_rank, dp_size
 
     def batches(self, iteration):
@@ -261,3 +263,79 @@ def recipes(maker):
         "solo": Recipe("solo", maker.solo(), packed(patches=True)),
         "llava": Recipe("llava", llava, lambda *place: Samples(maker.image, processor, *place)),
     }
+
+
+# The reference
+
+
+def lr_at(step):
+    """Megatron's cosine with linear warmup."""
+    warmup, high, low = KEYS["lr_warmup_iters"], KEYS["lr"], KEYS["min_lr"]
+    if step <= warmup:
+        return high * step / warmup
+    return low + (high - low) * (1 + np.cos(np.pi * (step - warmup) / (STEPS - warmup))) / 2
+
+
+def logits_of(recipe, model, batch):
+    """What transformers computes of a micro-batch."""
+    if recipe == "llava":
+        seen = {} if batch.pictures is None else {"pixel_values": batch.pictures}
+        attended = (batch.input_ids != PAD).long()
+        return model(input_ids=batch.input_ids, attention_mask=attended, **seen).logits
+    mask = torch.zeros(batch.attention_mask.shape).masked_fill(batch.attention_mask, float("-inf"))
+    seen = {"vision_patches": batch.pictures, "vision_patch_indices": batch.picture_rows}
+    return model(
+        input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids,
+        **(seen if recipe == "solo" else {}),
+    ).logits  # fmt: skip
+
+
+def plainly(recipe, frozen=()):
+    """The same run by transformers, torch's AdamW and nothing else."""
+    from transformers import AutoModelForImageTextToText, MistralForCausalLM
+
+    from plait.models.remote.modeling_solo import SoloForCausalLM
+
+    kinds = {"chat": MistralForCausalLM, "solo": SoloForCausalLM, "llava": AutoModelForImageTextToText}
+    model = kinds[recipe.name].from_pretrained(
+        recipe.folder, attn_implementation="eager", dtype=torch.float32
+    )
+    for name, one in model.named_parameters():
+        one.requires_grad_(not any(part in name for part in frozen))
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    groups = [
+        {"params": [one for one in trained.values() if one.ndim > 1], "weight_decay": 0.1},
+        {"params": [one for one in trained.values() if one.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=KEYS["adam_eps"])
+    feed, losses, gradients = recipe.feed(Way({}), 0, 1), [], {}
+    for step in range(STEPS):
+        losses.append(backward(recipe.name, model, list(feed.batches(step))))
+        if step + 1 in SEEN:
+            gradients[step + 1] = {saved(name, recipe): one.grad.clone() for name, one in trained.items()}
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step)
+        torch.nn.utils.clip_grad_norm_([*trained.values()], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return Result(losses, gradients, {saved(name, recipe): one.detach() for name, one in trained.items()})
+
+
+def saved(name, recipe):
+    """A parameter's name in the model's folder."""
+    if recipe.name != "llava":
+        return name
+    name = name.removeprefix("model.").replace("language_model.", "language_model.model.")
+    return name.replace("lm_head.", "language_model.lm_head.")
+
+
+def backward(recipe, model, batches):
+    """The mean loss of the trained tokens of all micro-batches, and its gradients."""
+    tokens, total = sum(batch.loss_mask.sum() for batch in batches), 0.0
+    for batch in batches:
+        logits = logits_of(recipe, model, batch).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none")
+        part = (loss * batch.loss_mask.flatten()).sum() / tokens
+        part.backward()
+        total += part.item()
+    return total

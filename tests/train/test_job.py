@@ -14,6 +14,10 @@ from plait.train.job import Job
 SETTINGS = {
     "tensor_model_parallel_size": 2,
     "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "recompute_method": None,
+    "recompute_num_layers": None,
+    "cpu_offloading_num_layers": 0,
     "num_layers_in_first_pipeline_stage": None,
     "num_layers_in_last_pipeline_stage": None,
     "start_run": None,
@@ -89,6 +93,11 @@ def test_inputs_that_fit_are_accepted(job):
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
+        (
+            {"recompute_method": "uniform", "recompute_num_layers": 3},
+            ConfigError,
+            "cannot be trained so: 2 layers on pipeline_model_parallel_size 1 are 2 in one piece",
+        ),
         ({"train_iters": 40}, ConfigError, "iteration 50 of run r is never saved"),
         ({"target": "data/ckpts/r/iter_0000060"}, ConfigError, "iteration 60 of run r is never saved"),
         ({"target": "data/ckpts/r/iter_0000100"}, ConfigError, "is trained from data/ckpts/r/iter_0000050"),

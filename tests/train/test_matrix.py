@@ -4,9 +4,13 @@ fp32, 20 iterations. Losses differ by at most 1e-5, or 1e-5 of the loss where th
 first and of the last iteration, whole and by Hugging Face's names, by at most 1e-5 of the largest.
 """
 
+from functools import cache, partial
+
 import pytest
 from makers import Maker
-from spread import SEEN, Way, recipes
+from spread import SEEN, Way, plainly, recipes
+
+from plait.train import build
 
 TP, PP, CP, DP = (f"{axis}_parallel_size" for axis in ("tensor_model", "pipeline_model", "context", "data"))
 VPP = "virtual_pipeline_model_parallel_size"
@@ -56,7 +60,7 @@ WAYS = {
     "interleaved x attention again": {PP: 2, VPP: 2, "recompute_granularity": "selective"},
 }  # fmt: skip
 RECIPES = ("chat", "solo", "llava")
-SHORT = {("chat", "tensor x pipeline"), ("chat", "interleaved"), ("solo", "interleaved")}
+SHORT = {("chat", "tensor x pipeline"), ("chat", "interleaved")}
 """What every run of the tests tries; the rest takes minutes."""
 CLOSE = 1e-5
 
@@ -69,12 +73,10 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def single(made, tmp_path_factory):
     """A recipe by one process; each is trained once."""
-    done = {}
 
-    def run(recipe):
-        if recipe not in done:
-            done[recipe] = made[recipe].run(Way({}), tmp_path_factory.mktemp(recipe))
-        return done[recipe]
+    @cache
+    def run(recipe, *frozen):
+        return made[recipe].run(Way({"freeze": frozen}), tmp_path_factory.mktemp(recipe))
 
     return run
 
@@ -91,6 +93,24 @@ def agree(found, wanted):
             assert (ours[name] - one).abs().max() <= CLOSE * largest, f"{name} of iteration {step}"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "frozen"),
+    [
+        ("chat", ()),
+        pytest.param("solo", (), marks=pytest.mark.long),
+        pytest.param("llava", ("vision_model", "vision_tower"), marks=pytest.mark.long),
+    ],
+)
+def test_one_process_is_a_plain_loop_over_transformers(recipe, frozen, made, single):
+    found, wanted = single(recipe, *frozen[:1]), plainly(made[recipe], frozen)
+    trained = {
+        step: {name: one for name, one in found.gradients[step].items() if name in wanted.gradients[step]}
+        for step in SEEN
+    }
+    agree(found._replace(gradients=trained), wanted)
+    assert max((found.weights[name] - one).abs().max() for name, one in wanted.weights.items()) < 1e-4
+
+
 def pairs():
     for recipe in RECIPES:
         for name in WAYS:
@@ -103,3 +123,36 @@ def test_a_run_spread_in_any_way_is_that_of_one_process(recipe, name, made, sing
     wanted = single(recipe)
     assert wanted.losses[-1] < wanted.losses[0] - 0.3
     agree(made[recipe].run(Way(WAYS[name]), tmp_path), wanted)
+
+
+FROZEN = {
+    "projector only": ("language_model", "vision_model"),
+    "tower frozen": ("vision_model",),
+    "tower only": ("language_model", "vision_projection"),
+}
+WITH_FROZEN = (
+    "pipeline", "sequence", "context", "layers again", "distributed optimizer x pipeline", "gradients early",
+    "weights gathered late x pipeline", "interleaved", "interleaved x distributed optimizer",
+    "interleaved x weights gathered late",
+)  # fmt: skip
+"""Ways in which a rank, or a chunk of it, may have nothing to train."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", WITH_FROZEN)
+@pytest.mark.parametrize("parts", FROZEN)
+def test_so_is_one_with_frozen_parts(parts, name, made, single, tmp_path):
+    way = Way({**WAYS[name], "freeze": FROZEN[parts]})
+    agree(made["llava"].run(way, tmp_path), single("llava", *FROZEN[parts]))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["solo", "llava"])
+@pytest.mark.parametrize("name", ["gradients early", "weights gathered late"])
+def test_copies_that_see_different_pictures_share_weights_in_many_pieces(
+    name, recipe, made, single, tmp_path, monkeypatch
+):
+    """As a large model's are: a piece that only one copy asked for would never come."""
+    pieces = partial(build.DistributedDataParallelConfig, bucket_size=2000)
+    monkeypatch.setattr(build, "DistributedDataParallelConfig", pieces)
+    agree(made[recipe].run(Way(WAYS[name]), tmp_path), single(recipe))

@@ -28,7 +28,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from plait.models.towers import Projector, Tower
-from plait.train.model import PackedGPTModel, unseen
+from plait.train.model import PackedGPTModel
 
 ACTIVATIONS: dict[str, Any] = {
     "quick_gelu": quick_gelu,
@@ -129,15 +129,25 @@ class LlavaModel(MegatronModule):  # type: ignore[misc]
     def _with_pictures(self, tokens_SBD: Tensor, pictures: Tensor | None, rows_BS: Tensor | None) -> Tensor:
         """Features in the place of picture tokens.
 
-        Without a picture tower and projector still take part: the backward pass of a frozen language model
-        has where to end.
+        Without a picture what is trained still takes part, with weight 0: copies of the model gather its
+        weights and reduce its gradients together, whatever each of them sees, and the backward pass of a
+        frozen language model has where to end.
         """
         if pictures is None or rows_BS is None or not len(pictures):
-            return tokens_SBD + unseen(self.vision_model, self.vision_projection)
+            unchanged: Tensor = tokens_SBD + 0.0 * self.vision_projection(self._of_nothing(tokens_SBD)).mean()
+            return unchanged
         features_ND = self.vision_projection(self.vision_model(pictures)).flatten(0, 1)
         rows_SB = rows_BS.t()
         found_SBD = features_ND[rows_SB.clamp(min=0)].to(tokens_SBD.dtype)
         return torch.where((rows_SB >= 0)[..., None], found_SBD, tokens_SBD).contiguous()
+
+    def _of_nothing(self, like: Tensor) -> Tensor:
+        """Features of a black picture; zeros from a frozen tower, which need not look."""
+        tower = self.vision_model.tower
+        if any(weight.requires_grad for weight in self.vision_model.parameters()):
+            features: Tensor = self.vision_model(like.new_zeros(1, 3, tower.image_size, tower.image_size))
+            return features
+        return like.new_zeros(1, 1, tower.hidden_size)
 
 
 def tower_sizes(tower: Tower) -> dict[str, Any]:

@@ -15,15 +15,6 @@ from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_
 from torch import Tensor
 
 
-def unseen(*parts: torch.nn.Module) -> Tensor | float:
-    """Zero, with a gradient of zeros for each trained weight of what sees, where there is nothing to see.
-
-    Megatron's overlapped reduction waits for as many gradients as it counted in the first iteration.
-    """
-    weights = [weight for part in parts for weight in part.parameters() if weight.requires_grad]
-    return 0.0 * sum(weight.flatten()[0] for weight in weights)
-
-
 class PackedRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]
     """Rotary angles by each token's own position, which restarts with every document of a pack."""
 
@@ -88,11 +79,9 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
         self.rotary_pos_emb.position_ids = position_ids
         if self.pre_process and decoder_input is None:
             decoder_input = self.embedding(input_ids, position_ids)
-            if pictures is not None and len(pictures):
+            if pictures is not None:
                 assert picture_rows is not None
                 decoder_input = decoder_input + self._patch_embedding(pictures, picture_rows)
-            elif pictures is not None:
-                decoder_input = decoder_input + unseen(self.vision_patch)
         if decoder_input is not None and self.config.sequence_parallel:
             decoder_input = scatter_to_sequence_parallel_region(decoder_input)
         output: Tensor = super().forward(
@@ -110,7 +99,12 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
         return losses
 
     def _patch_embedding(self, patches_NP: Tensor, indices_BS: Tensor) -> Tensor:
-        """Projected patches [S, B, D]; a zero row stands last, where index -1 finds it."""
-        projected_ND, _ = self.vision_patch(patches_NP.to(self.vision_patch.weight.dtype))
-        rows_ND = torch.cat((projected_ND, projected_ND.new_zeros(1, projected_ND.shape[1])))
+        """Projected patches [S, B, D]; a black one stands last, where index -1 finds its projection, zeros.
+
+        So the projection takes part where there is no patch too: copies of the model gather its weights and
+        reduce its gradients together, whatever each of them sees.
+        """
+        black_1P = patches_NP.new_zeros(1, patches_NP.shape[1])
+        seen_NP = torch.cat((patches_NP, black_1P)).to(self.vision_patch.weight.dtype)
+        rows_ND: Tensor = self.vision_patch(seen_NP)[0]
         return rows_ND[indices_BS.t()]
