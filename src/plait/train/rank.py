@@ -11,7 +11,7 @@ from plait import files, layout
 from plait.config.run import AXES
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
-from plait.train import lease
+from plait.train import debug, lease
 from plait.train.crash import States
 from plait.train.hardware import check_hardware
 from plait.train.job import Job
@@ -23,7 +23,7 @@ def run_rank(job: Job) -> None:
 
     with ExitStack() as stack:
         allowed: Callable[[], None] = lambda: None  # noqa: E731
-        if os.environ["RANK"] == "0":
+        if os.environ["RANK"] == "0" and not job.around["debug"]:
             allowed = stack.enter_context(lease.hold(Path(str(job.run)))).check
         cp, seed = job.settings["context_parallel_size"], job.settings["seed"]
         minutes = job.around["distributed_timeout_minutes"]
@@ -82,7 +82,9 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         evaluation=evaluation,
         length=job.train_iters,
     )
-    if trainer.train(job.steps[1], folder=Path(str(job.run)), keep=keep):
+    if job.around["debug"]:
+        debug.session(trainer)
+    elif trainer.train(job.steps[1], folder=Path(str(job.run)), keep=keep):
         save(state, Path(job.target), origin, loader=feed.state(), allowed=allowed)
         if dist.get_rank() == 0:
             states.clear()
@@ -96,6 +98,8 @@ def _goes_on_from(job: Job, states: States) -> tuple[Path | None, bool]:
     import torch
     import torch.distributed as dist
 
+    if job.around["debug"]:
+        return None, False
     found = states.newest() if dist.get_rank() == 0 else 0
     iteration = torch.tensor([found], device=torch.cuda.current_device())
     dist.broadcast(iteration, src=0)
@@ -129,6 +133,9 @@ def _load_start(model: Any, job: Job, spec: Spec) -> None:
         load_model(model, Path(job.start))
     elif job.settings["start_run"]:
         whole = checkpoint.read_trained(Path(job.start), spec)
+        load_weights(model, engine.cut(whole, spec, job.grid, *place))
+    elif job.around["debug"]:
+        whole = checkpoint.read_whole(job.start, checkpoint.grid_of(job.start))
         load_weights(model, engine.cut(whole, spec, job.grid, *place))
     else:
         load_weights(model, checkpoint.read_rank(Path(job.start), job.grid, *place))
