@@ -415,6 +415,7 @@ ROWS = {
     "wandb_tags": Row(("a", "b"), wandb("tags"), beside=TOLD),
     # Launch
     "launch": Row("slurm", command, DIFFERS),
+    "debug": Row(True, command, DIFFERS),
     "nodes": Row(2, command, DIFFERS, beside={"launch": "slurm", "data_parallel_size": 2}),
     "gpu_ids": Row([3], environment("CUDA_VISIBLE_DEVICES"), "3"),
     "network_interface": Row("ib0", environment("GLOO_SOCKET_IFNAME")),

@@ -51,6 +51,9 @@ def test_alone_a_machine_starts_one_process_that_becomes_torchrun(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "64")  # Snakemake's, for the whole job
     shared = node.environment(made, 1_000)
     assert shared["OMP_NUM_THREADS"] == shared["MKL_NUM_THREADS"] == "1"
+    cores = len(os.sched_getaffinity(0))
+    assert node.environment(made, 1)["OMP_NUM_THREADS"] == str(cores)
+    assert node.shares(1_000, shared).startswith(f"1000 processes have OMP_NUM_THREADS 1 each, of {cores} ")
     assert "CUDA_VISIBLE_DEVICES" not in shared or shared["CUDA_VISIBLE_DEVICES"] == os.environ.get(
         "CUDA_VISIBLE_DEVICES"
     )
@@ -207,6 +210,7 @@ def test_ranks_that_somebody_else_starts_train_together(place, tmp_path):
     ranks = [place.begin(env={**meet, "RANK": str(rank)}, launch="env") for rank in range(2)]
     said = [rank.communicate(timeout=250)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert all("2 processes have OMP_NUM_THREADS" in one for one in said)
     assert place.result()[1][-1]["iteration"] == STEPS
     assert not list(place.ckpts.glob(".*"))
 

@@ -21,10 +21,10 @@ from plait import layout
 from plait.config import images
 from plait.config.run import factors, processes_per_node, world_size
 from plait.errors import CheckpointError, ConfigError, Stopped
-from plait.train import lease, slurm, wandb
+from plait.train import debug, lease, slurm, wandb
 from plait.train.job import Job
 from plait.train.kept import Kept
-from plait.train.node import ADDRESSES, environment, named
+from plait.train.node import ADDRESSES, environment, named, shares
 from plait.train.signals import ASK, ignore, listen
 
 ENV = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -87,9 +87,10 @@ def _check_environment(job: Job) -> None:
 
 
 def command(job: Job, image: str = "") -> list[str]:
-    """What starts the processes: one process a node, which becomes torchrun."""
+    """What starts the processes: one process a node, which becomes torchrun; or the one to debug."""
     python = "python" if image else sys.executable
-    inside = [*contained(image), python, "-m", "plait.train.node", job.to_json()]
+    module = "plait.train.debug" if job.around["debug"] else "plait.train.node"
+    inside = [*contained(image), python, "-m", module, job.to_json()]
     return [*srun(job.machines), *inside] if job.around["launch"] == "slurm" else inside
 
 
@@ -122,6 +123,10 @@ def launch(job: Job, image: str = "") -> None:
         ConfigError: the way to start needs what is not there.
         Stopped: they were asked to stop, and did with all that they had done.
     """
+    if job.around["debug"]:
+        debug.check_terminal(job.run.run)
+        words = command(replace(job, around={**job.around, "launch": "local"}), image)
+        os.execvpe(words[0], words, _environment(job, 1, image))  # noqa: S606
     job = chosen(job)
     wandb.check(job.around, here=not image)
     before, kept = _published(job), _kept(job)
@@ -167,6 +172,7 @@ def _run_in_place(job: Job, image: str) -> None:
         )
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     os.environ |= {**environment(job, here), **os.environ, **named(job)}
+    log.info(shares(here, os.environ))
     listen()
     from plait.train.rank import run_rank
 
@@ -183,11 +189,9 @@ def _run_to_the_end(job: Job, image: str) -> int:
     for number in ASK:
         signal.signal(number, lambda got, _: asked.append(got))
     clock = Clock.of(job)
-    environ = environment(job, processes_per_node(job.settings, job.machines))
+    environ = _environment(job, processes_per_node(job.settings, job.machines), image)
     if job.around["launch"] == "slurm":
         environ[ADDRESSES] = json.dumps(slurm.addresses())
-    if image:
-        environ |= images.environment((), environ)
     process = subprocess.Popen(command(job, image), env=environ)
     told = 0.0
     while process.poll() is None:
@@ -205,6 +209,12 @@ def _run_to_the_end(job: Job, image: str) -> int:
             hint="asking for the same target again goes on from the newest whole state or checkpoint",
         )
     return asked[0] if asked else 0
+
+
+def _environment(job: Job, processes: int, image: str) -> dict[str, str]:
+    """What the processes of a machine find, in an image too."""
+    environ = environment(job, processes)
+    return environ | images.environment((), environ) if image else environ
 
 
 def _kept(job: Job) -> tuple[str, int]:

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -111,6 +112,13 @@ def environment(job: Job, processes: int) -> dict[str, str]:
     return {**os.environ, **found, **named(job)}
 
 
+def shares(processes: int, environ: Mapping[str, str]) -> str:
+    """How the ranks of this machine share its cores, in a line."""
+    own = "1 process has" if processes == 1 else f"{processes} processes have"
+    threads = environ["OMP_NUM_THREADS"]
+    return f"{own} OMP_NUM_THREADS {threads} each, of {_cores()} cores of {socket.gethostname()}"
+
+
 def named(job: Job) -> dict[str, str]:
     """What the run's keys say of devices and networks; they go before what the environment says."""
     found = {}
@@ -139,8 +147,9 @@ def main() -> NoReturn:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     processes = processes_per_node(job.settings, job.machines)
-    command = torchrun(job, processes, place)
-    os.execve(command[0], command, environment(job, processes))  # noqa: S606
+    command, environ = torchrun(job, processes, place), environment(job, processes)
+    print(shares(processes, environ), file=sys.stderr, flush=True)  # noqa: T201
+    os.execve(command[0], command, environ)  # noqa: S606
 
 
 if __name__ == "__main__":

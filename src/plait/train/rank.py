@@ -11,7 +11,7 @@ from plait import files, layout
 from plait.config.run import AXES
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
-from plait.train import lease, lineage
+from plait.train import debug, lease, lineage
 from plait.train.hardware import check_hardware
 from plait.train.job import Job
 from plait.train.kept import Kept
@@ -26,7 +26,7 @@ def run_rank(job: Job) -> None:
 
     with ExitStack() as stack:
         allowed: Callable[[], None] = lambda: None  # noqa: E731
-        if os.environ["RANK"] == "0":
+        if os.environ["RANK"] == "0" and not job.around["debug"]:
             allowed = stack.enter_context(lease.hold(Path(str(job.run)))).check
         cp, seed = job.settings["context_parallel_size"], job.settings["seed"]
         ep = job.settings["expert_model_parallel_size"]
@@ -50,7 +50,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     spec = Spec.of(job.start, layout.HF_CONFIG)
     chunks = build_chunks(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]], run=job.settings)
     kept = Kept(job)
-    if dist.get_rank() == 0:
+    if dist.get_rank() == 0 and not job.around["debug"]:
         lineage.begin(job)
     before, same_ranks = _goes_on_from(job, kept)
     if before is None:
@@ -95,6 +95,9 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         length=job.train_iters,
         saves=kept.saves,
     )
+    if job.around["debug"]:
+        debug.session(trainer)
+        return
     done = trainer.train(job.steps[1], folder=Path(str(job.run)), keep=keep)
     if done and dist.get_rank() == 0:
         allowed()
@@ -110,6 +113,8 @@ def _goes_on_from(job: Job, kept: Kept) -> tuple[Path | None, bool]:
     import torch
     import torch.distributed as dist
 
+    if job.around["debug"]:
+        return None, False
     found = kept.newest() if dist.get_rank() == 0 else 0
     iteration = torch.tensor([found], device=torch.cuda.current_device())
     dist.broadcast(iteration, src=0)
@@ -141,6 +146,8 @@ def _load_start(chunks: list[Any], job: Job, spec: Spec) -> None:
         load_model(chunks, start)
     elif job.settings["start_run"]:
         load_cut(chunks, checkpoint.read_trained(start, spec), spec, job.grid)
+    elif job.around["debug"]:
+        load_cut(chunks, checkpoint.read_whole(start, checkpoint.grid_of(start)), spec, job.grid)
     elif len(chunks) > 1:  # the layers of a rank's chunks stand in several ranks' files
         load_cut(chunks, checkpoint.read_whole(start, job.grid), spec, job.grid)
     else:
