@@ -454,12 +454,12 @@ class Plan:
     def _shape_of(self, source: Any, part: str, otherwise: Any = None) -> dict[str, int]:
         if isinstance(source, InitModel | TowerModel):
             return {key: value for key, value in source if isinstance(value, int)}
-        path = self._config_file(source)
+        path = self.config_file(source)
         config = read_json(path) if path.is_file() else {}
         found: dict[str, int] = config.get(part, config if otherwise is None else otherwise)
         return found
 
-    def _config_file(self, source: Any) -> Path:
+    def config_file(self, source: Any) -> Path:
         """The config.json of a folder, or of a model of the hub, which may not be fetched yet."""
         if isinstance(source, HubModel):
             commit = self.lock.commit(source) or "0" * 40
