@@ -28,7 +28,7 @@ STAGES = (
     "report",
     "generate",
 )
-TOOLS = ("adopt", "status", "env", "shell")
+TOOLS = ("adopt", "preflight", "status", "env", "shell")
 """Commands that make no artifact."""
 
 
