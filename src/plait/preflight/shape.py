@@ -20,7 +20,7 @@ from plait.config.model import (
 )
 from plait.errors import ConfigError
 from plait.models import init, llava, tower
-from plait.models.specs import SOLO
+from plait.models.specs import SOLO, Spec
 from plait.preflight.inputs import stands
 from plait.tokens import tokenizer
 from plait.tokens.pictures import OWN
@@ -109,6 +109,6 @@ def tokens(plan: Plan, name: str) -> int:
     if isinstance(source, ExtendedTokenizer):
         return tokens(plan, source.base) + sum(len(GROUPS[group]) for group in source.add)
     if isinstance(source, ModelTokenizer):
-        return int(config_of(plan, source.model)["vocab_size"])
+        return Spec.from_config(config_of(plan, source.model)).vocab_size
     with tempfile.TemporaryDirectory(prefix="plait-preflight-") as folder:
         return int(tokenizer.build(Path(folder), source.model_dump())["vocab_size"])

@@ -82,7 +82,7 @@ class Small:
             around={**around, **HERE},
             model=smaller(model, settings, sequence),
             sequence=sequence,
-            train_iters=max(_warmup(settings, notes), length or 0),
+            train_iters=_length(settings, length, notes),
             notes=notes,
         )
 
@@ -131,11 +131,11 @@ def _narrow(settings: Values) -> None:
     settings["global_batch_size"] = settings["micro_batch_size"] * copies * max(1, min(times, stages))
 
 
-def _warmup(settings: Values, notes: list[str]) -> int:
-    """Iterations that are longer than the warmup; one in tokens would be too long for small batches."""
+def _length(settings: Values, length: int | None, notes: list[str]) -> int:
+    """Iterations of the run, or more than its warmup; one in tokens would be too long for small batches."""
     if settings["lr_warmup_tokens"]:
         _changed(settings, {"lr_warmup_tokens": None, "lr_warmup_fraction": 0.1}, notes)
-    return int(settings["lr_warmup_iters"]) + 2
+    return max(2, length or int(settings["lr_warmup_iters"]) + 2)
 
 
 def smaller(model: Mapping[str, Any], settings: Mapping[str, Any], sequence: int) -> Values:
