@@ -64,9 +64,9 @@ format: dev
 config: dev
 	python -m plait.config.document
 
-# The plans that tests/workflow compares with.
+# The plans and launches that the tests compare with.
 goldens: dev
-	REWRITE_GOLDENS=1 pytest tests/workflow -k golden
+	REWRITE_GOLDENS=1 pytest tests/workflow tests/preflight -k "golden or launch_of_each"
 
 # Images for --sdm apptainer, envs/cpu.sif and envs/gpu.sif: built from envs/*.def, their bases held to the
 # digests of the first time; or pulled: make image PULL=docker://REGISTRY/NAME takes its tags cpu and gpu.

@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 def init_tower(folder: Path, settings: TowerModel) -> dict[str, Any]:
     """Write a random tower into an empty folder; the facts of its manifest."""
-    config = _config(settings)
+    config = config_of(settings)
     tower = Tower.from_config(config, where="raw_hf", drop_class_token=False)
     weights = drawn(tower.shapes, std=settings.initializer_range, seed=settings.seed)
     (folder / "config.json").write_text(config_text(config), encoding="utf-8")
-    preprocessor = _preprocessor(settings.architecture, settings.image_size)
+    preprocessor = preprocessor_for(settings.architecture, settings.image_size)
     (folder / PREPROCESSOR).write_text(config_text(preprocessor), encoding="utf-8")
     write_safetensors(folder, weights)
     elements = sum(math.prod(shape) for shape in tower.shapes.values())
@@ -66,7 +66,7 @@ def open_tower(folder: Path) -> OpenTower:
         CheckpointError: it holds neither, or not what its config says.
     """
     where = str(folder / "config.json")
-    config = _vision_config(files.read_object(folder / "config.json"), where)
+    config = vision_config(files.read_object(folder / "config.json"), where)
     tower = Tower.from_config(config, where=where, drop_class_token=False)
     stored = FolderTensors(folder)
     below = [name for name in stored if name.startswith(PREFIX)] or list(stored)
@@ -82,7 +82,7 @@ def open_tower(folder: Path) -> OpenTower:
     return OpenTower(config, tower, tensors, note)
 
 
-def _vision_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def vision_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The tower's config; old ones of OpenAI say it twice, and transformers heeds the second."""
     if config.get("model_type") not in PARTS:
         return dict(config)
@@ -132,7 +132,8 @@ def _shape_of_a_picture(text: str, where: str) -> tuple[int, ...]:
     return tuple(int(size) for size in pixels[0].shape)
 
 
-def _config(settings: TowerModel) -> dict[str, Any]:
+def config_of(settings: TowerModel) -> dict[str, Any]:
+    """The config.json of a random tower."""
     sizes = settings.model_dump(exclude={"kind", "architecture", "seed"})
     kind = next(name for name, short in KINDS.items() if short == settings.architecture)
     fixed = {key: DEFAULTS[settings.architecture][key] for key in ("hidden_act", "layer_norm_eps")}
@@ -147,7 +148,7 @@ def _config(settings: TowerModel) -> dict[str, Any]:
     }
 
 
-def _preprocessor(kind: str, side: int) -> dict[str, Any]:
+def preprocessor_for(kind: str, side: int) -> dict[str, Any]:
     """What transformers' own processors of these towers do, at another size."""
     square = {"height": side, "width": side}
     common = {

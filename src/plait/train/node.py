@@ -25,6 +25,8 @@ DETERMINISTIC = {
     "NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }  # fmt: skip
 """What GPUs need to add in one order, as Megatron-LM asks for it."""
+ALONE = ("--standalone",)
+"""The place of a machine that shares a run with no other."""
 ADDRESSES = "PLAIT_NODE_ADDRESSES"
 """What the launcher knows of Slurm's nodes: addresses by name, as JSON."""
 
@@ -61,12 +63,12 @@ def place_in_step(run: Path) -> tuple[str, ...]:
         files.write_json(path, found)
     else:
         found = _wait_for(path)
-    return (
-        f"--nnodes={nodes}",
-        f"--node-rank={rank}",
-        f"--master-addr={_reachable(found['host'])}",
-        f"--master-port={found['port']}",
-    )
+    return place(rank, nodes, host=_reachable(found["host"]), port=found["port"])
+
+
+def place(rank: int, nodes: int | str, *, host: str, port: str) -> tuple[str, ...]:
+    """Where a node stands among all, and where they meet, as torchrun reads it."""
+    return (f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={host}", f"--master-port={port}")
 
 
 def free_port() -> int:
@@ -100,7 +102,12 @@ def _reachable(host: str) -> str:
 
 
 def environment(job: Job, processes: int) -> dict[str, str]:
-    """What as many ranks of a job find on their machine; each has its share of the cores.
+    """What as many ranks of a job find on their machine."""
+    return {**os.environ, **added(job, processes)}
+
+
+def added(job: Job, processes: int) -> dict[str, str]:
+    """What they find besides what is there; each has its share of the cores.
 
     Snakemake gives a job as many threads as it has cores; every rank would take them all.
     """
@@ -109,7 +116,7 @@ def environment(job: Job, processes: int) -> dict[str, str]:
     found |= {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONWARNINGS": "ignore"}
     if job.settings["deterministic_mode"]:
         found |= DETERMINISTIC
-    return {**os.environ, **found, **named(job)}
+    return {**found, **named(job)}
 
 
 def shares(processes: int, environ: Mapping[str, str]) -> str:
@@ -142,12 +149,12 @@ def main() -> NoReturn:
     job = Job(**json.loads(sys.argv[1]))
     try:
         in_step = job.around["launch"] == "slurm"
-        place = place_in_step(Path(str(job.run))) if in_step else ("--standalone",)
+        where = place_in_step(Path(str(job.run))) if in_step else ALONE
     except PlaitError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     processes = processes_per_node(job.settings, job.machines)
-    command, environ = torchrun(job, processes, place), environment(job, processes)
+    command, environ = torchrun(job, processes, where), environment(job, processes)
     print(shares(processes, environ), file=sys.stderr, flush=True)  # noqa: T201
     os.execve(command[0], command, environ)  # noqa: S606
 

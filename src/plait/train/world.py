@@ -67,3 +67,32 @@ def world(
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+@contextmanager
+def alone(place: int, tp: int, pp: int, cp: int = 1) -> Iterator[None]:
+    """Take the place of one rank of a grid among others that do not exist: nothing is sent.
+
+    Args:
+        place: the rank among those that hold one copy of the model, tensor ranks fastest.
+        tp: tensor model parallel size.
+        pp: pipeline model parallel size.
+        cp: context parallel size; the first of those that share a sequence is taken.
+    """
+    compat.install()
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    stage, rank = divmod(place, tp)
+    whole = tp * pp * cp
+    dist.init_process_group("fake", store=FakeStore(), rank=stage * cp * tp + rank, world_size=whole)
+    try:
+        parallel_state.initialize_model_parallel(
+            tp, pp, context_parallel_size=cp, create_gloo_process_groups=False
+        )
+        model_parallel_cuda_manual_seed(0)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""What can be known of a run before it starts: its launch, ranks, memory and inputs, and one tiny step."""

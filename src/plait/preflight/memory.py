@@ -1,0 +1,322 @@
+"""How much memory each rank of a run takes, by what Megatron Core allocates.
+
+Weights, gradients and the optimizer's state follow from the sizes of a rank's parameters, to the byte.
+Activations are counted as in Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
+Transformer Models" (section 4): each tensor that the backward pass needs, for each layer and each
+micro-batch that is under way; here for the layers of Mistral and Llama without fused kernels. What is left
+out: buffers of NCCL and of kernels, fragments, the driver. They take 1 to 3 GB more on a GPU.
+
+S = tokens of a sequence, s = those of a rank (S / context parallel size), b = sequences of a micro-batch,
+e = bytes of a value, t = tensor parallel size.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from plait.models.specs import Spec
+from plait.models.towers import Tower
+from plait.parallel.grid import Grid
+from plait.preflight.ranks import Rank
+from plait.tokens.vocabulary import padded_vocab_size
+
+GIGA = 1e9
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+FULL = 4
+"""Bytes of a gradient, of a master weight and of each moment: all are fp32."""
+ALIGNED, BUCKET_ALIGNED = 64, 128
+"""Where Megatron's distributed optimizer lets a parameter and a bucket begin, in elements."""
+BUCKET = 40_000_000
+"""Elements of a bucket at least, where gradients are reduced while others are computed."""
+ROWS = ("weights", "gradients", "masters", "moments", "activations", "recomputed", "logits")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What of a run decides its memory.
+
+    Attributes:
+        settings: the run's settings.
+        grid: its grid.
+        copies: data parallel size.
+        sequence: S.
+        gpu: whether torch's norms and dropouts are those of a GPU, which keep less.
+    """
+
+    settings: Mapping[str, Any]
+    grid: Grid
+    copies: int
+    sequence: int
+    gpu: bool = True
+
+    @property
+    def size(self) -> int:
+        """Bytes of a value, e."""
+        return BYTES[self.settings["params_dtype"]]
+
+    @property
+    def cp(self) -> int:
+        """Ranks that share a sequence."""
+        return int(self.settings["context_parallel_size"])
+
+    @property
+    def micro_batches(self) -> int:
+        """Of an iteration, for each copy."""
+        return int(self.settings["global_batch_size"] // (self.settings["micro_batch_size"] * self.copies))
+
+    def under_way(self, stage: int) -> int:
+        """Micro-batches whose activations a stage holds at once, by 1F1B."""
+        return min(self.grid.pp - stage, self.micro_batches)
+
+
+def estimate(rank: Rank, spec: Spec, run: Run) -> dict[str, float]:
+    """Bytes of a rank at its fullest, by :data:`ROWS`."""
+    found = {**static(rank, run), **activations(rank.pp, spec, run)}
+    return {row: found[row] for row in ROWS}
+
+
+def worst(ranks: Iterable[Rank], spec: Spec, run: Run) -> tuple[Rank, dict[str, float]]:
+    """The rank that needs most, and what it needs."""
+    found = [(rank, estimate(rank, spec, run)) for rank in ranks]
+    return max(found, key=lambda one: sum(one[1].values()))
+
+
+# Weights, gradients, optimizer
+
+
+def static(rank: Rank, run: Run) -> dict[str, float]:
+    """Bytes that stay: weights, gradients in fp32, fp32 masters and the optimizer's moments.
+
+    With a distributed optimizer the copies, and the ranks that share sequences, have a part each of masters
+    and moments; the mean of them is given. Trained weights are then views of a padded buffer.
+    """
+    settings = run.settings
+    shares = run.copies * run.cp
+    distributed = settings["use_distributed_optimizer"]
+    trained, buffer = sum(rank.trained), sum(rank.trained)
+    if distributed:
+        overlaps = settings["overlap_grad_reduce"] and rank.pp == 0
+        bucket = max(BUCKET, 1_000_000 * shares) if overlaps else None
+        buffer = padded(rank.trained, shares, bucket)
+    own = trained / (shares if distributed else 1) * _on_device(settings)
+    masters = own * FULL if run.size < FULL else 0.0
+    return {
+        "weights": float((rank.kept + buffer) * run.size),
+        "gradients": float(buffer * FULL),
+        "masters": masters,
+        "moments": own * FULL * _moments(settings),
+    }
+
+
+def _on_device(settings: Mapping[str, Any]) -> float:
+    """The part of the optimizer's state that is not moved to the host."""
+    moved = settings["optimizer_offload_fraction"] if settings["optimizer_cpu_offload"] else 0.0
+    return 1.0 - float(moved)
+
+
+def _moments(settings: Mapping[str, Any]) -> int:
+    return 2 if settings["optimizer"] == "adam" else int(settings["sgd_momentum"] > 0)
+
+
+def padded(sizes: Sequence[int], shares: int, bucket: int | None = None) -> int:
+    """Elements of the buffer that Megatron lays parameters in for a distributed optimizer, last one first.
+
+    >>> padded([100, 10], 2)
+    256
+
+    Args:
+        sizes: elements of each.
+        shares: ranks that share it.
+        bucket: elements from which a bucket is full; None: there is one bucket.
+    """
+    step = math.lcm(shares, BUCKET_ALIGNED)
+    begun = end = 0
+    for size in reversed(sizes):
+        end = _up(end, ALIGNED) + size
+        if bucket is not None and end - begun >= bucket:
+            begun = end = _up(end, step)
+    return _up(end, step)
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+# Activations
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The sizes that a layer's activations follow from, whole, and on how many values each rank works.
+
+    Attributes:
+        hidden, query, key, inner: D, O, K and F.
+        heads: attention heads.
+        gated: whether the feed-forward part has a gate.
+        rotary: size of a head whose angles are kept, 0 where there are none.
+        norm: bytes that a norm keeps of each value.
+        mask: bytes that a dropout keeps of each value.
+        own: s x b, tokens of a rank.
+        seen: S, keys that each of them sees.
+        batch: b.
+        tp: t.
+        parted: t where norms are shared by sequence, else 1.
+        size: e.
+        drops: whether hidden states and attention are dropped out.
+    """
+
+    hidden: int
+    query: int
+    key: int
+    inner: int
+    heads: int
+    gated: bool
+    rotary: int
+    norm: int
+    mask: int
+    own: int
+    seen: int
+    batch: int
+    tp: int
+    parted: int
+    size: int
+    drops: tuple[bool, bool] = field(default=(False, False))
+
+    @property
+    def passed(self) -> float:
+        """A hidden state, as it is passed from layer to layer."""
+        return self.own * self.hidden * self.size / self.parted
+
+    @property
+    def normed(self) -> float:
+        """What a norm keeps."""
+        return self.passed / self.size * self.norm
+
+    @property
+    def projected(self) -> float:
+        """Queries, keys and values as they come out of one product: while a part is kept, all of it is."""
+        return self.own * (self.query + 2 * self.key) * self.size / self.tp
+
+    @property
+    def scores(self) -> float:
+        """Attention's weights in fp32 as softmax gives them, and in the run's type; a mask if some drop."""
+        each = FULL + (self.size if self.size < FULL else 0) + (self.mask + self.size) * self.drops[1]
+        return self.own * self.seen * self.heads / self.tp * each
+
+    @property
+    def attention(self) -> float:
+        """Queries, and keys and values of the whole sequence, one a query head; scores."""
+        queries = self.own * self.query * self.size / self.tp
+        keys = self.batch * self.seen * self.query * self.size / self.tp
+        copied = self.key < self.query or self.own < self.batch * self.seen
+        return queries + keys + (keys if copied else self.projected) + self.scores
+
+    @property
+    def recalled(self) -> float:
+        """What selective recomputation keeps in place of :attr:`attention`: its inputs."""
+        return self.own * (self.query + self.key) * self.size / self.tp + self.projected
+
+    @property
+    def outside(self) -> float:
+        """All but attention: inputs of norms and linears, rotary angles, gates, dropout masks."""
+        context = self.own * self.query * self.size / self.tp
+        angles = 4 * self.own * self.rotary * self.size
+        inner = self.own * self.inner * self.size / self.tp * (5 if self.gated else 2)
+        masks = 2 * self.passed / self.size * self.mask * self.drops[0]
+        return 2 * (self.normed + self.passed) + context + angles + inner + masks
+
+    @property
+    def whole(self) -> float:
+        """Everything."""
+        return self.outside + self.attention
+
+
+def language_layer(spec: Spec, run: Run) -> Layer:
+    """A layer of the language model."""
+    settings = run.settings
+    tp = run.grid.tp
+    return Layer(
+        hidden=spec.hidden_size,
+        query=spec.query_size,
+        key=spec.key_size,
+        inner=spec.intermediate_size,
+        heads=spec.num_attention_heads,
+        gated=True,
+        rotary=spec.head_dim,
+        norm=run.size if run.gpu else 2 * FULL,
+        mask=1 if run.gpu else run.size,
+        own=run.sequence // run.cp * settings["micro_batch_size"],
+        seen=run.sequence,
+        batch=settings["micro_batch_size"],
+        tp=tp,
+        parted=tp if settings["sequence_parallel"] else 1,
+        size=run.size,
+        drops=(settings["hidden_dropout"] > 0, settings["attention_dropout"] > 0),
+    )
+
+
+def tower_layer(tower: Tower, run: Run) -> Layer:
+    """A layer of a vision tower, with a picture for each sequence of a micro-batch."""
+    pictures = run.settings["micro_batch_size"]
+    width = tower.hidden_size
+    return Layer(
+        hidden=width,
+        query=width,
+        key=width,
+        inner=tower.intermediate_size,
+        heads=tower.num_attention_heads,
+        gated=False,
+        rotary=0,
+        norm=run.size,
+        mask=0,
+        own=tower.positions * pictures,
+        seen=tower.positions,
+        batch=pictures,
+        tp=run.grid.tp,
+        parted=1,
+        size=run.size,
+    )
+
+
+def activations(stage: int, spec: Spec, run: Run) -> dict[str, float]:
+    """Bytes that a stage keeps between forward and backward, computes again at once, and has as logits."""
+    layer = language_layer(spec, run)
+    layers = len(run.grid.layers(stage, num_layers=spec.num_layers))
+    kept, again = _recomputed(layer, layers, run.settings)
+    shared = layer.own * (layer.seen + FULL * layer.rotary)  # a mask of bytes, and rotary angles
+    each = kept + shared + (_sight(spec, run) if stage == 0 else 0.0)
+    last = stage == run.grid.pp - 1
+    vocabulary = padded_vocab_size(spec.vocab_size, layer.tp) // layer.tp
+    logits = layer.own * vocabulary * (FULL + (layer.size if layer.size < FULL else 0))
+    return {
+        "activations": each * run.under_way(stage) + (layer.normed + layer.passed) * last,
+        "recomputed": again,
+        "logits": float(logits * last),
+    }
+
+
+def _recomputed(layer: Layer, layers: int, settings: Mapping[str, Any]) -> tuple[float, float]:
+    """Bytes that the layers of a stage keep of a micro-batch, and those that are computed again at once."""
+    granularity, number = settings["recompute_granularity"], settings["recompute_num_layers"] or 0
+    if granularity == "selective":
+        return layers * (layer.outside + layer.recalled), layer.attention
+    if granularity == "full" and settings["recompute_method"] == "uniform":
+        return -(-layers // number) * layer.passed, min(number, layers) * layer.whole
+    if granularity == "full":
+        again = min(number, layers)
+        return again * layer.passed + (layers - again) * layer.whole, layer.whole * (again > 0)
+    return layers * layer.whole, 0.0
+
+
+def _sight(spec: Spec, run: Run) -> float:
+    """What SOLO's patches, at most one a token, or a tower and a projector keep on the first stage."""
+    tokens = run.sequence * run.settings["micro_batch_size"]
+    if spec.vision is None or spec.projector is None:
+        return float(tokens * spec.patch_dim * run.size)
+    layer = tower_layer(spec.vision, run)
+    frozen = "vision_model" in run.settings["freeze"]
+    features = spec.vision.tokens * run.settings["micro_batch_size"]
+    inner = 2 * spec.projector.hidden_size / run.grid.tp
+    projected = features * (spec.vision.hidden_size + inner) * run.size
+    return float(projected) + (0.0 if frozen else spec.vision.used_layers * layer.whole)

@@ -1,0 +1,124 @@
+"""Every rank of a run on the meta device, by the code that training builds it with; nothing is allocated."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from plait.convert import engine
+from plait.convert.tables import carried, entries
+from plait.errors import CheckpointError
+from plait.models.specs import Spec
+from plait.parallel.grid import Grid
+from plait.tokens.vocabulary import padded_vocab_size
+from plait.train.build import DTYPES, build_model, freeze
+from plait.train.world import alone
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The parameters that a rank of Megatron's grid has, in the order of its model.
+
+    Attributes:
+        tp: its place among those that share a layer.
+        pp: its stage.
+        shapes: shape by name.
+        frozen: names of those that are not trained.
+    """
+
+    tp: int
+    pp: int
+    shapes: Shapes
+    frozen: frozenset[str] = frozenset()
+
+    @property
+    def trained(self) -> list[int]:
+        """Elements of each trained parameter."""
+        return [math.prod(shape) for name, shape in self.shapes.items() if name not in self.frozen]
+
+    @property
+    def kept(self) -> int:
+        """Elements of all frozen ones."""
+        return sum(math.prod(self.shapes[name]) for name in self.frozen)
+
+
+def ranks_of(
+    spec: Spec, grid: Grid, *, dtype: torch.dtype, run: Mapping[str, Any] | None = None
+) -> Iterator[Rank]:
+    """Build each rank of a grid; copies of data parallelism are equal, so there is one of them.
+
+    No process is started: every rank takes this one's place in a group that talks to nobody.
+
+    Args:
+        spec: the model.
+        grid: the grid.
+        dtype: type of the weights.
+        run: the run's settings; without them nothing is shared and nothing frozen.
+    """
+    settings = run or {}
+    for number, (tp, pp) in enumerate(grid):
+        with (
+            alone(number, grid.tp, grid.pp, int(settings.get("context_parallel_size", 1))),
+            torch.device("meta"),
+        ):
+            model = build_model(spec, grid, dtype=dtype, run=settings)
+        freeze(model, settings.get("freeze", ()))
+        found = dict(model.named_parameters())
+        assert {one.device.type for one in found.values()} == {"meta"}
+        frozen = frozenset(name for name, one in found.items() if not one.requires_grad)
+        yield Rank(tp, pp, {name: tuple(one.shape) for name, one in found.items()}, frozen)
+
+
+def checked(spec: Spec, grid: Grid, run: Mapping[str, Any]) -> list[Rank]:
+    """Every rank of a run: it has what `plait shard` cuts for it, and all together have the model, once.
+
+    Raises:
+        CheckpointError: a name or a shape differs, or elements are lost or doubled.
+        ConfigError: the model cannot be cut for this grid.
+    """
+    found = []
+    for rank in ranks_of(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run):
+        _check_shapes(rank, engine.rank_shapes(spec, grid, rank.tp, rank.pp))
+        found.append(rank)
+    _check_sum(spec, grid, found)
+    return found
+
+
+def _check_shapes(rank: Rank, cut: Shapes) -> None:
+    """A rank's model has the tensors that are cut for it, and no others."""
+    for name in [*cut, *rank.shapes]:
+        ours, theirs = rank.shapes.get(name, "none"), cut.get(name, "none")
+        if ours != theirs:
+            raise CheckpointError(
+                f"rank tp {rank.tp}, pp {rank.pp}: Megatron Core's model has {name} {ours}, and what is cut "
+                f"for it has {theirs}",
+                hint="this is a bug of the tables in convert/tables.py, or megatron-core has changed",
+            )
+
+
+def _check_sum(spec: Spec, grid: Grid, ranks: Sequence[Rank]) -> None:
+    """All ranks hold the model once: copies count once, padding rows and carried tensors not at all."""
+    replicated = {
+        (one.stage(spec, grid), one.local(spec, grid)): one.row.op.replicated for one in entries(spec)
+    }
+    held = sum(
+        math.prod(shape)
+        for rank in ranks
+        for name, shape in rank.shapes.items()
+        if rank.tp == 0 or not replicated[rank.pp, name]
+    )
+    padding = 2 * spec.hidden_size * (padded_vocab_size(spec.vocab_size, grid.tp) - spec.vocab_size)
+    expected = parameters(spec) - sum(map(math.prod, carried(spec).values()))
+    if held - padding != expected:
+        raise CheckpointError(
+            f"the ranks of the {grid} hold {held - padding} elements, what is trained of the model {expected}"
+        )
+
+
+def parameters(spec: Spec) -> int:
+    """Elements of the whole model, as transformers counts them."""
+    return sum(map(math.prod, spec.shapes.values()))

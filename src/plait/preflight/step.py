@@ -1,0 +1,82 @@
+"""One real step of a run made small: `plait train` itself, then again from what it saved."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from plait import layout
+from plait.config import Plan
+from plait.errors import CheckpointError
+from plait.preflight.project import write
+from plait.preflight.small import Small
+from plait.train.job import Job
+
+LOSS, NORM = "lm loss", "grad norm"
+SHOWN = 3000
+"""Characters of what a failed step said."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of it.
+
+    Attributes:
+        losses: of the first step, and of the one that goes on from its checkpoint.
+        seconds: all in all.
+        data: what was trained on.
+    """
+
+    losses: list[float]
+    seconds: float
+    data: str
+
+
+def tiny_step(plan: Plan, job: Job, small: Small) -> Step:
+    """Train a step, save, load what was saved, and train another; nothing of it is left.
+
+    Raises:
+        CheckpointError: a step failed, or its loss is no number.
+    """
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="plait-preflight-") as folder:
+        root = Path(folder)
+        first, data = write(root, small, plan, job)
+        second = layout.Iteration(run=layout.Iteration.parse(first.target).run, iteration=2)
+        for one in (first, replace(first, start=first.target, target=str(second))):
+            _train(one, root)
+        metrics = (root / first.run.metrics).read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in metrics.splitlines()]
+    for row in rows:
+        if not math.isfinite(row[LOSS]) or not math.isfinite(row[NORM]):
+            raise CheckpointError(f"the tiny step has {LOSS} {row[LOSS]} and {NORM} {row[NORM]}")
+    return Step([row[LOSS] for row in rows], time.monotonic() - began, data)
+
+
+def _train(job: Job, root: Path) -> None:
+    """The command that the workflow runs, in the folder, as if no Slurm were here."""
+    words = [
+        sys.executable,
+        "-m",
+        "plait.cli.main",
+        "train",
+        job.start,
+        job.analysis,
+        job.schedule,
+        job.target,
+    ]
+    words += ["--settings", json.dumps(job.settings), "--around", json.dumps(job.around)]
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    done = subprocess.run(words, cwd=root, env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stdout + done.stderr
+        print(said[-SHOWN:], file=sys.stderr)  # noqa: T201
+        sentence = next(
+            (line for line in said.splitlines() if line.startswith("error: ")), "error: see above"
+        )
+        raise CheckpointError(f"the tiny step failed: {sentence.removeprefix('error: ')}")
