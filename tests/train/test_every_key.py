@@ -1,5 +1,6 @@
 """What each key of a run changes: a row for every key, shown by what is really built from it."""
 
+import json
 import logging
 import os
 import re
@@ -22,6 +23,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from plait import layout
 from plait.config import Plan
+from plait.config.asking import Asking
+from plait.config.disk import Thinning
 from plait.config.model import load
 from plait.config.run import Around, Run, needs_engine, world_size
 from plait.config.schedule import Schedule
@@ -108,7 +111,7 @@ class Case:
 
     @contextmanager
     def model(self):
-        """This run's model on the first rank of a world of its size, whose other ranks are not there."""
+        """This run's chunks on the first rank of a world of its size, whose other ranks are not there."""
         compat.install()
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=self.run.world_size)
         try:
@@ -117,7 +120,7 @@ class Case:
             )
             model_parallel_cuda_manual_seed(0)
             spec = Spec.of(self.job.start, layout.HF_CONFIG)
-            yield build.build_model(spec, self.grid, dtype=torch.float32, run=self.settings), spec
+            yield build.build_chunks(spec, self.grid, dtype=torch.float32, run=self.settings), spec
         finally:
             parallel_state.destroy_model_parallel()
             dist.destroy_process_group()
@@ -125,7 +128,7 @@ class Case:
     def trainer(self, iteration=0):
         model = SimpleNamespace(config=self.transformer)
         state = SimpleNamespace(iteration=iteration)
-        return Trainer(model, state, None, self.settings, self.around, length=24)
+        return Trainer([model], state, None, self.settings, self.around, length=24)
 
 
 # How an effect is shown: what a run has, does or asks for, where the key decides
@@ -226,17 +229,42 @@ def first(case):
 
 def first_weights(case):
     """The standard deviation of a matrix with which the run begins."""
-    with case.model() as (model, spec):
-        rank._load_start(model, case.job, spec)
-        return model.decoder.layers[0].mlp.linear_fc1.weight.std().item()
+    with case.model() as (chunks, spec):
+        rank._load_start(chunks, case.job, spec)
+        return chunks[0].decoder.layers[0].mlp.linear_fc1.weight.std().item()
 
 
 def frozen(case):
     """Parts of a LLaVA without anything to train."""
-    with case.model() as (model, _):
-        build.freeze(model, case.settings["freeze"])
-        parts = dict(model.named_children())
+    with case.model() as (chunks, _):
+        build.freeze(chunks, case.settings["freeze"])
+        parts = dict(chunks[0].named_children())
     return {n for n, part in parts.items() if not any(p.requires_grad for p in part.parameters())}
+
+
+def until(case):
+    """The last iteration that the first job saves where all are asked for."""
+    asking = Asking(case.plan)
+    saves = [layout.Iteration(run="r", iteration=step) for step in saved(case)]
+    for one in saves:
+        asking.add(one)
+    return asking.until(saves[0])
+
+
+def thinned(question):
+    """The checkpoints of which something stays, of those of the whole run."""
+    return lambda case: getattr(Thinning.of(case.around, 24), question)(saved(case))
+
+
+def spikes(case):
+    """The iterations whose losses are told as jumps: one of ten times the others, one of thrice."""
+    folder = case.folders["tmp"] / f"spikes{case.around['spike_threshold']}"
+    losses = dict.fromkeys(range(1, 12), 1.0) | {7: 10.0, 9: 3.0}
+    with Metrics(folder, start=0, stop=11, logged=case.around) as metrics:
+        for n, loss in losses.items():
+            metrics.write({"iteration": n, "lm loss": loss})
+    events = (folder / layout.EVENTS).read_text() if (folder / layout.EVENTS).exists() else ""
+    return [json.loads(line)["iteration"] for line in events.splitlines()]
 
 
 def at(question):
@@ -336,7 +364,13 @@ ROWS = {
     # Parallel
     "tensor_model_parallel_size": Row(2, transformer("tensor_model_parallel_size")),
     "pipeline_model_parallel_size": Row(2, transformer("pipeline_model_parallel_size")),
+    "virtual_pipeline_model_parallel_size": Row(
+        2, transformer("virtual_pipeline_model_parallel_size"), beside={"pipeline_model_parallel_size": 2}
+    ),
     "context_parallel_size": Row(2, transformer("context_parallel_size")),
+    "expert_model_parallel_size": Row(
+        2, lambda case: rank.axes(case.job)["ep"], beside={"data_parallel_size": 2}
+    ),
     "data_parallel_size": Row(2, processes),
     "sequence_parallel": Row(
         True, transformer("sequence_parallel"), beside={"tensor_model_parallel_size": 2}
@@ -344,6 +378,13 @@ ROWS = {
     "use_distributed_optimizer": Row(True, ddp("use_distributed_optimizer")),
     "overlap_grad_reduce": Row(True, ddp("overlap_grad_reduce")),
     "overlap_param_gather": Row(True, ddp("overlap_param_gather"), beside=SHARED),
+    # Experts
+    "moe_aux_loss_coeff": Row(0.01, transformer("moe_aux_loss_coeff")),
+    "moe_router_load_balancing_type": Row(
+        "seq_aux_loss", transformer("moe_router_load_balancing_type"), beside={"moe_aux_loss_coeff": 0.01}
+    ),
+    "moe_token_dispatcher_type": Row("alltoall", transformer("moe_token_dispatcher_type"), refused=GPU),
+    "moe_grouped_gemm": Row(True, lambda case: needs_engine(case.settings), DIFFERS, refused=ENGINE),
     # Memory
     "recompute_granularity": Row("selective", transformer("recompute_granularity")),
     "recompute_method": Row("uniform", transformer("recompute_method"), beside=FULL),
@@ -408,6 +449,7 @@ ROWS = {
     "max_samples_per_sequence": Row(2, energon_samples, DIFFERS, beside=LLAVA),
     # Logging
     "log_interval": Row(12, lines, [12, 24]),
+    "spike_threshold": Row(4.0, spikes, [7]),
     "peak_tflops": Row(3.0, peak),
     "wandb_project": Row("p", wandb("project")),
     "wandb_entity": Row("lab", wandb("entity"), beside=TOLD),
@@ -421,6 +463,9 @@ ROWS = {
     "network_interface": Row("ib0", environment("GLOO_SOCKET_IFNAME")),
     "distributed_timeout_minutes": Row(5, timeout),
     "requeue_before": Row(300, clock),
+    "saves_per_job": Row(2, until, 16),
+    "save_optim": Row("last", thinned("optimizers"), {24}),
+    "keep": Row("last 1", thinned("weights"), {24}),
     "non_persistent_save_interval": Row(12, at("_is_due"), [12, 24]),
     # Evaluation
     "eval_interval": Row(9, evaluations, [9, 18, 24]),

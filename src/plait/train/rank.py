@@ -28,13 +28,20 @@ def run_rank(job: Job) -> None:
         allowed: Callable[[], None] = lambda: None  # noqa: E731
         if os.environ["RANK"] == "0" and not job.around["debug"]:
             allowed = stack.enter_context(lease.hold(Path(str(job.run)))).check
-        cp, seed = job.settings["context_parallel_size"], job.settings["seed"]
-        ep = job.settings["expert_model_parallel_size"]
-        minutes = job.around["distributed_timeout_minutes"]
-        chunks = job.settings["virtual_pipeline_model_parallel_size"]
-        axes = {"tp": job.grid.tp, "pp": job.grid.pp, "cp": cp, "ep": ep, "chunks": chunks}
-        stack.enter_context(world(**axes, seed=seed, minutes=minutes))
+        seed, minutes = job.settings["seed"], job.around["distributed_timeout_minutes"]
+        stack.enter_context(world(**axes(job), seed=seed, minutes=minutes))
         _train(job, allowed)
+
+
+def axes(job: Job) -> dict[str, Any]:
+    """How the processes of a job are shared out; what is left of them is data parallel."""
+    return {
+        "tp": job.grid.tp,
+        "pp": job.grid.pp,
+        "cp": job.settings["context_parallel_size"],
+        "ep": job.settings["expert_model_parallel_size"],
+        "chunks": job.settings["virtual_pipeline_model_parallel_size"],
+    }
 
 
 def _train(job: Job, allowed: Callable[[], None]) -> None:
