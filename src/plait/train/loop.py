@@ -17,6 +17,7 @@ from torch import Tensor
 
 from plait.config.schedule import skipped
 from plait.train import signals
+from plait.train.balance import balance
 from plait.train.batches import Batch, Feed
 from plait.train.figures import TERA, Timed, measured_peak, memory
 from plait.train.lineage import SampleLog
@@ -260,10 +261,12 @@ class Trainer:
         self.state.schedule.step(self.feed.total)
         self.state.iteration += 1
         sums = _sums(reduced)
+        balanced = self.run.get("moe_aux_loss_coeff")
         seconds = time.perf_counter() - began
         return {
             "iteration": self.state.iteration,
             **sums.losses(),
+            **(balance(self.feed.total // self.feed.micro) if balanced else {}),
             "clipped samples": sums.clipped,
             "skipped steps": int(not stepped),
             "grad norm": float(grad_norm or 0.0),
