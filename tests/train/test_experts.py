@@ -139,7 +139,7 @@ def rank(weights, config, grid, path, steps, keys, before=None, target=None, dty
     from megatron.core import parallel_state as ps
     from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 
-    from plait.train.build import build_model, load_weights, optimizer_of, schedule_of, wrap
+    from plait.train.build import build_model, load_cut, optimizer_of, schedule_of, wrap
     from plait.train.loop import Trainer
     from plait.train.state import TrainState
     from plait.train.writer import SaveNow
@@ -147,27 +147,26 @@ def rank(weights, config, grid, path, steps, keys, before=None, target=None, dty
     run = {**SAME, **keys}
     spec = Spec.from_config(config)
     inner = build_model(spec, grid, dtype=dtype, run=run)
-    tp, pp = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
-    ep, size = ps.get_expert_model_parallel_rank(), ps.get_expert_model_parallel_world_size()
-    whole = engine.cut(engine.to_mcore(weights, spec), spec, grid, tp, pp)
-    load_weights(inner, engine.own_experts(whole, spec=spec, grid=grid, pp_rank=pp, ep_rank=ep, ep=size))
-    model = wrap(inner, run)
+    load_cut([inner], engine.to_mcore(weights, spec), spec, grid)
+    model = wrap([inner], run)
     optimizer = optimizer_of(model, run)
     schedule = schedule_of(optimizer, run, train_iters=steps, sequence=24)
     ours = feed(ps.get_data_parallel_rank(), ps.get_data_parallel_world_size())
-    state = TrainState(inner, optimizer, schedule)
+    state = TrainState([inner], optimizer, schedule)
     trainer = Trainer(model, state, ours, run, AROUND)
     if before:
         state.load(before, generators=False)
 
-    model.zero_grad_buffer()
+    model[0].zero_grad_buffer()
     trainer._pass(ours, ours.batches(0), forward_only=False)
     clear_aux_losses_tracker()
     gradients = {name: one.main_grad.float().clone().numpy() for name, one in inner.named_parameters()}
     trainer.train(steps, folder=path)
     if target:
         dist_checkpointing.save(state.sharded(is_loading=False), str(target), SaveNow())
-    return (tp, pp), ep * spec.num_experts // size, gradients
+    place = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
+    share = spec.num_experts // ps.get_expert_model_parallel_world_size()
+    return place, ps.get_expert_model_parallel_rank() * share, gradients
 
 
 def joined(ranks, spec, grid):
