@@ -55,6 +55,9 @@ WRONG = {
     "a share of nothing": ({"optimizer_offload_fraction": 0.5}, "with `optimizer_cpu_offload: True`"),
     "fp8 without its layers": ({"fp8": "hybrid"}, "fp8 'hybrid' would be read by Transformer Engine's"),
     "attention of others": ({"attention_backend": "flash"}, "attention_backend 'flash' would be read by"),
+    "talk of no parts": (
+        {"transformer_impl": "transformer_engine", "tp_comm_overlap": True}, "needs `sequence_parallel`",
+    ),
     "nothing trained": (
         {"freeze": ["vision_model", "language_model", "vision_projection"]}, "nothing is left to train",
     ),

@@ -18,6 +18,7 @@ import yaml
 from jobs import SPLIT, packed, pictured
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from megatron.core.transformer.enums import AttnBackend
 from test_wandb import told
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -26,7 +27,7 @@ from plait.config import Plan
 from plait.config.asking import Asking
 from plait.config.disk import Thinning
 from plait.config.model import load
-from plait.config.run import Around, Run, needs_engine, world_size
+from plait.config.run import Around, Run, world_size
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
 from plait.models.specs import Spec
@@ -350,10 +351,11 @@ class Row:
     refused: str = ""
 
 
-GPU, ENGINE = "needs a GPU", "would be read by Transformer Engine"
+GPU, UNSEEN = "needs a GPU", "is not trained yet"
 DIFFERS = object()
 """What is shown is no single value: it differs."""
-FP8, FP16 = {"fp8": "hybrid"}, {"params_dtype": "fp16"}
+ENGINE = {"transformer_impl": "transformer_engine"}
+FP8, FP16 = ENGINE | {"fp8": "hybrid"}, {"params_dtype": "fp16"}
 FULL = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
 SHARED = {"use_distributed_optimizer": True, "overlap_grad_reduce": True}
 EVALUATED = {"eval_interval": 6, "eval_mixture": "held"}
@@ -375,6 +377,10 @@ ROWS = {
     "sequence_parallel": Row(
         True, transformer("sequence_parallel"), beside={"tensor_model_parallel_size": 2}
     ),
+    "tp_comm_overlap": Row(
+        True, transformer("tp_comm_overlap"), refused=UNSEEN,
+        beside=ENGINE | {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    ),
     "use_distributed_optimizer": Row(True, ddp("use_distributed_optimizer")),
     "overlap_grad_reduce": Row(True, ddp("overlap_grad_reduce")),
     "overlap_param_gather": Row(True, ddp("overlap_param_gather"), beside=SHARED),
@@ -384,7 +390,7 @@ ROWS = {
         "seq_aux_loss", transformer("moe_router_load_balancing_type"), beside={"moe_aux_loss_coeff": 0.01}
     ),
     "moe_token_dispatcher_type": Row("alltoall", transformer("moe_token_dispatcher_type"), refused=GPU),
-    "moe_grouped_gemm": Row(True, lambda case: needs_engine(case.settings), DIFFERS, refused=ENGINE),
+    "moe_grouped_gemm": Row(True, transformer("moe_grouped_gemm"), beside=ENGINE, refused=UNSEEN),
     # Memory
     "recompute_granularity": Row("selective", transformer("recompute_granularity")),
     "recompute_method": Row("uniform", transformer("recompute_method"), beside=FULL),
@@ -398,16 +404,19 @@ ROWS = {
     "params_dtype": Row(
         "bf16", transformer("params_dtype"), torch.bfloat16, instead={"params_dtype": "fp32"}
     ),
-    "fp8": Row("hybrid", transformer("fp8"), refused=ENGINE),
-    "fp8_amax_compute_algo": Row("max", transformer("fp8_amax_compute_algo"), beside=FP8, refused=ENGINE),
-    "fp8_amax_history_len": Row(8, transformer("fp8_amax_history_len"), beside=FP8, refused=ENGINE),
+    "fp8": Row("hybrid", transformer("fp8"), beside=ENGINE, refused=UNSEEN),
+    "fp8_amax_compute_algo": Row("max", transformer("fp8_amax_compute_algo"), beside=FP8, refused=UNSEEN),
+    "fp8_amax_history_len": Row(8, transformer("fp8_amax_history_len"), beside=FP8, refused=UNSEEN),
     "loss_scale": Row(64.0, optimizer("loss_scale"), beside=FP16, refused=GPU),
     "initial_loss_scale": Row(
         2.0, optimizer("initial_loss_scale"), beside=FP16, refused=GPU
     ),
     "loss_scale_window": Row(7.0, optimizer("loss_scale_window"), beside=FP16, refused=GPU),
     "hysteresis": Row(3, optimizer("hysteresis"), beside=FP16, refused=GPU),
-    "attention_backend": Row("flash", lambda case: needs_engine(case.settings), DIFFERS, refused=ENGINE),
+    "attention_backend": Row(
+        "flash", transformer("attention_backend"), AttnBackend.flash, beside=ENGINE, refused=UNSEEN
+    ),
+    "transformer_impl": Row("transformer_engine", transformer("transformer_impl"), refused=UNSEEN),
     "deterministic_mode": Row(False, transformer("deterministic_mode")),
     "hidden_dropout": Row(0.1, transformer("hidden_dropout")),
     "attention_dropout": Row(0.1, transformer("attention_dropout")),

@@ -41,3 +41,10 @@ def test_seed_15_a_key_that_no_layer_reads_is_refused_everywhere(key, value):
     for gpu in (False, True):
         with pytest.raises(ConfigError, match=f"{key} {value!r} would be read by Transformer Engine"):
             check_hardware(settings(**{key: value}), gpu=gpu)
+
+
+def test_layers_that_nobody_has_seen_right_are_refused_everywhere():
+    keys = {"transformer_impl": "transformer_engine", "fp8": "hybrid", "attention_backend": "flash"}
+    for gpu in (False, True):
+        with pytest.raises(ConfigError, match="transformer_impl 'transformer_engine' is not trained yet"):
+            check_hardware(settings(**keys), gpu=gpu)

@@ -36,6 +36,10 @@ SETTINGS = {
     "lr_warmup_fraction": None,
     "lr_warmup_tokens": None,
     "lr_decay_iters": None,
+    "transformer_impl": "local",
+    "fp8": None,
+    "attention_backend": "auto",
+    "tp_comm_overlap": False,
 }
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4}
 START = "data/models/sharded/m-megatron-tp2-pp1"

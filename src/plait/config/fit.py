@@ -205,6 +205,8 @@ def check_run(config: "Config", name: str) -> None:
     unread = needs_engine(run.model_dump())
     if unread:
         raise ValueError(f"runs.{name}: {unread}; leave it out")
+    if run.tp_comm_overlap and not run.sequence_parallel:
+        raise ValueError(f"runs.{name}: `tp_comm_overlap` needs `sequence_parallel`")
     _check_recipe(config, name, run, model)
     _check_reader(name, run, mixture, form)
     _check_start(config, name, run)

@@ -48,8 +48,10 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("wandb_entity", "wandb_exp_name", "wandb_tags"), ("wandb_project", ())),
 }
 """Keys that are read only where another has one of these values; without values, where it has any."""
-NEEDS_ENGINE: dict[str, Any] = {"fp8": None, "attention_backend": "auto", "moe_grouped_gemm": False}
-"""Keys that only Transformer Engine's layers would read where they differ from this value."""
+NEEDS_ENGINE: dict[str, Any] = {
+    "fp8": None, "attention_backend": "auto", "tp_comm_overlap": False, "moe_grouped_gemm": False,
+}  # fmt: skip
+"""Keys that only Transformer Engine's layers read where they differ from this value."""
 Part = Literal["language_model", "vision_model", "vision_projection"]
 PARTS: tuple[Part, ...] = get_args(Part)
 LENGTHS = ("epochs", "train_iters", "train_tokens")
@@ -91,6 +93,9 @@ class Parallel(Strict):
     )
     sequence_parallel: bool = Field(
         False, description="tensor parallel processes share norms and dropouts by sequence"
+    )
+    tp_comm_overlap: bool = Field(
+        False, description="tensor parallel ranks talk while they compute (sequence_parallel, GPU)"
     )
     use_distributed_optimizer: bool = Field(False, description="copies share the optimizer's state")
     overlap_grad_reduce: bool = Field(False, description="gradients are reduced while others are computed")
@@ -154,6 +159,11 @@ class Memory(Strict):
 class Precision(Strict):
     """Number types and the kernels that compute with them."""
 
+    transformer_impl: Literal["local", "transformer_engine"] = Field(
+        "local",
+        description="whose layers: Megatron Core's own, or Transformer Engine's, which are not trained yet: "
+        "plans and configs are made, `plait train` refuses",
+    )
     params_dtype: Literal["fp32", "bf16", "fp16"] = Field(
         "bf16",
         description="type of weights; masters are fp32. A CPU with AMX trains in bf16 about twice as fast",
@@ -527,12 +537,14 @@ def unfit_for_experts(run: Mapping[str, Any], experts: int) -> str:
 
 
 def needs_engine(run: Mapping[str, Any]) -> str:
-    """Which key of a run no layer of plait's reads, in a sentence; "" if there is none."""
+    """Which key of a run its layers would not read, in a sentence; "" if there is none."""
+    if run["transformer_impl"] == "transformer_engine":
+        return ""
     for key, without in NEEDS_ENGINE.items():
         if run[key] != without:
             return (
-                f"{key} {run[key]!r} would be read by Transformer Engine's layers, and plait builds Megatron "
-                "Core's own"
+                f"{key} {run[key]!r} would be read by Transformer Engine's layers, and transformer_impl is "
+                f"{run['transformer_impl']!r}"
             )
     return ""
 

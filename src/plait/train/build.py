@@ -11,6 +11,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -29,7 +30,8 @@ TRANSFORMER = (
     "context_parallel_size", "sequence_parallel", "recompute_granularity", "recompute_method",
     "recompute_num_layers", "hidden_dropout", "attention_dropout", "deterministic_mode", "fp8",
     "fp8_amax_compute_algo", "fp8_amax_history_len", "expert_model_parallel_size",
-    "moe_router_load_balancing_type", "moe_token_dispatcher_type",
+    "moe_router_load_balancing_type", "moe_token_dispatcher_type", "moe_grouped_gemm",
+    "transformer_impl", "tp_comm_overlap",
 )  # fmt: skip
 """Keys of a run that Megatron's ``TransformerConfig`` has too; a tower heeds no parallel ones of them."""
 DDP = ("use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather")
@@ -65,6 +67,7 @@ def transformer_config(
     if not sizes:
         chosen |= {key: run[key] for key in TRANSFORMER if key in run}
         chosen |= _offloading(run) | _interleaving(run) | _balancing(run, grid)
+        chosen |= {"attention_backend": AttnBackend[run.get("attention_backend", "auto")]}
     return TransformerConfig(
         **(sizes or _language_sizes(spec, grid)) | chosen,
         attention_softmax_in_fp32=True,

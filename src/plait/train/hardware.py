@@ -14,6 +14,23 @@ NEEDS_GPU: dict[str, tuple[Any, str]] = {
 """Keys that need a GPU where they differ from this value, and what they reach there."""
 
 
+def check_engine(run: Mapping[str, Any]) -> None:
+    """Refuse what only Transformer Engine's layers could heed, and these layers: nobody has seen them right.
+
+    Raises:
+        ConfigError: it names the key.
+    """
+    unread = needs_engine(run)
+    if unread:
+        raise ConfigError(unread, hint="leave it out")
+    if run["transformer_impl"] != "local":
+        raise ConfigError(
+            f"transformer_impl {run['transformer_impl']!r} is not trained yet: Transformer Engine needs a "
+            "GPU, and on none was it shown that its layers compute what these checkpoints hold",
+            hint="leave transformer_impl out, and fp8, attention_backend and tp_comm_overlap with it",
+        )
+
+
 def check_hardware(run: Mapping[str, Any], *, gpu: bool) -> None:
     """Refuse keys that this machine could only ignore.
 
@@ -24,9 +41,7 @@ def check_hardware(run: Mapping[str, Any], *, gpu: bool) -> None:
     Raises:
         ConfigError: it names the key.
     """
-    unread = needs_engine(run)
-    if unread:
-        raise ConfigError(unread, hint="leave it out")
+    check_engine(run)
     if gpu:
         return
     for key, (without, what) in NEEDS_GPU.items():

@@ -17,6 +17,7 @@ from plait.config.spread import undivided
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
+from plait.train.hardware import check_engine
 
 ENDS = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -141,6 +142,7 @@ class Job:
         Raises:
             ConfigError, DataError, CheckpointError: what does not fit, in a sentence.
         """
+        check_engine(self.settings)
         self._check_steps()
         start = files.read_manifest(self.start)
         if not any(map(os.path.exists, (self.run.states, self.run.saved))):
