@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_configs import HUB, PLANS
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.enums import AttnBackend
 from test_every_key import SPEC
-from test_preset_shapes import PLANS, spec_of
 
 from plait import layout
 from plait.config import Plan
 from plait.config.model import load_file
 from plait.config.run import Run
 from plait.errors import ConfigError
+from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.train import build, launch, node
 from plait.train.job import Job
@@ -40,6 +41,12 @@ def job_of(preset, name, **keys):
     return plan, Job(
         str(plan.sharded(name)), "a", "s", f"data/ckpts/{name}/iter_0000001", settings, plan.around(name)
     )
+
+
+def spec_of(config, model):
+    """The shape of a run's language model, as the hub has it."""
+    source = config.raw_hf[config.models[model].source if model in config.models else model]
+    return Spec.from_config(HUB[config.raw_hf[source.base].repo])
 
 
 def test_every_preset_is_here():
