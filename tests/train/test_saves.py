@@ -37,14 +37,15 @@ def test_a_job_of_several_checkpoints_is_killed_goes_on_and_is_the_run_in_one_pi
 
     assert f".saved/iter_{EVERY:07d}: training goes on from it" in said
     assert [path.name for path in sorted(place.ckpts.glob("iter_*"))] == [f"iter_{EVERY:07d}"]
-    refused = place.train(code=2, after=EVERY, to=2 * EVERY, **THINNED)
-    assert f"{saved(EVERY)} has no optimizer any more: save_optim: last removed it" in refused
     for step in (2 * EVERY, STEPS):
         said = place.train(after=step - EVERY, to=step, asked={"until": 0}, **THINNED)
+        assert f"{saved(step)} was saved by a job before: it is moved into place" in said
         assert "lm loss" not in said
     assert place.result() == whole.result()
     assert not list(place.ckpts.glob(".*"))
     assert (place.ckpts / layout.TRACKER).read_text() == str(STEPS)
+    refused = place.train(code=2, after=EVERY, to=2 * EVERY, **THINNED)
+    assert f"{saved(EVERY)} has no optimizer any more: save_optim: last removed it" in refused
     # The wanted one has its weights, the one between nothing, the newest all; manifests are as they were.
     weights, optimizer = "__0_0.distcp", "optimizer__0_0.distcp"
     assert {weights, optimizer} & names(place, EVERY) == {weights}

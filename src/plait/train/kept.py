@@ -70,7 +70,7 @@ class Kept:
         for part in [*self.folder.glob(".*.part"), *self.waiting.glob(".*.part")]:
             files.remove(part)
         for kept in sorted(self._all(), key=_iteration, reverse=True):
-            unfit = self._unfit(kept)
+            unfit = self._unfit(kept) or _thinned_out(kept)
             if not unfit:
                 log.warning("%s: training goes on from it", kept)
                 return _iteration(kept)
@@ -95,8 +95,6 @@ class Kept:
             changed = self._changed(manifest, iteration)
             if not changed:
                 files.check_manifest(kept)
-                gone = files.pruned(kept)
-                changed = f"{next(iter(gone))} was removed ({next(iter(gone.values()))})" if gone else ""
         except (DataError, OSError) as error:
             return f"it is damaged: {error}"
         return changed
@@ -153,6 +151,17 @@ class Kept:
             if (folder / layout.MANIFEST).is_file() and files.made_by_plait(folder):
                 yield _iteration(folder), folder
 
+    def is_done(self) -> bool:
+        """Whether the job has only to publish: its checkpoint waits, and nothing is left to train.
+
+        A checkpoint that waits may have been thinned out meanwhile.
+        """
+        target, stop = layout.Iteration.parse(self.job.target).iteration, self.job.steps[1]
+        waits = self.path(target)
+        if not waits.is_dir() or not self.path(stop).is_dir() or self._unfit(waits):
+            return False
+        return stop == target or self.newest() == stop
+
     def publish(self) -> None:
         """Move the job's checkpoint into place, and remove the states that it makes needless.
 
@@ -174,6 +183,11 @@ class Kept:
         for folder in (self.folder, self.waiting):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _thinned_out(kept: Path) -> str:
+    """Why nothing can be trained on from a checkpoint that is otherwise whole; "" if it can."""
+    return next((f"{name} was removed ({why})" for name, why in files.pruned(kept).items()), "")
 
 
 def _iteration(kept: Path) -> int:

@@ -150,10 +150,11 @@ def _published(job: Job) -> int:
 
 def _published_from_kept(job: Job) -> bool:
     """Publish, without a process, what a job before this one has saved, where nothing is left to train."""
-    kept, stop = Kept(job), job.steps[1]
+    kept = Kept(job)
     with lease.hold(Path(str(job.run))):
-        if kept.path(stop).is_dir() and kept.newest() >= stop:
+        if kept.is_done():
             kept.publish()
+            log.info("%s was saved by a job before: it is moved into place", job.target)
             return True
     if not job.asked["until"]:
         raise CheckpointError(
