@@ -67,6 +67,10 @@ class Maker:
         source = {"kind": "init", "tokenizer": "plain", **SIZES, **sizes}
         return self._once(f"hf-{name}", "hf_model", lambda f: build(f, source, [self.plain]))
 
+    def mixtral(self, name="base", **sizes):
+        source = {"kind": "init_mixtral", "tokenizer": "plain", "num_local_experts": 4, **SIZES, **sizes}
+        return self._once(f"mixtral-{name}", "hf_model", lambda f: build(f, source, [self.plain]))
+
     def solo(self, name="base", **sizes):
         source = {"kind": "solo", "base": "b", "tokenizer": "t", "patch_size": 4}
         parts = [self.hf(name, **sizes), self.vision]

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 
+ARCHITECTURES = {"patch_dim": "SoloForCausalLM", "num_experts": "MixtralForCausalLM"}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -20,9 +22,10 @@ class Case:
 
 
 def spec_of(**changes):
-    """A tiny SOLO-free spec; SOLO where ``patch_dim`` is given."""
+    """A tiny Mistral; SOLO where ``patch_dim`` is given, Mixtral where ``num_experts`` is."""
+    named = [name for key, name in ARCHITECTURES.items() if changes.get(key)]
     values = {
-        "architecture": "SoloForCausalLM" if changes.get("patch_dim") else "MistralForCausalLM",
+        "architecture": named[0] if named else "MistralForCausalLM",
         "vocab_size": 300,
         "hidden_size": 16,
         "intermediate_size": 24,
@@ -40,9 +43,13 @@ def spec_of(**changes):
 
 @st.composite
 def specs(draw):
-    """MHA, GQA and MQA models whose numbers are small and mostly unlike each other."""
+    """MHA, GQA and MQA models, dense and of experts, whose numbers are small and mostly unlike each other."""
     groups = draw(st.sampled_from((1, 2, 4)))
-    patch_dim = draw(st.sampled_from((0, 12, 27)))
+    kind = draw(
+        st.sampled_from(
+            ({}, {"patch_dim": 12}, {"patch_dim": 27}, {"num_experts": 3, "experts_per_token": 2})
+        )
+    )
     return spec_of(
         vocab_size=draw(st.integers(5, 600)),
         hidden_size=draw(st.sampled_from((8, 12, 16))),
@@ -51,7 +58,7 @@ def specs(draw):
         num_attention_heads=groups * draw(st.integers(1, 3)),
         num_key_value_heads=groups,
         head_dim=draw(st.sampled_from((2, 4, 6))),
-        patch_dim=patch_dim,
+        **kind,
     )
 
 

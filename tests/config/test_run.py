@@ -40,6 +40,79 @@ WRONG = {
 }  # fmt: skip
 
 
+MIXTRAL = {"kind": "init_mixtral", "tokenizer": BASE["raw_hf"]["Mistral-tiny"]["tokenizer"]}
+LONGER = {"kind": "extend", "base": "Mixtral-tiny", "tokenizer": "mistral-chatml"}
+EXPERTS = {
+    "experts that do not divide": (
+        {"expert_model_parallel_size": 3, "data_parallel_size": 3, "global_batch_size": 12},
+        "expert_model_parallel_size 3 does not divide the 8 experts of a layer; it may be 1, 2, 4, 8",
+    ),
+    "processes that do not divide": (
+        {"expert_model_parallel_size": 4, "data_parallel_size": 2},
+        "expert_model_parallel_size 4 does not divide data_parallel_size 2 x context_parallel_size 1",
+    ),
+    "tensors without sequences": (
+        {"tensor_model_parallel_size": 2, "sequence_parallel": False},
+        "experts over tensor_model_parallel_size 2 need `sequence_parallel`",
+    ),
+    "grouped products": ({"moe_grouped_gemm": True}, "moe_grouped_gemm True would be read by Transformer"),
+    "a balance of no weight": (
+        {"moe_router_load_balancing_type": "seq_aux_loss"},
+        "`moe_router_load_balancing_type` is read only with `moe_aux_loss_coeff`",
+    ),
+    "another recipe": ({"recipe": "solo"}, "trained by chat"),
+}  # fmt: skip
+
+
+def mixture_of_experts(**keys):
+    """The plan of a run that trains a Mixtral, and its first iteration."""
+    models = BASE["raw_hf"] | {"Mixtral-tiny": MIXTRAL, "longer": LONGER}
+    run = BASE["runs"]["chat-tiny"] | {"model": "longer", "tensor_model_parallel_size": 1} | keys
+    plan = Plan(load(BASE | {"raw_hf": models, "runs": {"chat-tiny": run}}))
+    return plan.start(layout.Iteration(run="chat-tiny", iteration=50), None)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_that_do_not_fit_are_refused_in_planning(name):
+    keys, sentence = EXPERTS[name]
+    with pytest.raises(ConfigError, match=sentence):
+        mixture_of_experts(**keys)
+
+
+def test_experts_that_fit_are_planned():
+    keys = {"expert_model_parallel_size": 2, "data_parallel_size": 2, "moe_aux_loss_coeff": 0.01}
+    found = mixture_of_experts(**keys, tensor_model_parallel_size=2, sequence_parallel=True)
+    assert str(found) == "data/models/sharded/longer-megatron-tp2-pp2"
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"expert_model_parallel_size": 2, "data_parallel_size": 2}, "expert_model_parallel_size 2 needs"),
+        (
+            {"moe_aux_loss_coeff": 0.01},
+            "moe_aux_loss_coeff 0.01 needs a mixture of experts, and its model is",
+        ),
+        ({"moe_token_dispatcher_type": "alltoall"}, "moe_token_dispatcher_type 'alltoall' needs a mixture"),
+    ],
+)
+def test_a_dense_model_has_no_use_for_keys_of_experts(keys, sentence):
+    run = BASE["runs"]["chat-tiny"] | keys
+    plan = Plan(load(BASE | {"runs": BASE["runs"] | {"chat-tiny": run}}))
+    with pytest.raises(ConfigError, match=sentence):
+        plan.start(layout.Iteration(run="chat-tiny", iteration=50), None)
+
+
+def test_a_folder_of_experts_is_planned_by_its_config(tmp_path):
+    (tmp_path / "config.json").write_text('{"num_local_experts": 4}')
+    models = BASE["raw_hf"] | {"Mistral-tiny-chatml": {"kind": "folder", "path": str(tmp_path)}}
+    run = BASE["runs"]["chat-tiny"] | {"expert_model_parallel_size": 3, "data_parallel_size": 3}
+    run |= {"global_batch_size": 12}
+    plan = Plan(load(BASE | {"raw_hf": models, "runs": {"chat-tiny": run}}))
+    with pytest.raises(ConfigError, match="3 does not divide the 4 experts"):
+        plan.start(layout.Iteration(run="chat-tiny", iteration=50), None)
+
+
 def with_run(**keys):
     runs = BASE["runs"] | {"chat-tiny": BASE["runs"]["chat-tiny"] | keys}
     return load(BASE | {"runs": runs})

@@ -42,9 +42,13 @@ def test_cutting_a_fused_tensor_is_fusing_the_cut_parts(case):
         num_attention_heads=spec.num_attention_heads // tp,
         num_key_value_heads=spec.num_key_value_heads // tp,
     )
+    experts = ("block_sparse_moe.experts.1.w1", "block_sparse_moe.experts.1.w3")
     q, k, v, gate, up = (
-        case.hf[f"model.layers.0.{name}_proj.weight"]
-        for name in ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up")
+        case.hf[f"model.layers.0.{name}.weight"]
+        for name in (
+            *(f"self_attn.{one}_proj" for one in "qkv"),
+            *(experts if spec.num_experts else ("mlp.gate_proj", "mlp.up_proj")),
+        )
     )
     for op, parts in ((FuseQKV(), [q, k, v]), (FuseGateUp(), [gate, up])):
         whole = op.fuse(parts, spec)
@@ -88,6 +92,28 @@ def test_any_grid_leads_to_any_other(case):
             dict(engine.cut(joined, case.spec, other, *place)),
             dict(engine.cut(mcore, case.spec, other, *place)),
         )
+
+
+@pytest.mark.parametrize("ep", [1, 2, 4])
+def test_experts_are_dealt_out_in_order_and_all_else_is_held_by_all(ep):
+    spec, grid = spec_of(num_experts=4, experts_per_token=2), Grid(tp=2, pp=2)
+    hf = weights(spec)
+    state = dict(engine.cut(engine.to_mcore(hf, spec), spec, grid, 1, 1))
+
+    dealt = [
+        dict(engine.own_experts(state, spec=spec, grid=grid, pp_rank=1, ep_rank=rank, ep=ep))
+        for rank in range(ep)
+    ]
+
+    place = "decoder.layers.1.mlp.experts.local_experts.{}.linear_fc2.weight"
+    for expert in range(4):
+        rank, number = divmod(expert, 4 // ep)
+        whole = hf[f"model.layers.3.block_sparse_moe.experts.{expert}.w2.weight"]
+        assert torch.equal(dealt[rank][place.format(number)], whole.chunk(2, dim=1)[1])
+    others = {name: tensor for name, tensor in state.items() if ".experts." not in name}
+    for own in dealt:
+        assert equal({name: tensor for name, tensor in own.items() if ".experts." not in name}, others)
+        assert len(own) == len(others) + 2 * 2 * 4 // ep
 
 
 # Coverage

@@ -14,8 +14,9 @@ from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
+from plait.train import build
 from plait.train.build import build_model
-from plait.verify import logits
+from plait.verify import logits, parity
 from plait.verify.ranks import run_ranks
 
 GRIDS = [Grid(1, 1), Grid(2, 1), Grid(1, 2)]
@@ -27,7 +28,7 @@ def names_and_shapes(spec, grid):
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("kind", ["hf", "solo", "llava"])
+@pytest.mark.parametrize("kind", ["hf", "solo", "llava", "mixtral"])
 def test_a_rank_holds_the_names_and_shapes_of_megatrons_model(maker, grid, kind):
     spec = Spec.of(getattr(maker, kind)())
     ranks = run_ranks(names_and_shapes, grid, spec, grid)
@@ -152,6 +153,43 @@ def test_seed_6_query_groups_stand_where_attention_looks_for_them(maker, groups)
 
     rows = logits.compare(cases, logits.of_transformers(hf, cases), found)
     assert not logits.failures(rows), rows
+
+
+@pytest.mark.parametrize("grid", [Grid(1, 1), Grid(2, 2)], ids=str)
+def test_a_mixture_of_experts_computes_what_transformers_does(maker, grid):
+    hf = maker.mixtral("wide", initializer_range=0.2)
+    spec, folder = Spec.of(hf), maker.shards(hf, grid.tp, grid.pp)
+    cases = logits.cases(spec)
+
+    found = logits.of_megatron(spec, grid, parity._Sharded(folder, grid), cases)
+
+    rows = logits.compare(cases, logits.of_transformers(hf, cases), found)
+    assert not logits.failures(rows), rows
+
+
+def test_experts_in_each_others_place_are_found_by_the_logits(maker):
+    """Names and shapes of experts are alike: only the model's own numbers tell them apart."""
+    hf = maker.mixtral("wide", initializer_range=0.2)
+    spec, folder = Spec.of(hf), maker.shards(hf, 1, 1)
+    cases = logits.cases(spec)
+
+    def load(model):
+        state = checkpoint.read_rank(folder, Grid(), 0, 0)
+        one, other = (f"decoder.layers.2.mlp.experts.local_experts.{n}.linear_fc2.weight" for n in (0, 1))
+        build.load_weights(model, state | {one: state[other], other: state[one]})
+
+    rows = logits.compare(
+        cases, logits.of_transformers(hf, cases), logits.of_megatron(spec, Grid(), load, cases)
+    )
+    assert logits.failures(rows)
+
+
+def test_a_mixture_of_experts_exports_as_it_came(maker, iteration, tmp_path):
+    hf = maker.mixtral()
+
+    export, _ = exported(hf, iteration(hf, Grid(2, 1)), tmp_path / "x")
+
+    assert (export / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
 
 
 def test_seed_2_the_vocabulary_is_the_tokenizers_whatever_its_size(maker):

@@ -8,6 +8,7 @@ from strategies import specs
 
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
+from plait.models.weights import FolderTensors
 
 SIZES = {
     "vocab_size": 99,
@@ -37,6 +38,33 @@ def test_shapes_are_those_of_the_transformers_model(name, head_dim, tmp_path):
     assert (spec.rope_theta, spec.rms_norm_eps, spec.max_position_embeddings) == (5e5, 1e-6, 77)
     assert spec.sliding_window == (4096 if name == "Mistral" else None)
     assert spec.dtype == "float32"
+
+
+@pytest.mark.parametrize("experts", [{}, {"num_local_experts": 3, "num_experts_per_tok": 3}])
+def test_a_mixtral_has_the_tensors_that_transformers_writes(experts, tmp_path):
+    import transformers
+
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, **experts))
+    model.save_pretrained(tmp_path)
+
+    spec = Spec.of(tmp_path)
+
+    assert spec.shapes == FolderTensors(tmp_path).shapes
+    assert (spec.num_experts, spec.experts_per_token) == ((3, 3) if experts else (8, 2))
+    assert spec.sliding_window is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_experts_per_tok": 1}, "sends a token to 1 of 8 experts; Megatron's router weighs 2 or more"),
+        ({"num_experts_per_tok": 3, "num_local_experts": 2}, "sends a token to 3 of 2 experts"),
+        ({"router_jitter_noise": 0.1}, "has router_jitter_noise, which plait does not train with"),
+    ],
+)
+def test_a_mixtral_that_megatron_routes_otherwise_is_refused(changes, sentence):
+    with pytest.raises(CheckpointError, match=sentence):
+        Spec.from_config(written(architectures=["MixtralForCausalLM"], **changes))
 
 
 def written(**changes):
@@ -165,6 +193,8 @@ def test_a_spec_survives_its_config(spec):
         "architectures": [spec.architecture],
         "num_hidden_layers": spec.num_layers,
         "vision_patch_size": round((spec.patch_dim / 3) ** 0.5),
+        "num_local_experts": spec.num_experts,
+        "num_experts_per_tok": spec.experts_per_token,
         **vars(spec),
     }
     assert Spec.from_config(json.loads(json.dumps(config, default=str))) == spec

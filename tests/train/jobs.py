@@ -114,11 +114,11 @@ def analysed(place, mixture, name="x"):
     return folder
 
 
-def packed(root, **keys):
-    """A run over packed text."""
+def packed(root, *, model=Maker.hf, **keys):
+    """A run over packed text; ``model`` makes what it trains."""
     place, grid = project(root, **keys)
     maker = Maker(root / "made")
-    (root / place.start).symlink_to(maker.shards(maker.hf(), grid.tp, grid.pp))
+    (root / place.start).symlink_to(maker.shards(model(maker), grid.tp, grid.pp))
     chats = root / "chats.jsonl"
     records = [
         {"messages": [{"role": "assistant", "content": f"{n} and {n * n} " * (n % 5 + 1)}]} for n in range(60)

@@ -8,6 +8,7 @@ from plait.train.hardware import NEEDS_GPU, check_hardware
 
 WITH_GPU = {
     "cpu_offloading_num_layers": 2,
+    "moe_token_dispatcher_type": "alltoall",
     "optimizer_cpu_offload": True,
     "params_dtype": "fp16",
 }
@@ -33,8 +34,10 @@ def test_seed_15_a_key_for_a_gpu_is_refused_without_one(key):
     check_hardware(run, gpu=True)
 
 
-@pytest.mark.parametrize(("key", "value"), [("fp8", "hybrid"), ("attention_backend", "flash")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("fp8", "hybrid"), ("attention_backend", "flash"), ("moe_grouped_gemm", True)]
+)
 def test_seed_15_a_key_that_no_layer_reads_is_refused_everywhere(key, value):
     for gpu in (False, True):
-        with pytest.raises(ConfigError, match=f"{key} '{value}' would be read by Transformer Engine"):
+        with pytest.raises(ConfigError, match=f"{key} {value!r} would be read by Transformer Engine"):
             check_hardware(settings(**{key: value}), gpu=gpu)

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from plait import files
+from plait.config.run import Experts
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.train.job import Job
 
@@ -22,7 +23,12 @@ SETTINGS = {
     "freeze": [],
     "context_parallel_size": 1,
     "data_parallel_size": 1,
+    "expert_model_parallel_size": 1,
+    "sequence_parallel": False,
+    "recipe": "chat",
+    **{key: field.default for key, field in Experts.model_fields.items()},
 }
+MIXTRAL = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4}
 START = "data/models/sharded/m-megatron-tp2-pp1"
 SHARD = "data/megatron_format/f_d_pack64/shard_00000"
 
@@ -85,6 +91,17 @@ def test_inputs_that_fit_are_accepted(job):
         ({"grid": {"tp": 1, "pp": 2}}, CheckpointError, "is cut for 1 x 2 grid, the run wants 2 x 1 grid"),
         ({"facts": {"tokenizer": "b" * 64}}, DataError, "was made by tokenizer bbbb"),
         ({"model": {"max_position_embeddings": 32}}, DataError, "max_position_embeddings 32"),
+        (
+            {"expert_model_parallel_size": 2},
+            ConfigError,
+            "2 needs a mixture of experts, and its model is dense",
+        ),
+        (
+            {"model": MIXTRAL},
+            ConfigError,
+            "experts over tensor_model_parallel_size 2 need `sequence_parallel`",
+        ),
+        ({"model": MIXTRAL, "recipe": "solo"}, ConfigError, "'solo' trains no mixture of experts, .* has 4"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(job, change, error, sentence):

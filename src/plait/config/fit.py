@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ELSEWHERE = ("folder", "hub")
 """Models whose content config/ does not know; the trainer compares digests."""
 MODELS = {
-    "chat": ("init", "extend", *ELSEWHERE),
+    "chat": ("init", "init_mixtral", "extend", *ELSEWHERE),
     "solo": ("solo", *ELSEWHERE),
     "llava": ("llava", *ELSEWHERE),
     "llava_jp": ("llava", *ELSEWHERE),
@@ -247,7 +247,7 @@ def _check_recipe(config: "Config", name: str, run: "Run", model: str) -> None:
     if run.init != "random":
         _refuse_ignored(f"runs.{name}", run, ("init_method_std",), "its `init` is not random")
     pictured = [one.image for one in run.generate if one.image]
-    if pictured and root == "init":
+    if pictured and root.startswith("init"):
         raise ValueError(f"runs.{name} asks about {pictured[0]}, and raw_hf.{model} sees no pictures")
 
 

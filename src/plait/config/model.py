@@ -295,10 +295,10 @@ class Mixture(Strict):
 # Models
 
 
-class InitModel(Strict):
-    """A Mistral-shaped model with random weights; its sizes, by the names of its config.json."""
+class InitSizes(Strict):
+    """The sizes of a language model with random weights, by the names of its config.json."""
 
-    kind: Literal["init"]
+    kind: str
     tokenizer: Name = Field(description="a tokenizer of this config")
     num_hidden_layers: PositiveInt = 4
     hidden_size: PositiveInt = 64
@@ -311,6 +311,29 @@ class InitModel(Strict):
     rms_norm_eps: PositiveFloat = 1e-5
     initializer_range: PositiveFloat = Field(0.02, description="standard deviation of the weights")
     seed: NonNegativeInt = 0
+
+
+class InitModel(InitSizes):
+    """A Mistral-shaped model with random weights; its sizes, by the names of its config.json."""
+
+    kind: Literal["init"]
+
+
+class MixtralModel(InitSizes):
+    """A Mixtral-shaped mixture of experts with random weights; its sizes, by the names of its config.json."""
+
+    kind: Literal["init_mixtral"]
+    num_local_experts: PositiveInt = Field(8, ge=2, description="experts of a layer")
+    num_experts_per_tok: PositiveInt = Field(2, ge=2, description="experts that a token is sent to")
+
+    @model_validator(mode="after")
+    def _experts_are_enough(self) -> Self:
+        if self.num_experts_per_tok > self.num_local_experts:
+            raise ValueError(
+                f"num_experts_per_tok {self.num_experts_per_tok} is above num_local_experts "
+                f"{self.num_local_experts}"
+            )
+        return self
 
 
 class FolderModel(Strict):
@@ -398,7 +421,7 @@ class ExtendedModel(Strict):
 
 
 HfSource = Annotated[
-    InitModel | FolderModel | HubModel | SoloModel | ExtendedModel | TowerModel | LlavaModel,
+    InitModel | MixtralModel | FolderModel | HubModel | SoloModel | ExtendedModel | TowerModel | LlavaModel,
     Field(discriminator="kind"),
 ]
 

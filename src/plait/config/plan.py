@@ -22,7 +22,7 @@ from plait.config.model import (
     ExtendedTokenizer,
     FolderModel,
     FolderTokenizer,
-    InitModel,
+    InitSizes,
     LlavaJson,
     LlavaModel,
     Model,
@@ -33,7 +33,7 @@ from plait.config.model import (
 )
 from plait.config.paths import NAMES, check_there, local
 from plait.config.remembered import remembered
-from plait.config.run import Around, Run
+from plait.config.run import Around, Run, unfit_for_experts
 from plait.config.schedule import Schedule
 from plait.errors import ConfigError
 from plait.files import adopted, canonical, read_json, sizes
@@ -243,7 +243,7 @@ class Plan:
         if isinstance(source, FolderModel | HubModel | TowerModel):
             return []
         tokenizer = layout.Tokenizer(tokenizer=source.tokenizer)
-        if isinstance(source, InitModel):
+        if isinstance(source, InitSizes):
             return [tokenizer]
         base = layout.HfModel(model=source.base)
         if isinstance(source, LlavaModel):
@@ -344,6 +344,7 @@ class Plan:
                 is enough; where that waits for the data too, the sharded model stands in.
         """
         run = self.run(iteration.run)
+        self.check_experts(iteration.run)
         interval = run.save_interval or (schedule and schedule.save_interval)
         previous = (iteration.iteration - 1) // interval * interval if interval else 0
         first = self.first(iteration.run)
@@ -411,6 +412,18 @@ class Plan:
             _check_axis(where, shape, "tp", sharded.tp, WIDTHS)
         self._check_stages(where, sharded)
 
+    def check_experts(self, name: str) -> None:
+        """Refuse a run whose keys do not fit its model's experts, or a model without them.
+
+        Raises:
+            ConfigError: it prints both.
+        """
+        run = self.run(name)
+        shape = self.shape(run.model)
+        unfit = unfit_for_experts(run.model_dump(), shape.get("num_local_experts", 0)) if shape else ""
+        if unfit:
+            raise ConfigError(f"runs.{name}: {unfit}")
+
     def _check_stages(self, where: str, sharded: layout.Sharded) -> None:
         """The layers that no key gives to the first or the last stage divide among the other stages."""
         shape, stages = dict(self.shape(sharded.model)), sharded.pp
@@ -447,12 +460,12 @@ class Plan:
     def _root(self, name: str) -> Any:
         """The entry of raw_hf that a model's sizes come from."""
         source = self.config.raw_hf[name]
-        while not isinstance(source, InitModel | FolderModel | HubModel | TowerModel):
+        while not isinstance(source, InitSizes | FolderModel | HubModel | TowerModel):
             source = self.config.raw_hf[source.base]
         return source
 
     def _shape_of(self, source: Any, part: str, otherwise: Any = None) -> dict[str, int]:
-        if isinstance(source, InitModel | TowerModel):
+        if isinstance(source, InitSizes | TowerModel):
             return {key: value for key, value in source if isinstance(value, int)}
         path = self.config_file(source)
         config = read_json(path) if path.is_file() else {}

@@ -36,11 +36,12 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
         ("loss_scale", "initial_loss_scale", "loss_scale_window", "hysteresis"), ("params_dtype", ("fp16",))
     ),
     "optimizer_offload_fraction": ("optimizer_cpu_offload", (True,)),
+    "moe_router_load_balancing_type": ("moe_aux_loss_coeff", ()),
     **dict.fromkeys(("eval_iters", "eval_mixture"), ("eval_interval", ())),
     **dict.fromkeys(("wandb_entity", "wandb_exp_name", "wandb_tags"), ("wandb_project", ())),
 }
 """Keys that are read only where another has one of these values; without values, where it has any."""
-NEEDS_ENGINE: dict[str, Any] = {"fp8": None, "attention_backend": "auto"}
+NEEDS_ENGINE: dict[str, Any] = {"fp8": None, "attention_backend": "auto", "moe_grouped_gemm": False}
 """Keys that only Transformer Engine's layers would read where they differ from this value."""
 Part = Literal["language_model", "vision_model", "vision_projection"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -65,6 +66,11 @@ class Parallel(Strict):
     data_parallel_size: PositiveInt = Field(
         1, description="copies of the model, each with samples of its own"
     )
+    expert_model_parallel_size: PositiveInt = Field(
+        1,
+        description="data (x context) parallel processes among which a layer's experts are dealt out; all "
+        "else is in each of them",
+    )
     sequence_parallel: bool = Field(
         False, description="tensor parallel processes share norms and dropouts by sequence"
     )
@@ -82,7 +88,32 @@ class Parallel(Strict):
             raise ValueError(
                 "`overlap_param_gather` needs `use_distributed_optimizer` and `overlap_grad_reduce`"
             )
+        data, context, experts = (
+            self.data_parallel_size, self.context_parallel_size, self.expert_model_parallel_size,
+        )  # fmt: skip
+        if data * context % experts:
+            raise ValueError(
+                f"expert_model_parallel_size {experts} does not divide data_parallel_size {data} x "
+                f"context_parallel_size {context}, whose processes share the experts"
+            )
         return self
+
+
+class Experts(Strict):
+    """How a mixture of experts is trained; a model without experts has no use for these keys."""
+
+    moe_aux_loss_coeff: PositiveFloat | None = Field(
+        None,
+        description="weight of the loss that balances the experts, e.g. 0.01; null: none, as transformers "
+        "trains unless told otherwise",
+    )
+    moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss"] = Field(
+        "aux_loss", description="what is balanced: each micro-batch, or each sequence"
+    )
+    moe_token_dispatcher_type: Literal["allgather", "alltoall"] = Field(
+        "allgather", description="how tokens reach their experts; alltoall needs a GPU"
+    )
+    moe_grouped_gemm: bool = Field(False, description="the experts of a process as one product (GPU)")
 
 
 class Memory(Strict):
@@ -281,7 +312,7 @@ class Around(Logging, Launch, Evaluation):
     """The keys of a run that change nothing of what is trained."""
 
 
-class Run(Parallel, Memory, Precision, Optimization, Length, Reading, Around):
+class Run(Parallel, Experts, Memory, Precision, Optimization, Length, Reading, Around):
     """One training run; keys without a meaning here are Megatron's arguments of that name."""
 
     recipe: Literal["chat", "solo", "llava", "llava_jp"] = Field(
@@ -380,6 +411,36 @@ AXES = tuple(f"{axis}_parallel_size" for axis in ("tensor_model", "pipeline_mode
 def world_size(run: Mapping[str, Any]) -> int:
     """Processes of a run: tensor x pipeline x context x data."""
     return math.prod(int(run[axis]) for axis in AXES)
+
+
+OF_EXPERTS = ("expert_model_parallel_size", *Experts.model_fields)
+"""Keys that only a mixture of experts reads."""
+
+
+def unfit_for_experts(run: Mapping[str, Any], experts: int) -> str:
+    """What of a run does not fit a model of so many experts, in a sentence; 0 is a dense model."""
+    tensor, parallel = run["tensor_model_parallel_size"], run["expert_model_parallel_size"]
+    unread = next((key for key in OF_EXPERTS if run[key] != Run.model_fields[key].default), None)
+    if not experts:
+        return (
+            f"{unread} {run[unread]!r} needs a mixture of experts, and its model is dense" if unread else ""
+        )
+    if run["recipe"] != "chat":
+        return (
+            f"recipe {run['recipe']!r} trains no mixture of experts, and its model has {experts}; chat does"
+        )
+    if experts % parallel:
+        legal = ", ".join(str(n) for n in range(1, experts + 1) if experts % n == 0)
+        return (
+            f"expert_model_parallel_size {parallel} does not divide the {experts} experts of a layer; it may "
+            f"be {legal}"
+        )
+    if tensor > 1 and not run["sequence_parallel"]:
+        return (
+            f"experts over tensor_model_parallel_size {tensor} need `sequence_parallel`: Megatron trains "
+            "them in no other way"
+        )
+    return ""
 
 
 def needs_engine(run: Mapping[str, Any]) -> str:

@@ -139,6 +139,12 @@ def grid_of(folder: Path | str) -> Grid:
     place = saved(Path(folder))
     pipelined = (place / "mp_rank_00_000").is_dir()
     args = vars(read_args(folder, Grid(pp=2) if pipelined else Grid()))
+    if args.get("expert_model_parallel_size", 1) > 1:
+        raise CheckpointError(
+            f"{folder} was saved in Megatron's classic format by {args['expert_model_parallel_size']} expert "
+            "parallel ranks, which plait does not read",
+            hint="save it as torch_dist (--ckpt-format torch_dist), or with expert_model_parallel_size 1",
+        )
     return Grid(
         tp=args["tensor_model_parallel_size"],
         pp=args["pipeline_model_parallel_size"],
@@ -213,8 +219,21 @@ def megatron_args(spec: Spec, grid: Grid | None) -> argparse.Namespace:
         fp16=spec.dtype == "float16",
         vision_patch_dim=spec.patch_dim,
         iteration=0,
+        **_expert_args(spec),
         **_tower_args(spec),
     )
+
+
+def _expert_args(spec: Spec) -> dict[str, Any]:
+    """What Megatron-LM calls the sizes of a mixture of experts."""
+    if not spec.num_experts:
+        return {}
+    return {
+        "num_experts": spec.num_experts,
+        "moe_router_topk": spec.experts_per_token,
+        "moe_ffn_hidden_size": spec.intermediate_size,
+        "expert_model_parallel_size": 1,
+    }
 
 
 def _tower_args(spec: Spec) -> dict[str, Any]:

@@ -62,6 +62,25 @@ def cut(mcore: State, spec: Spec, grid: Grid, tp_rank: int, pp_rank: int) -> Sta
     return _lazy(here, lambda entry: (entry.local(spec, grid),), part)
 
 
+def own_experts(state: State, *, spec: Spec, grid: Grid, pp_rank: int, ep_rank: int, ep: int) -> State:
+    """What one of ``ep`` expert parallel ranks holds of what all of a stage's experts are held with.
+
+    It has an equal share of each layer's experts, in their order, numbered from 0; all else is as it was.
+    """
+    share = spec.num_experts // ep
+    first = ep_rank * share
+
+    def local(entry: Entry) -> tuple[str]:
+        return (entry.local(spec, grid, first_expert=first if entry.row.is_experts else 0),)
+
+    def take(entry: Entry) -> dict[str, Tensor]:
+        return {local(entry)[0]: _take(state, entry.local(spec, grid))}
+
+    here = (entry for entry in entries(spec) if entry.stage(spec, grid) == pp_rank)
+    own = [one for one in here if not one.row.is_experts or first <= one.expert < first + share]
+    return _lazy(own, local, take)
+
+
 def join(ranks: Mapping[tuple[int, int], State], spec: Spec, grid: Grid) -> State:
     """Megatron's whole tensors from what the ranks ``(tp, pp)`` of a grid hold.
 

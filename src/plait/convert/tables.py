@@ -16,12 +16,12 @@ from plait.models.specs import LANGUAGE_MODEL, PROJECTOR, TOWER, Spec
 from plait.parallel.grid import Grid
 
 Place = Literal["first", "layer", "last", "tower layer"]
-LAYER = "{layer}"
+LAYER, EXPERT = "{layer}", "{expert}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One Megatron parameter; ``{layer}`` stands for a layer's number in its names."""
+    """One Megatron parameter; ``{layer}`` and ``{expert}`` stand for numbers in its names."""
 
     mcore: str
     hf: tuple[str, ...]
@@ -29,9 +29,14 @@ class Row:
     place: Place
     engine: str = ""
 
-    def names(self, layer: int) -> tuple[str, tuple[str, ...]]:
-        """The Megatron name and the Hugging Face names at a layer."""
-        return self.mcore.format(layer=layer), tuple(name.format(layer=layer) for name in self.hf)
+    def names(self, **numbers: int) -> tuple[str, tuple[str, ...]]:
+        """The Megatron name and the Hugging Face names at a ``layer``, of an ``expert``."""
+        return self.mcore.format(**numbers), tuple(name.format(**numbers) for name in self.hf)
+
+    @property
+    def is_experts(self) -> bool:
+        """Whether every expert of a layer has the parameter."""
+        return EXPERT in self.mcore
 
     def below(self, mcore: str, hf: str) -> "Row":
         """The same row where the model is a part of another: its names below prefixes."""
@@ -50,6 +55,16 @@ def layer(mcore: str, *hf: str, op: Op, engine: str = "") -> Row:
     return Row(below + mcore, names, op, "layer", engine=below + engine if engine else "")
 
 
+def expert(mcore: str, *hf: str, op: Op) -> Row:
+    """A row of every expert of every layer, with its names below the expert.
+
+    Megatron's grouped experts, where Transformer Engine computes them, number one module's weights.
+    """
+    names = (f"block_sparse_moe.experts.{EXPERT}.{name}" for name in hf)
+    grouped = f"mlp.experts.{mcore}{EXPERT}"
+    return layer(f"mlp.experts.local_experts.{EXPERT}.{mcore}", *names, op=op, engine=grouped)
+
+
 def tower(mcore: str, *hf: str, op: Op, engine: str = "") -> tuple[Row, Row]:
     """A weight and a bias of every layer of a vision tower, with their names below the layer.
 
@@ -66,7 +81,7 @@ def tower(mcore: str, *hf: str, op: Op, engine: str = "") -> tuple[Row, Row]:
 
 
 # fmt: off
-MISTRAL: tuple[Row, ...] = (
+STEM: tuple[Row, ...] = (
     Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",),             VOCAB, "first"),
     layer("input_layernorm.weight",             "input_layernorm.weight",               op=WHOLE,
           engine="self_attention.linear_qkv.layer_norm_weight"),
@@ -76,9 +91,18 @@ MISTRAL: tuple[Row, ...] = (
     layer("self_attention.linear_proj.weight",  "self_attn.o_proj.weight",              op=ROW),
     layer("pre_mlp_layernorm.weight",           "post_attention_layernorm.weight",      op=WHOLE,
           engine="mlp.linear_fc1.layer_norm_weight"),
+)
+FEED_FORWARD: tuple[Row, ...] = (
     layer("mlp.linear_fc1.weight",              "mlp.gate_proj.weight",
                                                 "mlp.up_proj.weight",                   op=FuseGateUp()),
     layer("mlp.linear_fc2.weight",              "mlp.down_proj.weight",                 op=ROW),
+)
+EXPERTS: tuple[Row, ...] = (
+    layer("mlp.router.weight",                  "block_sparse_moe.gate.weight",         op=WHOLE),
+    expert("linear_fc1.weight",                 "w1.weight", "w3.weight",               op=FuseGateUp()),
+    expert("linear_fc2.weight",                 "w2.weight",                            op=ROW),
+)
+ENDS: tuple[Row, ...] = (
     Row("decoder.final_layernorm.weight",       ("model.norm.weight",),                 WHOLE, "last"),
     Row("output_layer.weight",                  ("lm_head.weight",),                    VOCAB, "last"),
 )
@@ -129,10 +153,12 @@ PROJECTION_BIAS: tuple[Row, ...] = (
 )
 # fmt: on
 
+MISTRAL = STEM + FEED_FORWARD + ENDS
 TABLES: dict[str, tuple[Row, ...]] = {
     "MistralForCausalLM": MISTRAL,
     "LlamaForCausalLM": MISTRAL,
     "Qwen2ForCausalLM": MISTRAL + QKV_BIAS,
+    "MixtralForCausalLM": STEM + EXPERTS + ENDS,
     "SoloForCausalLM": MISTRAL + PATCHES,
 }
 
@@ -145,13 +171,15 @@ class Part:
     shape: Shape
     places: tuple[tuple[Place, int], ...]
     """Where its rows stand, and how often."""
+    experts: int = 0
+    """Experts of each layer."""
 
 
 def parts(spec: Spec) -> Iterator[Part]:
     """The tables that a model is a sum of."""
     language: tuple[tuple[Place, int], ...] = (("first", 1), ("layer", spec.num_layers), ("last", 1))
     if spec.vision is None or spec.projector is None:
-        yield Part(TABLES[spec.architecture], spec, language)
+        yield Part(TABLES[spec.architecture], spec, language, spec.num_experts)
         return
     seen: tuple[tuple[Place, int], ...] = (("first", 1), ("tower layer", spec.vision.used_layers))
     tower_rows = tuple(row.below("vision_model.", TOWER) for row in TOWERS[spec.vision.kind])
@@ -189,6 +217,7 @@ class Entry:
     mcore: str
     hf: tuple[str, ...]
     shape: Shape
+    expert: int = 0
 
     def stage(self, spec: Spec, grid: Grid) -> int:
         """The pipeline stage that holds the parameter."""
@@ -196,13 +225,13 @@ class Entry:
             return grid.stage_of(self.layer, num_layers=spec.num_layers)
         return grid.pp - 1 if self.row.place == "last" else 0
 
-    def local(self, spec: Spec, grid: Grid) -> str:
-        """The name within its stage, whose layers are numbered from 0."""
-        return self.row.mcore.format(layer=self._number(spec, grid))
+    def local(self, spec: Spec, grid: Grid, *, first_expert: int = 0) -> str:
+        """The name within its stage: layers are numbered from its first, experts from ``first_expert``."""
+        return self.row.mcore.format(layer=self._number(spec, grid), expert=self.expert - first_expert)
 
     def local_engine(self, spec: Spec, grid: Grid) -> str:
         """The same where Transformer Engine's layers were trained; empty where it is the same name."""
-        return self.row.engine.format(layer=self._number(spec, grid))
+        return self.row.engine.format(layer=self._number(spec, grid), expert=self.expert)
 
     def _number(self, spec: Spec, grid: Grid) -> int:
         """The number of its layer within its stage; a tower stands whole on the first."""
@@ -210,16 +239,18 @@ class Entry:
             return self.layer
         return self.layer - grid.layers(self.stage(spec, grid), num_layers=spec.num_layers).start
 
-    @property
-    def is_layered(self) -> bool:
-        """Whether the parameter stands in every layer of its part."""
-        return LAYER in self.row.mcore
-
     @cached_property
     def stacked(self) -> tuple[str, ...]:
-        """Names in a torch_dist checkpoint, where the layers of a model are one tensor."""
-        names = (self.row.engine, self.row.mcore)
+        """Names in a torch_dist checkpoint, where layers, and their experts, are one tensor."""
+        fused = "" if self.row.is_experts else self.row.engine
+        names = (fused, self.row.mcore.replace(f"local_experts.{EXPERT}", "experts"))
         return tuple(name.replace(f".{LAYER}.", ".") for name in names if name)
+
+    @property
+    def place_in_stack(self) -> tuple[int, ...]:
+        """Its layer, and its expert, in that tensor; nothing where it is a tensor of its own."""
+        layer = (self.layer,) if LAYER in self.row.mcore else ()
+        return (*layer, self.expert) if self.row.is_experts else layer
 
 
 def entries(spec: Spec) -> Iterator[Entry]:
@@ -229,5 +260,11 @@ def entries(spec: Spec) -> Iterator[Entry]:
             for number in range(layers):
                 for row in part.rows:
                     if row.place == place:
-                        mcore, hf = row.names(number)
-                        yield Entry(row=row, layer=number, mcore=mcore, hf=hf, shape=part.shape)
+                        yield from _of_row(row, part, number)
+
+
+def _of_row(row: Row, part: Part, layer: int) -> Iterator[Entry]:
+    """A row at a layer: once, or once an expert."""
+    for number in range(part.experts if row.is_experts else 1):
+        mcore, hf = row.names(layer=layer, expert=number)
+        yield Entry(row=row, layer=layer, mcore=mcore, hf=hf, shape=part.shape, expert=number)

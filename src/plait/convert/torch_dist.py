@@ -4,7 +4,8 @@
 length of its bytes, which are a ``torch.save`` of that chunk. The pickle is read by an unpickler that
 knows the few classes below and no others; chunks are read with ``weights_only=True``.
 
-The layers of a model are one tensor whose first axis counts them, under names without a number.
+The layers of a model are one tensor whose first axis counts them, under names without a number; the next
+axis counts experts.
 Names are those of Transformer Engine's layers, also where Megatron's local layers were trained.
 """
 
@@ -97,27 +98,23 @@ class TorchDist:
         found = self.metadata.state_dict_metadata
         return {name: tuple(entry.size) for name, entry in found.items() if hasattr(entry, "chunks")}
 
-    def read(self, name: str, layer: int | None = None) -> Tensor:
-        """A whole tensor, or one layer of it, from its chunks.
+    def read(self, name: str, *at: int) -> Tensor:
+        """A whole tensor, or what stands in it at a layer, or at a layer's expert, from its chunks.
 
         Raises:
             CheckpointError: an element stands in no chunk or in two, or a chunk is not what it should be.
         """
         entry = self.metadata.state_dict_metadata[name]
-        size = entry.size if layer is None else entry.size[1:]
+        size = entry.size[len(at) :]
         whole = torch.empty(size, dtype=entry.properties.dtype)
         times = torch.zeros(size, dtype=torch.uint8)
         for chunk in entry.chunks:
             place = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
-            if layer is None:
-                values = self._chunk(name, chunk)
-            elif place[0].start <= layer < place[0].stop:
-                values = self._chunk(name, chunk)[layer - place[0].start]
-                place = place[1:]
-            else:
-                continue
-            whole[place] = values
-            times[place] += 1
+            before, within = place[: len(at)], place[len(at) :]
+            if all(one.start <= i < one.stop for one, i in zip(before, at, strict=True)):
+                inside = tuple(i - one.start for one, i in zip(before, at, strict=True))
+                whole[within] = self._chunk(name, chunk)[inside]
+                times[within] += 1
         if not bool((times == 1).all()):
             raise CheckpointError(f"{self.folder}: elements of {name} are missing or stored twice")
         return whole
@@ -153,9 +150,9 @@ def read_iteration(folder: Path | str, spec: Spec) -> Mapping[str, Tensor]:
     state = Tensors()
     used = set()
     for entry in entries(spec):
-        name, layer = _stored_name(stored, entry)
+        name, at = _stored_name(stored, entry)
         used.add(name)
-        state.add((entry.mcore,), lambda e=entry, n=name, i=layer: _one(stored, e, n, i))  # type: ignore[misc]
+        state.add((entry.mcore,), lambda e=entry, n=name, i=at: _one(stored, e, n, i))  # type: ignore[misc]
     roots = {entry.mcore.partition(".")[0] for entry in entries(spec)} | {"vision_patch"}
     unknown = [n for n in stored.shapes if n not in used and n.partition(".")[0] in roots and EXTRA not in n]
     if unknown:
@@ -163,17 +160,16 @@ def read_iteration(folder: Path | str, spec: Spec) -> Mapping[str, Tensor]:
     return state
 
 
-def _stored_name(stored: TorchDist, entry: Entry) -> tuple[str, int | None]:
-    """The name of a parameter in a checkpoint, and its layer where layers are stacked."""
-    stacked = entry.layer if entry.is_layered else None
+def _stored_name(stored: TorchDist, entry: Entry) -> tuple[str, tuple[int, ...]]:
+    """The name of a parameter in a checkpoint, and its place in it where layers are stacked."""
     for name in entry.stacked:
         if name in stored.shapes:
-            return name, stacked
-    for name in (entry.row.engine.format(layer=entry.layer), entry.mcore):
+            return name, entry.place_in_stack
+    for name in (entry.row.engine.format(layer=entry.layer, expert=entry.expert), entry.mcore):
         if name in stored.shapes:
-            return name, None
+            return name, ()
     raise CheckpointError(f"{stored.folder} has no tensor {entry.stacked[0]}")
 
 
-def _one(stored: TorchDist, entry: Entry, name: str, layer: int | None) -> dict[str, Tensor]:
-    return {entry.mcore: entry.row.op.join([stored.read(name, layer)], entry.shape)}
+def _one(stored: TorchDist, entry: Entry, name: str, at: tuple[int, ...]) -> dict[str, Tensor]:
+    return {entry.mcore: entry.row.op.join([stored.read(name, *at)], entry.shape)}

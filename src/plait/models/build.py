@@ -11,6 +11,7 @@ from plait.config.model import (
     FolderModel,
     InitModel,
     LlavaModel,
+    MixtralModel,
     SoloModel,
     TowerModel,
 )
@@ -39,6 +40,7 @@ KINDS = {
     "folder": Kind(FolderModel, link),
     "hub": Kind(HubModel, hub),
     "init": Kind(InitModel, init, ("tokenizer",)),
+    "init_mixtral": Kind(MixtralModel, init, ("tokenizer",)),
     "init_tower": Kind(TowerModel, init_tower),
     "extend": Kind(ExtendedModel, extend, ("base", "tokenizer")),
     "solo": Kind(SoloModel, solo, ("base", "tokenizer")),

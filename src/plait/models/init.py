@@ -1,4 +1,4 @@
-"""A Mistral-shaped model with random weights, equal for equal settings."""
+"""A Mistral- or Mixtral-shaped model with random weights, equal for equal settings."""
 
 import logging
 from pathlib import Path
@@ -6,15 +6,18 @@ from typing import Any
 
 import torch
 
-from plait.config.model import InitModel
+from plait.config.model import InitModel, MixtralModel
 from plait.models.common import copy_tokenizer, drawn, tokenizer_facts, write_configs
-from plait.models.specs import Spec
+from plait.models.specs import MIXTRAL, Spec
 from plait.models.weights import FolderTensors, merkle, write_safetensors
+
+ARCHITECTURES = {"init": ("MistralForCausalLM", "mistral"), "init_mixtral": (MIXTRAL, "mixtral")}
+"""Class and ``model_type`` by the kind of model."""
 
 log = logging.getLogger(__name__)
 
 
-def init(folder: Path, settings: InitModel, *, tokenizer: Path) -> dict[str, Any]:
+def init(folder: Path, settings: InitModel | MixtralModel, *, tokenizer: Path) -> dict[str, Any]:
     """Write the model into an empty folder; the facts of its manifest.
 
     Norms are ones, all else is N(0, ``initializer_range``) in fp32.
@@ -30,13 +33,14 @@ def init(folder: Path, settings: InitModel, *, tokenizer: Path) -> dict[str, Any
     return {"merkle": merkle(FolderTensors(folder))}
 
 
-def config_of(settings: InitModel) -> dict[str, Any]:
+def config_of(settings: InitModel | MixtralModel) -> dict[str, Any]:
     """The model's config.json, but for what the tokenizer says."""
     sizes = settings.model_dump(exclude={"kind", "tokenizer", "seed"})
+    architecture, model_type = ARCHITECTURES[settings.kind]
     return {
         **sizes,
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
+        "architectures": [architecture],
+        "model_type": model_type,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "sliding_window": None,

@@ -2,7 +2,7 @@
 
 Parameter shapes follow from the numbers; they are derived here and typed nowhere else. In shapes:
 V = vocabulary, D = hidden size, O = query features (heads x head size), K = key features (groups x
-head size), F = feed-forward size, P = values of a patch (3 x side x side).
+head size), F = feed-forward size, E = experts, P = values of a patch (3 x side x side).
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,9 @@ from plait.models.towers import Projector, Tower, check_size, part
 SOLO = "SoloForCausalLM"
 LLAMA = "LlamaForCausalLM"
 QWEN2 = "Qwen2ForCausalLM"
+MIXTRAL = "MixtralForCausalLM"
 LLAVA = "LlavaForConditionalGeneration"
-ARCHITECTURES = ("MistralForCausalLM", LLAMA, QWEN2, SOLO, LLAVA)
+ARCHITECTURES = ("MistralForCausalLM", LLAMA, QWEN2, MIXTRAL, SOLO, LLAVA)
 TEXT_ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": LLAMA, "qwen2": QWEN2}
 """The language models of LLaVA, by the ``model_type`` of its ``text_config``."""
 LANGUAGE_MODEL, TOWER, PROJECTOR = "language_model.", "vision_tower.vision_model.", "multi_modal_projector."
@@ -28,9 +29,10 @@ LANGUAGE_MODEL, TOWER, PROJECTOR = "language_model.", "vision_tower.vision_model
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """The shape of a Mistral-, Llama- or Qwen2-like model.
+    """The shape of a Mistral-, Llama-, Qwen2- or Mixtral-like model.
 
-    It is SOLO's where ``patch_dim`` is not 0, and the language model's of LLaVA where there is a tower.
+    It is SOLO's where ``patch_dim`` is not 0, the language model's of LLaVA where there is a tower, and a
+    mixture of experts where ``num_experts`` is not 0.
     """
 
     architecture: str
@@ -46,6 +48,8 @@ class Spec:
     max_position_embeddings: int
     sliding_window: int | None = None
     attention_bias: bool = False
+    num_experts: int = 0
+    experts_per_token: int = 0
     patch_dim: int = 0
     dtype: str = "float32"
     text_architecture: str = ""
@@ -93,6 +97,7 @@ class Spec:
             max_position_embeddings=_size(text, "max_position_embeddings", where),
             sliding_window=_sliding_window(text, kind),
             attention_bias=kind == QWEN2,
+            **(_experts(text, where) if kind == MIXTRAL else {}),
             patch_dim=3 * _size(config, "vision_patch_size", where) ** 2 if architecture == SOLO else 0,
             dtype=next(
                 (c[k] for c in (config, text) for k in ("dtype", "torch_dtype") if c.get(k)), "float32"
@@ -151,7 +156,7 @@ class Spec:
         return shapes | {"model.norm.weight": (d,), "lm_head.weight": (v, d)}
 
     def _layer(self) -> dict[str, tuple[int, ...]]:
-        d, o, k, f = self.hidden_size, self.query_size, self.key_size, self.intermediate_size
+        d, o, k = self.hidden_size, self.query_size, self.key_size
         biases = {"q_proj": o, "k_proj": k, "v_proj": k} if self.attention_bias else {}
         return {
             **{f"self_attn.{name}.bias": (size,) for name, size in biases.items()},
@@ -161,10 +166,28 @@ class Spec:
             "self_attn.v_proj.weight": (k, d),
             "self_attn.o_proj.weight": (d, o),
             "post_attention_layernorm.weight": (d,),
-            "mlp.gate_proj.weight": (f, d),
-            "mlp.up_proj.weight": (f, d),
-            "mlp.down_proj.weight": (d, f),
+            **(self._feed_forward() if not self.num_experts else self._experts()),
         }
+
+    def _feed_forward(self) -> dict[str, tuple[int, ...]]:
+        d, f = self.hidden_size, self.intermediate_size
+        return {f"mlp.{name}_proj.weight": shape for name, shape in _gated("gate", "up", "down", d, f)}
+
+    def _experts(self) -> dict[str, tuple[int, ...]]:
+        d, f = self.hidden_size, self.intermediate_size
+        return {
+            "block_sparse_moe.gate.weight": (self.num_experts, d),
+            **{
+                f"block_sparse_moe.experts.{expert}.{name}.weight": shape
+                for expert in range(self.num_experts)
+                for name, shape in _gated("w1", "w3", "w2", d, f)
+            },
+        }
+
+
+def _gated(gate: str, up: str, down: str, d: int, f: int) -> tuple[tuple[str, tuple[int, int]], ...]:
+    """The three weights of a gated feed-forward network (Mixtral's order on the hub: w1, w2, w3)."""
+    return (gate, (f, d)), (up, (f, d)), (down, (d, f))
 
 
 def _get(config: Mapping[str, Any], key: str, where: str) -> Any:
@@ -261,8 +284,22 @@ def _sliding_window(config: Mapping[str, Any], architecture: str) -> int | None:
     """The window in tokens, with the defaults of transformers; Qwen2 with one is refused."""
     if architecture == QWEN2:
         return None
-    window: int | None = config.get("sliding_window", None if architecture == LLAMA else 4096)
+    window: int | None = config.get("sliding_window", None if architecture in (LLAMA, MIXTRAL) else 4096)
     return window
+
+
+def _experts(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """How many experts a Mixtral has, and how many of them a token sees."""
+    experts = _size(config, "num_local_experts", where, default=8)
+    chosen = _size(config, "num_experts_per_tok", where, default=2)
+    if not 2 <= chosen <= experts:
+        raise CheckpointError(
+            f"{where} sends a token to {chosen} of {experts} experts; Megatron's router weighs 2 or more",
+            hint="num_experts_per_tok is from 2 to num_local_experts",
+        )
+    if config.get("router_jitter_noise"):
+        raise CheckpointError(f"{where} has router_jitter_noise, which plait does not train with")
+    return {"num_experts": experts, "experts_per_token": chosen}
 
 
 def _slides(config: Mapping[str, Any]) -> bool:

@@ -26,7 +26,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRANSFORMER = (
     "context_parallel_size", "sequence_parallel", "recompute_granularity", "recompute_method",
     "recompute_num_layers", "hidden_dropout", "attention_dropout", "deterministic_mode", "fp8",
-    "fp8_amax_compute_algo", "fp8_amax_history_len",
+    "fp8_amax_compute_algo", "fp8_amax_history_len", "expert_model_parallel_size",
+    "moe_router_load_balancing_type", "moe_token_dispatcher_type",
 )  # fmt: skip
 """Keys of a run that Megatron's ``TransformerConfig`` has too; a tower heeds no parallel ones of them."""
 DDP = ("use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather")
@@ -61,10 +62,9 @@ def transformer_config(
     chosen = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
     if not sizes:
         chosen |= {key: run[key] for key in TRANSFORMER if key in run}
-        chosen |= _offloading(run)
+        chosen |= _offloading(run) | _balancing(run, grid)
     return TransformerConfig(
-        **(sizes or _language_sizes(spec, grid)),
-        **chosen,
+        **(sizes or _language_sizes(spec, grid)) | chosen,
         attention_softmax_in_fp32=True,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -99,6 +99,7 @@ def _language_sizes(spec: Spec, grid: Grid) -> dict[str, Any]:
         "add_bias_linear": False,
         "add_qkv_bias": spec.attention_bias,
         "gated_linear_unit": True,
+        **(_expert_sizes(spec, grid) if spec.num_experts else {}),
         "activation_func": F.silu,
         "pipeline_model_parallel_size": grid.pp,
         "num_layers_in_first_pipeline_stage": grid.first if uneven else None,
@@ -106,9 +107,33 @@ def _language_sizes(spec: Spec, grid: Grid) -> dict[str, Any]:
     }
 
 
+def _expert_sizes(spec: Spec, grid: Grid) -> dict[str, Any]:
+    """Mixtral's router: the softmax of the chosen logits, which is transformers' renormalised one.
+
+    Experts of several tensor ranks gather their tokens by sequence: Megatron has no other way.
+    """
+    return {
+        "num_moe_experts": spec.num_experts,
+        "moe_router_topk": spec.experts_per_token,
+        "moe_ffn_hidden_size": spec.intermediate_size,
+        "sequence_parallel": grid.tp > 1,
+    }
+
+
 def _offloading(run: Mapping[str, Any]) -> dict[str, Any]:
     layers = run.get("cpu_offloading_num_layers", 0)
     return {"cpu_offloading": True, "cpu_offloading_num_layers": layers} if layers else {}
+
+
+def _balancing(run: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
+    """The weight of the balancing loss, as one process would have it.
+
+    Megatron scales each rank's part of that loss by the rank's own tokens, where gradients are finalised per
+    token; ranks that share a sequence then have it too small by their number.
+    """
+    coefficient = run.get("moe_aux_loss_coeff")
+    ranks = grid.tp * run.get("context_parallel_size", 1)
+    return {"moe_aux_loss_coeff": coefficient * ranks} if coefficient else {}
 
 
 def build_model(
@@ -127,7 +152,12 @@ def build_model(
 
 
 def _language_model(spec: Spec, config: TransformerConfig) -> PackedGPTModel:
-    return PackedGPTModel(
+    """The language model; its experts have an optimizer of their own.
+
+    Megatron gives them one (and marks them so) only if they are dealt out; with one always, a checkpoint of
+    any expert parallel size has the parts that any other looks for.
+    """
+    model = PackedGPTModel(
         config,
         language_blocks(config),
         vocab_size=padded_vocab_size(spec.vocab_size, config.tensor_model_parallel_size),
@@ -141,6 +171,10 @@ def _language_model(spec: Spec, config: TransformerConfig) -> PackedGPTModel:
         rotary_base=spec.rope_theta,
         patch_dim=spec.patch_dim,
     )
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            parameter.allreduce = False
+    return model
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -1,8 +1,8 @@
 """Megatron Core 0.16.1 on a machine without CUDA: gloo and the CPU, with the same training code.
 
 Megatron Core spells the CUDA device in places that a CPU run reaches. Each function below mends one
-kind of place, says why, and is a no-op where CUDA is present. The patched places are listed by name:
-if a new Megatron Core moves one, ``install`` fails and names it.
+kind of place, says why, and is a no-op where CUDA is present; that of the router, where Transformer Engine
+is. The patched places are listed by name: if a new Megatron Core moves one, ``install`` fails and names it.
 """
 
 import contextlib
@@ -56,6 +56,7 @@ def install() -> None:
     Raises:
         RuntimeError: this Megatron Core is not the one that the patches were made for.
     """
+    router_knows_of_no_engine()
     if torch.cuda.is_available():
         return
     found = version("megatron-core")
@@ -65,6 +66,13 @@ def install() -> None:
     random_state_is_the_cpu_generator()
     literal_devices_are_the_cpu()
     adam_counts_by_group()
+
+
+def router_knows_of_no_engine() -> None:
+    """The router asks for Transformer Engine's product by a name that only importing that engine defines."""
+    utils = importlib.import_module("megatron.core.transformer.moe.moe_utils")
+    if not utils.HAVE_TE:
+        vars(utils).setdefault("te_general_gemm", None)
 
 
 def current_device_is_the_cpu() -> None:

@@ -21,16 +21,21 @@ PROBE = 1024
 def flops_per_token(spec: Spec, sequence: int) -> float:
     """Operations of one token forward and backward: 6 a weight, and 12 L H S of attention.
 
-    The rule is that of PaLM's appendix B (Chowdhery et al. 2022): the embedding's lookup is none, and
-    nothing that is computed again counts. A vision tower's share, which pictures and not tokens cost, is
-    left out.
+    The rule is that of PaLM's appendix B (Chowdhery et al. 2022): the embedding's lookup is none, nothing
+    that is computed again counts, and of a layer's experts those that a token is sent to. A vision tower's
+    share, which pictures and not tokens cost, is left out.
 
     Args:
         spec: the model.
         sequence: S, tokens of a sequence.
     """
     text = spec.lm
-    weights = sum(math.prod(shape) for name, shape in text.shapes.items() if "embed_tokens" not in name)
+    used = text.experts_per_token / text.num_experts if text.num_experts else 1.0
+    weights = sum(
+        math.prod(shape) * (used if ".experts." in name else 1.0)
+        for name, shape in text.shapes.items()
+        if "embed_tokens" not in name
+    )
     attention = 12 * text.num_layers * text.query_size * sequence
     return 6.0 * weights + attention
 

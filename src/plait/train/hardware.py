@@ -8,6 +8,7 @@ from plait.errors import ConfigError
 
 NEEDS_GPU: dict[str, tuple[Any, str]] = {
     "cpu_offloading_num_layers": (0, "Transformer Engine's layers"),
+    "moe_token_dispatcher_type": ("allgather", "CUDA streams"),
     "optimizer_cpu_offload": (False, "a device that the optimizer's state can be moved from"),
 }
 """Keys that need a GPU where they differ from this value, and what they reach there."""

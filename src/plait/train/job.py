@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from plait import files, layout
-from plait.config.run import Around
+from plait.config.run import Around, unfit_for_experts
 from plait.config.schedule import Schedule
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
@@ -136,6 +136,9 @@ class Job:
         self._check_frozen(start)
         self._check_goes_on(start)
         model = Spec.of(self.start, layout.HF_CONFIG)
+        unfit = unfit_for_experts(self.settings, model.num_experts)
+        if unfit:
+            raise ConfigError(unfit, hint="config/README.md says what each key is for")
         for mixture in (self.mixture, self.evaluated) if self.around["eval_interval"] else (self.mixture,):
             if model.vision is not None:
                 _check_energon(mixture.content, self.start, model, start["facts"]["tokenizer"])

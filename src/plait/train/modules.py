@@ -82,7 +82,7 @@ def _gathered(part: Tensor) -> Tensor:
 
 def language_blocks(config: TransformerConfig) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage of a language model, and the norm after them."""
-    layer = get_gpt_layer_local_spec(normalization=config.normalization)
+    layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization=config.normalization)
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
     layer.submodules.self_attention.submodules.core_attention = ContextAttention

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from plait.train.crash import States
 from plait.train.hardware import check_hardware
 from plait.train.job import Job
 
+SAME_RANKS = (*AXES, "expert_model_parallel_size", "version")
+"""Keys of a checkpoint that decide which rank each state of a generator belongs to."""
+
 
 def run_rank(job: Job) -> None:
     """The job on one rank of the world; it ends with the checkpoint, or with a state if asked to stop."""
@@ -26,8 +30,9 @@ def run_rank(job: Job) -> None:
         if os.environ["RANK"] == "0":
             allowed = stack.enter_context(lease.hold(Path(str(job.run)))).check
         cp, seed = job.settings["context_parallel_size"], job.settings["seed"]
+        ep = job.settings["expert_model_parallel_size"]
         minutes = job.around["distributed_timeout_minutes"]
-        stack.enter_context(world(tp=job.grid.tp, pp=job.grid.pp, cp=cp, seed=seed, minutes=minutes))
+        stack.enter_context(world(tp=job.grid.tp, pp=job.grid.pp, cp=cp, ep=ep, seed=seed, minutes=minutes))
         _train(job, allowed)
 
 
@@ -104,7 +109,7 @@ def _goes_on_from(job: Job, states: States) -> tuple[Path | None, bool]:
     if not job.steps[0]:
         return None, False
     manifest = files.read_manifest(job.start)
-    same = all(manifest["settings"].get(key) == job.settings.get(key) for key in (*AXES, "version"))
+    same = all(manifest["settings"].get(key) == job.settings.get(key) for key in SAME_RANKS)
     return Path(job.start), same and Grid(**manifest["facts"]["grid"]) == job.grid
 
 
@@ -122,16 +127,24 @@ def _load_start(model: Any, job: Job, spec: Spec) -> None:
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),
     )
+    own = partial(
+        engine.own_experts,
+        spec=spec,
+        grid=job.grid,
+        pp_rank=place[1],
+        ep_rank=parallel_state.get_expert_model_parallel_rank(),
+        ep=parallel_state.get_expert_model_parallel_world_size(),
+    )
     if job.settings["init"] == "random":
         random = drawn(spec.shapes, std=job.settings["init_method_std"], seed=job.settings["seed"])
-        load_weights(model, engine.cut(engine.to_mcore(random, spec), spec, job.grid, *place))
+        load_weights(model, own(engine.cut(engine.to_mcore(random, spec), spec, job.grid, *place)))
     elif job.settings["start_run"] and (Path(job.start) / METADATA).is_file():
         load_model(model, Path(job.start))
     elif job.settings["start_run"]:
         whole = checkpoint.read_trained(Path(job.start), spec)
-        load_weights(model, engine.cut(whole, spec, job.grid, *place))
+        load_weights(model, own(engine.cut(whole, spec, job.grid, *place)))
     else:
-        load_weights(model, checkpoint.read_rank(Path(job.start), job.grid, *place))
+        load_weights(model, own(checkpoint.read_rank(Path(job.start), job.grid, *place)))
 
 
 def _feed(job: Job, spec: Spec, *, evaluates: bool = False) -> Any:

@@ -16,7 +16,14 @@ from plait.train import compat
 
 @contextmanager
 def world(
-    *, tp: int, pp: int, seed: int, cp: int = 1, rendezvous: str | None = None, minutes: int = 30
+    *,
+    tp: int,
+    pp: int,
+    seed: int,
+    cp: int = 1,
+    ep: int = 1,
+    rendezvous: str | None = None,
+    minutes: int = 30,
 ) -> Iterator[None]:
     """Join the processes that torchrun, or a test, has started, as a tp x cp x dp x pp grid.
 
@@ -24,6 +31,7 @@ def world(
         tp: tensor model parallel size.
         pp: pipeline model parallel size; what is left of the world is data parallel.
         cp: context parallel size.
+        ep: expert parallel size: of the cp x dp processes, so many share the experts.
         seed: seed of every generator; tensor parallel ranks get their own beside it.
         minutes: how long a process waits for the others.
         rendezvous: where the processes meet, if not where torchrun says; ``file://...`` needs no port.
@@ -46,7 +54,9 @@ def world(
         timeout=timedelta(minutes=minutes),
     )
     try:
-        parallel_state.initialize_model_parallel(tp, pp, context_parallel_size=cp)
+        parallel_state.initialize_model_parallel(
+            tp, pp, context_parallel_size=cp, expert_model_parallel_size=ep
+        )
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - Megatron Core reads the global generator
         torch.manual_seed(seed)

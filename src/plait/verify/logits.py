@@ -120,6 +120,8 @@ def of_transformers(folder: Path, inputs: list[Case]) -> Logits:
             attn_implementation="eager",
             trust_remote_code=carries_our_code(folder),
         ).eval()
+        if Spec.of(folder).num_experts:
+            model.set_experts_implementation("eager")  # its grouped products are not of fp64
     found: Logits = {}
     with torch.no_grad():
         for dtype in PRECISIONS:

@@ -15,11 +15,17 @@ from plait.parallel.grid import Grid
 
 
 def run_ranks(
-    function: Callable[..., Any], grid: Grid, *args: Any, copies: int = 1, cp: int = 1, seed: int = 0
+    function: Callable[..., Any],
+    grid: Grid,
+    *args: Any,
+    copies: int = 1,
+    cp: int = 1,
+    ep: int = 1,
+    seed: int = 0,
 ) -> list[Any]:
     """Call ``function(*args)`` on every rank of ``copies`` data parallel copies of a grid, with gloo.
 
-    Each sequence is shared by ``cp`` context parallel ranks.
+    Each sequence is shared by ``cp`` context parallel ranks, the experts by ``ep`` of the copies' ranks.
 
     Forking after the imports saves seconds a rank. OpenMP's threads do not survive a fork, and a child
     would wait for them for ever: this process must have had OMP_NUM_THREADS=1 before it loaded torch.
@@ -38,7 +44,8 @@ def run_ranks(
         ranks = []
         for rank in range(world):
             here, there = context.Pipe(duplex=False)
-            job = (there, f"file://{folder}/store", rank, world, grid, cp, seed, function, args)
+            sizes = {"cp": cp, "ep": ep}
+            job = (there, f"file://{folder}/store", rank, world, grid, sizes, seed, function, args)
             process = context.Process(target=_rank, args=job)
             process.start()
             there.close()
@@ -79,7 +86,7 @@ def _rank(
     rank: int,
     world_size: int,
     grid: Grid,
-    cp: int,
+    sizes: dict[str, int],
     seed: int,
     function: Callable[..., Any],
     args: tuple[Any, ...],
@@ -88,7 +95,7 @@ def _rank(
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     try:
-        with world(tp=grid.tp, pp=grid.pp, cp=cp, seed=seed, rendezvous=rendezvous):
+        with world(tp=grid.tp, pp=grid.pp, seed=seed, rendezvous=rendezvous, **sizes):
             value = function(*args)
         pipe.send((False, value))
     except PlaitError as error:
