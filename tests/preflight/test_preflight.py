@@ -315,6 +315,20 @@ def test_a_step_has_the_keys_of_its_run(here, capfd):
 
 
 @pytest.mark.long
+def test_experts_are_dealt_out_in_the_step_too(here, capfd):
+    config = yaml.safe_load((here / config_file(here)).read_text())
+    config["raw_hf"]["Mistral-tiny"] |= {"kind": "init_mixtral", "num_local_experts": 8}
+    config["runs"]["chat-tiny"] |= {
+        "pipeline_model_parallel_size": 1, "data_parallel_size": 2, "expert_model_parallel_size": 2,
+    }  # fmt: skip
+    (here / "mine.yaml").write_text(yaml.safe_dump(config))
+    assert main(["preflight", "chat-tiny", "--config", "mine.yaml"]) == 0
+    said = capfd.readouterr().out
+    assert "ranks           2 of a 1 x 1 grid" in said
+    assert "the second from the checkpoint of the first" in said
+
+
+@pytest.mark.long
 def test_a_step_that_fails_is_one_sentence(here, capfd):
     words = ("chat-tiny", "--config", config_file(here, lr_decay_iters=3, lr_warmup_iters=5))
     (line,) = refused(capfd, *words, "--processes", "1")
