@@ -317,7 +317,8 @@ def test_a_step_has_the_keys_of_its_run(here, capfd):
 @pytest.mark.long
 def test_experts_are_dealt_out_in_the_step_too(here, capfd):
     config = yaml.safe_load((here / config_file(here)).read_text())
-    config["raw_hf"]["Mistral-tiny"] |= {"kind": "init_mixtral", "num_local_experts": 8}
+    config["raw_hf"]["Mixtral-tiny"] = {"kind": "init_mixtral", "tokenizer": "mistral-chatml"}
+    config["models"]["chat-tiny"] = {"source": "Mixtral-tiny"}
     config["runs"]["chat-tiny"] |= {
         "pipeline_model_parallel_size": 1, "data_parallel_size": 2, "expert_model_parallel_size": 2,
     }  # fmt: skip
