@@ -4,9 +4,11 @@ import json
 import math
 import os
 import re
+import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
@@ -280,12 +282,14 @@ def test_each_key_that_needs_a_gpu_is_named(here):
 
 def fly(here, capfd, run, *words, **keys):
     """The whole command; what it said, and that it left nothing behind."""
-    before = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("plait-preflight-*"))
-    code = main(["preflight", run, "--config", config_file(here, run, **keys), *words])
+    mine = config_file(here, run, **keys)
+    with TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", temporary)
+        code = main(["preflight", run, "--config", mine, *words])
+        assert [path.name for path in Path(temporary).glob("plait-*")] == []
     said = capfd.readouterr()
     assert code == 0, said.err
     assert [path.name for path in here.iterdir()] == ["mine.yaml"]
-    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("plait-preflight-*")) <= before
     losses = re.search(r"losses (\S+) and (\S+), the second from the checkpoint of the first", said.out)
     assert all(math.isfinite(float(loss)) and float(loss) > 1 for loss in losses.groups())
     return said.out
