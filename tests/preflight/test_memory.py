@@ -39,27 +39,31 @@ def held(spec, grid, run):
     model = build_model(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run)
     model = wrap(model, run)
     optimizer = optimizer_of(model, run)
-    for buffer in model.buffers:
+    buffers = [*model.buffers, *model.expert_parallel_buffers]
+    for buffer in buffers:
         buffer.grad_data.fill_(1e-3)
     for parameter in model.parameters():
         torch.nn.init.ones_(parameter)
     optimizer.step()
     weights = storages(model.parameters())
     masters = storages(p for group in optimizer.param_groups for p in group["params"])
-    one = next(iter(getattr(optimizer, "chained_optimizers", [optimizer])))
-    moments = storages(
-        t for s in one.optimizer.state.values() for t in s.values() if torch.is_tensor(t) and t.dim()
-    )
+    parts = [one.optimizer for one in optimizer.chained_optimizers]
+    states = [state for part in parts for state in part.state.values()]
+    moments = storages(t for state in states for t in state.values() if torch.is_tensor(t) and t.dim())
     shards = [p for group in optimizer.param_groups for p in group["params"]]
     own = [p for p in shards if p.untyped_storage().data_ptr() not in weights]
     return {
         "weights": sum(weights.values()),
-        "gradients": sum(buffer.grad_data.untyped_storage().nbytes() for buffer in model.buffers),
+        "gradients": sum(buffer.grad_data.untyped_storage().nbytes() for buffer in buffers),
         "masters": sum(masters[p.untyped_storage().data_ptr()] for p in own),
         "moments": sum(moments.values()),
     }
 
 
+MIXTRAL = {
+    **CONFIG, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}  # fmt: skip
 STATIC = {
     "fp32": (Grid(), {"params_dtype": "fp32"}),
     "bf16": (Grid(), {}),
@@ -69,6 +73,15 @@ STATIC = {
     "copies": (Grid(), {"copies": 2}),
     "shared": (Grid(), {"copies": 2, "use_distributed_optimizer": True}),
     "shared in fp32": (Grid(), {"copies": 3, "use_distributed_optimizer": True, "params_dtype": "fp32"}),
+    "experts": (Grid(), {"copies": 2, "expert_model_parallel_size": 2}),
+    "shared experts": (
+        Grid(),
+        {"copies": 4, "expert_model_parallel_size": 2, "use_distributed_optimizer": True},
+    ),
+    "experts of tensor parallel ranks": (
+        Grid(2, 1),
+        {"copies": 2, "expert_model_parallel_size": 2, "sequence_parallel": True},
+    ),
     "shared by who shares sequences": (Grid(1, 2), {"cp": 2, "use_distributed_optimizer": True}),
 }
 
@@ -76,12 +89,12 @@ STATIC = {
 @pytest.mark.parametrize("case", STATIC)
 def test_weights_gradients_and_the_optimizers_state_to_the_byte(case):
     grid, keys = STATIC[case]
-    run, spec = settings(grid, **keys), Spec.from_config(CONFIG)
-    cp, copies = run["context_parallel_size"], run["data_parallel_size"]
-    found = run_ranks(held, grid, spec, grid, run, copies=copies, cp=cp)
+    run, spec = settings(grid, **keys), Spec.from_config(MIXTRAL if "experts" in case else CONFIG)
+    cp, copies, ep = (run[f"{axis}_parallel_size"] for axis in ("context", "data", "expert_model"))
+    found = run_ranks(held, grid, spec, grid, run, copies=copies, cp=cp, ep=ep)
     shape = memory.Run(run, grid, copies, SEQUENCE)
     equal = grid.tp * cp * copies
-    for rank in ranks.ranks_of(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run):
+    for rank in ranks.checked(spec, grid, run):
         told = memory.static(rank, shape)
         stage = found[rank.pp * equal : (rank.pp + 1) * equal]
         ours = [one for number, one in enumerate(stage) if number % grid.tp == rank.tp]
@@ -105,7 +118,7 @@ def test_overlapped_buckets_are_those_that_megatron_lays_out(monkeypatch):
     run, spec = settings(Grid(), copies=2, use_distributed_optimizer=True), Spec.from_config(CONFIG)
     (rank,) = ranks.ranks_of(spec, Grid(), dtype=torch.bfloat16, run=run)
     found = run_ranks(numel, Grid(), spec, run, 10_000, copies=2)
-    assert set(found) == {memory.padded(rank.trained, 2, 10_000)}
+    assert set(found) == {memory.padded(rank.trained(), 2, 10_000)}
 
 
 def numel(spec, run, bucket):
@@ -176,6 +189,17 @@ def test_activations_are_those_that_the_backward_pass_waits_with(case, groups):
             assert told["activations"] + softmax == pytest.approx(found, rel=0.015)
         else:
             assert told["activations"] / (grid.pp - stage) == pytest.approx(found, rel=0.015)
+
+
+@pytest.mark.parametrize("grid", [Grid(), Grid(2, 1)], ids=str)
+def test_experts_keep_the_tokens_that_are_sent_to_them(grid):
+    """Within 8 %: the router's own values are left out, and experts are taken as used evenly."""
+    keys = {"copies": 2, "expert_model_parallel_size": 2, "sequence_parallel": grid.tp > 1}
+    run, spec = settings(grid, **keys), Spec.from_config(MIXTRAL)
+    shape = memory.Run(run, grid, 2, SEQUENCE, gpu=False)
+    found = run_ranks(saved, grid, spec, grid, run, copies=2, ep=2)
+    told = memory.activations(0, spec, shape)
+    assert told["activations"] + told["logits"] * 4 / 6 == pytest.approx(sum(found) / len(found), rel=0.08)
 
 
 def test_less_is_kept_the_more_is_recomputed():

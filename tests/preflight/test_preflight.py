@@ -4,9 +4,11 @@ import json
 import math
 import os
 import re
+import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
@@ -280,12 +282,14 @@ def test_each_key_that_needs_a_gpu_is_named(here):
 
 def fly(here, capfd, run, *words, **keys):
     """The whole command; what it said, and that it left nothing behind."""
-    before = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("plait-preflight-*"))
-    code = main(["preflight", run, "--config", config_file(here, run, **keys), *words])
+    mine = config_file(here, run, **keys)
+    with TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", temporary)
+        code = main(["preflight", run, "--config", mine, *words])
+        assert [path.name for path in Path(temporary).glob("plait-*")] == []
     said = capfd.readouterr()
     assert code == 0, said.err
     assert [path.name for path in here.iterdir()] == ["mine.yaml"]
-    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("plait-preflight-*")) <= before
     losses = re.search(r"losses (\S+) and (\S+), the second from the checkpoint of the first", said.out)
     assert all(math.isfinite(float(loss)) and float(loss) > 1 for loss in losses.groups())
     return said.out
@@ -312,6 +316,21 @@ def test_a_step_has_the_keys_of_its_run(here, capfd):
         "global_batch_size": 8, "hidden_dropout": 0.1,
     }  # fmt: skip
     assert "data_parallel_size 4 -> 2" in fly(here, capfd, "chat-tiny", "--processes", "4", **keys)
+
+
+@pytest.mark.long
+def test_experts_are_dealt_out_in_the_step_too(here, capfd):
+    config = yaml.safe_load((here / config_file(here)).read_text())
+    config["raw_hf"]["Mixtral-tiny"] = {"kind": "init_mixtral", "tokenizer": "mistral-chatml"}
+    config["models"]["chat-tiny"] = {"source": "Mixtral-tiny"}
+    config["runs"]["chat-tiny"] |= {
+        "pipeline_model_parallel_size": 1, "data_parallel_size": 2, "expert_model_parallel_size": 2,
+    }  # fmt: skip
+    (here / "mine.yaml").write_text(yaml.safe_dump(config))
+    assert main(["preflight", "chat-tiny", "--config", "mine.yaml"]) == 0
+    said = capfd.readouterr().out
+    assert "ranks           2 of a 1 x 1 grid" in said
+    assert "the second from the checkpoint of the first" in said
 
 
 @pytest.mark.long

@@ -93,18 +93,26 @@ def static(rank: Rank, run: Run) -> dict[str, float]:
     """
     settings = run.settings
     shares = run.copies * run.cp
+    dense = _optimized(rank, run, shares, experts=False)
+    expert = _optimized(rank, run, shares // int(settings.get("expert_model_parallel_size", 1)), experts=True)
+    found = {row: dense[row] + expert[row] for row in dense}
+    return {**found, "weights": found["weights"] + rank.kept * run.size}
+
+
+def _optimized(rank: Rank, run: Run, shares: int, *, experts: bool) -> dict[str, float]:
+    """Bytes of the trained parameters that have one optimizer, shared by so many ranks."""
+    settings, sizes = run.settings, rank.trained(experts=experts)
     distributed = settings["use_distributed_optimizer"]
-    trained, buffer = sum(rank.trained), sum(rank.trained)
+    trained, buffer = sum(sizes), sum(sizes)
     if distributed:
         overlaps = settings["overlap_grad_reduce"] and rank.pp == 0
-        bucket = max(BUCKET, 1_000_000 * shares) if overlaps else None
-        buffer = padded(rank.trained, shares, bucket)
+        bucket = max(BUCKET, 1_000_000 * run.copies * run.cp) if overlaps else None
+        buffer = padded(sizes, shares, bucket)
     own = trained / (shares if distributed else 1) * _on_device(settings)
-    masters = own * FULL if run.size < FULL else 0.0
     return {
-        "weights": float((rank.kept + buffer) * run.size),
+        "weights": float(buffer * run.size),
         "gradients": float(buffer * FULL),
-        "masters": masters,
+        "masters": own * FULL if run.size < FULL else 0.0,
         "moments": own * FULL * _moments(settings),
     }
 
@@ -164,6 +172,7 @@ class Layer:
         parted: t where norms are shared by sequence, else 1.
         size: e.
         drops: whether hidden states and attention are dropped out.
+        experts: experts that each token is sent to, 0 where there are none. They are taken as used evenly.
     """
 
     hidden: int
@@ -182,6 +191,7 @@ class Layer:
     parted: int
     size: int
     drops: tuple[bool, bool] = field(default=(False, False))
+    experts: int = 0
 
     @property
     def passed(self) -> float:
@@ -223,6 +233,8 @@ class Layer:
         context = self.own * self.query * self.size / self.tp
         angles = 4 * self.own * self.rotary * self.size
         inner = self.own * self.inner * self.size / self.tp * (5 if self.gated else 2)
+        if self.experts:
+            inner = self.experts * (inner + 2 * self.own * self.hidden * self.size)
         masks = 2 * self.passed / self.size * self.mask * self.drops[0]
         return 2 * (self.normed + self.passed) + context + angles + inner + masks
 
@@ -253,6 +265,7 @@ def language_layer(spec: Spec, run: Run) -> Layer:
         parted=tp if settings["sequence_parallel"] else 1,
         size=run.size,
         drops=(settings["hidden_dropout"] > 0, settings["attention_dropout"] > 0),
+        experts=spec.experts_per_token,
     )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from plait.tokens.vocabulary import padded_vocab_size
 from plait.train.build import DTYPES, build_model, freeze
 from plait.train.world import alone
 
+EXPERTS = ".experts."
+"""Within the names of the parameters that experts have."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -26,6 +29,7 @@ class Rank:
     Attributes:
         tp: its place among those that share a layer.
         pp: its stage.
+        ep: its place among those that share the experts of a layer.
         shapes: shape by name.
         frozen: names of those that are not trained.
     """
@@ -34,11 +38,15 @@ class Rank:
     pp: int
     shapes: Shapes
     frozen: frozenset[str] = frozenset()
+    ep: int = 0
 
-    @property
-    def trained(self) -> list[int]:
-        """Elements of each trained parameter."""
-        return [math.prod(shape) for name, shape in self.shapes.items() if name not in self.frozen]
+    def trained(self, *, experts: bool = False) -> list[int]:
+        """Elements of each trained parameter that is an expert's, or is none."""
+        return [
+            math.prod(shape)
+            for name, shape in self.shapes.items()
+            if name not in self.frozen and (EXPERTS in name) == experts
+        ]
 
     @property
     def kept(self) -> int:
@@ -60,17 +68,16 @@ def ranks_of(
         run: the run's settings; without them nothing is shared and nothing frozen.
     """
     settings = run or {}
-    for number, (tp, pp) in enumerate(grid):
-        with (
-            alone(number, grid.tp, grid.pp, int(settings.get("context_parallel_size", 1))),
-            torch.device("meta"),
-        ):
+    cp, ep = (int(settings.get(f"{axis}_parallel_size", 1)) for axis in ("context", "expert_model"))
+    for (number, (tp, pp)), expert in product(enumerate(grid), range(ep)):
+        place = alone(number, grid.tp, grid.pp, cp=cp, ep=ep, expert=expert)
+        with place, torch.device("meta"):
             model = build_model(spec, grid, dtype=dtype, run=settings)
         freeze(model, settings.get("freeze", ()))
         found = dict(model.named_parameters())
         assert {one.device.type for one in found.values()} == {"meta"}
         frozen = frozenset(name for name, one in found.items() if not one.requires_grad)
-        yield Rank(tp, pp, {name: tuple(one.shape) for name, one in found.items()}, frozen)
+        yield Rank(tp, pp, {name: tuple(one.shape) for name, one in found.items()}, frozen, expert)
 
 
 def checked(spec: Spec, grid: Grid, run: Mapping[str, Any]) -> list[Rank]:
@@ -82,10 +89,20 @@ def checked(spec: Spec, grid: Grid, run: Mapping[str, Any]) -> list[Rank]:
     """
     found = []
     for rank in ranks_of(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run):
-        _check_shapes(rank, engine.rank_shapes(spec, grid, rank.tp, rank.pp))
+        _check_shapes(rank, _cut(spec, grid, rank, int(run.get("expert_model_parallel_size", 1))))
         found.append(rank)
     _check_sum(spec, grid, found)
     return found
+
+
+def _cut(spec: Spec, grid: Grid, rank: Rank, ep: int) -> Shapes:
+    """What is cut for a rank, with its own experts only."""
+    shapes = engine.rank_shapes(spec, grid, rank.tp, rank.pp)
+    if not spec.num_experts:
+        return shapes
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    own = engine.own_experts(state, spec=spec, grid=grid, pp_rank=rank.pp, ep_rank=rank.ep, ep=ep)
+    return {name: tuple(tensor.shape) for name, tensor in own.items()}
 
 
 def _check_shapes(rank: Rank, cut: Shapes) -> None:
@@ -109,7 +126,7 @@ def _check_sum(spec: Spec, grid: Grid, ranks: Sequence[Rank]) -> None:
         math.prod(shape)
         for rank in ranks
         for name, shape in rank.shapes.items()
-        if rank.tp == 0 or not replicated[rank.pp, name]
+        if (rank.tp == 0 or not replicated[rank.pp, name]) and (rank.ep == 0 or EXPERTS in name)
     )
     padding = 2 * spec.hidden_size * (padded_vocab_size(spec.vocab_size, grid.tp) - spec.vocab_size)
     expected = parameters(spec) - sum(map(math.prod, carried(spec).values()))

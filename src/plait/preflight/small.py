@@ -24,6 +24,7 @@ PATCHES, PATCH = 3, 8
 """Patches of a small picture's side, and pixels of a patch's side."""
 DROPPED_AXES = ("data_parallel_size", "context_parallel_size", "pipeline_model_parallel_size")
 """Axes in the order in which they are given up where two on each are too many."""
+EXPERTS = "expert_model_parallel_size"
 ALONE: Values = {
     "start_run": None, "start_iteration": None, "finetune": True, "skip_train_iteration_range": [],
 }  # fmt: skip
@@ -95,6 +96,8 @@ def _fewer(settings: Values, processes: int, notes: list[str]) -> None:
     for axis in (*DROPPED_AXES, AXES[0]):
         if math.prod(settings[axis] for axis in AXES) > processes:
             settings[axis] = 1
+    shared = settings["data_parallel_size"] * settings["context_parallel_size"]
+    _changed(settings, {EXPERTS: math.gcd(settings[EXPERTS], shared)}, notes)
     notes += [f"{axis} {size} -> {settings[axis]}" for axis, size in real.items() if size != settings[axis]]
     if settings["tensor_model_parallel_size"] == 1:
         _changed(settings, {"sequence_parallel": False}, notes)
@@ -157,6 +160,9 @@ def smaller(model: Mapping[str, Any], settings: Mapping[str, Any], sequence: int
         "intermediate_size": 2 * heads * HEAD,
         "max_position_embeddings": sequence,
     }
+    if spec.num_experts:
+        share, ranks = max(2, spec.experts_per_token), settings[EXPERTS]
+        text["num_local_experts"] = -(-share // ranks) * ranks
     if spec.sliding_window:
         text["sliding_window"] = min(spec.sliding_window, sequence // 2)
     if spec.vision is None:

@@ -18,6 +18,7 @@ from plait.preflight.small import Small
 from plait.train.job import Job
 
 LOSS, NORM = "lm loss", "grad norm"
+ERROR = "error: "
 SHOWN = 3000
 """Characters of what a failed step said."""
 
@@ -74,9 +75,8 @@ def _train(job: Job, root: Path) -> None:
     environ = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     done = subprocess.run(words, cwd=root, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stdout + done.stderr
+        lines = (done.stdout + done.stderr).splitlines()
+        errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+        said = "\n".join(line for line in lines if not line.startswith(ERROR))
         print(said[-SHOWN:], file=sys.stderr)  # noqa: T201
-        sentence = next(
-            (line for line in said.splitlines() if line.startswith("error: ")), "error: see above"
-        )
-        raise CheckpointError(f"the tiny step failed: {sentence.removeprefix('error: ')}")
+        raise CheckpointError(f"the tiny step failed: {errors[0] if errors else 'what it said is above'}")

@@ -1,5 +1,6 @@
 """The processes of a job: the only place that starts and ends process groups."""
 
+import math
 import os
 import random
 import warnings
@@ -70,14 +71,16 @@ def world(
 
 
 @contextmanager
-def alone(place: int, tp: int, pp: int, cp: int = 1) -> Iterator[None]:
+def alone(place: int, tp: int, pp: int, *, cp: int = 1, ep: int = 1, expert: int = 0) -> Iterator[None]:
     """Take the place of one rank of a grid among others that do not exist: nothing is sent.
 
     Args:
         place: the rank among those that hold one copy of the model, tensor ranks fastest.
         tp: tensor model parallel size.
         pp: pipeline model parallel size.
-        cp: context parallel size; the first of those that share a sequence is taken.
+        cp: context parallel size.
+        ep: expert parallel size.
+        expert: the rank among those that share the experts.
     """
     compat.install()
     from megatron.core import parallel_state
@@ -85,11 +88,16 @@ def alone(place: int, tp: int, pp: int, cp: int = 1) -> Iterator[None]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     stage, rank = divmod(place, tp)
-    whole = tp * pp * cp
-    dist.init_process_group("fake", store=FakeStore(), rank=stage * cp * tp + rank, world_size=whole)
+    copies = math.lcm(cp, ep)
+    here = (stage * copies + expert) * tp + rank
+    dist.init_process_group("fake", store=FakeStore(), rank=here, world_size=tp * pp * copies)
     try:
         parallel_state.initialize_model_parallel(
-            tp, pp, context_parallel_size=cp, create_gloo_process_groups=False
+            tp,
+            pp,
+            context_parallel_size=cp,
+            expert_model_parallel_size=ep,
+            create_gloo_process_groups=False,
         )
         model_parallel_cuda_manual_seed(0)
         yield
