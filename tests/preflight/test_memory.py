@@ -37,8 +37,8 @@ def storages(tensors):
 def held(spec, grid, run):
     """What this rank holds after a step: weights, gradients, masters, moments."""
     model = build_model(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run)
-    model = wrap(model, run)
-    optimizer = optimizer_of(model, run)
+    (model,) = wrap([model], run)
+    optimizer = optimizer_of([model], run)
     buffers = [*model.buffers, *model.expert_parallel_buffers]
     for buffer in buffers:
         buffer.grad_data.fill_(1e-3)
@@ -138,7 +138,7 @@ def saved(spec, grid, run):
     from plait.train.batches import masked_out
 
     inner = build_model(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run)
-    model = wrap(inner, run)
+    (model,) = wrap([inner], run)
     batch, own = run["micro_batch_size"], SEQUENCE // run["context_parallel_size"]
     ids, places = torch.randint(0, 400, (batch, own)), torch.arange(own).expand(batch, own)
     mask = masked_out(torch.zeros(batch, SEQUENCE))[:, :, :own]

@@ -153,6 +153,10 @@ def refused(capfd, *words):
     [
         ({"tensor_model_parallel_size": 3}, "num_attention_heads 4 is not a multiple of tp 3"),
         ({"pipeline_model_parallel_size": 3}, "num_hidden_layers 4 is not a multiple of pp 3"),
+        (
+            {"virtual_pipeline_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+            "virtual_pipeline_model_parallel_size 2, preflight knows whole stages",
+        ),
         ({"global_batch_size": 5}, "global_batch_size 5 is not a multiple of micro_batch_size 2"),
     ],
 )

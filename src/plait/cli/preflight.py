@@ -53,10 +53,10 @@ def run(args: argparse.Namespace) -> None:
     from plait.config.model import load_file
     from plait.models.specs import Spec
     from plait.preflight import inputs, launched, shape
-    from plait.preflight.checks import check_data
+    from plait.preflight.checks import check_chunks, check_data
 
     plan = Plan(load_file(args.config))
-    plan.run(args.name)
+    check_chunks(plan, args.name)
     plan.check_grid(plan.sharded(args.name))
     job = launched.planned(plan, args.name)
     _say(f"run {args.name}", launched.trained(plan, args.name, job))

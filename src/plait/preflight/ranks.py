@@ -73,7 +73,7 @@ def ranks_of(
         place = alone(number, grid.tp, grid.pp, cp=cp, ep=ep, expert=expert)
         with place, torch.device("meta"):
             model = build_model(spec, grid, dtype=dtype, run=settings)
-        freeze(model, settings.get("freeze", ()))
+        freeze([model], settings.get("freeze", ()))
         found = dict(model.named_parameters())
         assert {one.device.type for one in found.values()} == {"meta"}
         frozen = frozenset(name for name, one in found.items() if not one.requires_grad)
