@@ -29,12 +29,14 @@ RUN = {
     "recipe": "chat", "model": "m", "mixture": "x", "train_iters": STEPS, "save_interval": STEPS,
     "global_batch_size": 12, "lr": 1e-2, "lr_warmup_iters": 2, "params_dtype": "fp32", "hidden_dropout": 0.1,
 }  # fmt: skip
+PATCH = 4
+"""Side of a patch of the makers' SOLO."""
 SPLIT = {"num_layers_in_first_pipeline_stage": None, "num_layers_in_last_pipeline_stage": None}
 
 
-def saved(step):
+def saved(step, run="r"):
     """The checkpoint of an iteration."""
-    return f"data/ckpts/r/iter_{step:07d}"
+    return f"data/ckpts/{run}/iter_{step:07d}"
 
 
 TARGET = saved(STEPS)
@@ -50,13 +52,15 @@ class Place:
     settings: dict
     start: str
     around: dict = field(default_factory=lambda: {"peak_tflops": 1.0})
+    run: str = "r"
 
     def words(self, start=("-m", "plait.cli.main"), *, after=0, to=STEPS, asked=None, **around):
         keys = Around(**self.around | around).model_dump(mode="json")
         keys |= {"asked": {"until": to} | (asked or {})}
+        begin = saved(after, self.run) if after else self.start
         return [
-            sys.executable, *start, "train", saved(after) if after else self.start, "data/analysis/x",
-            "data/ckpts/r/schedule.json", saved(to),
+            sys.executable, *start, "train", begin, "data/analysis/x",
+            f"data/ckpts/{self.run}/schedule.json", saved(to, self.run),
             "--settings", json.dumps(self.settings), "--around", json.dumps(keys),
         ]  # fmt: skip
 
@@ -87,7 +91,7 @@ class Place:
 
     @property
     def ckpts(self):
-        return self.root / "data/ckpts/r"
+        return self.root / "data/ckpts" / self.run
 
     @property
     def states(self):
@@ -101,7 +105,15 @@ class Place:
     def result(self, step=STEPS):
         """What the run has made: every file's digest, and its rows but for the machine's figures."""
         rows = [{key: value for key, value in row.items() if key not in NOISE} for row in self.rows()]
-        return files.check_manifest(self.root / saved(step))["files"], rows
+        return files.check_manifest(self.root / saved(step, self.run))["files"], rows
+
+    def after(self, run, step, *, steps, **keys):
+        """A run that starts from an iteration of this one, untrained."""
+        folder = self.root / "data/ckpts" / run
+        folder.mkdir()
+        (folder / "schedule.json").write_text(json.dumps({"train_iters": steps, "save_interval": steps}))
+        settings = self.settings | {"start_run": self.run, "start_iteration": step} | keys
+        return Place(self.root, settings, saved(step, self.run), self.around, run)
 
 
 def project(root, **keys):
@@ -127,17 +139,31 @@ def analysed(place, mixture, name="x"):
 
 def packed(root, *, model=Maker.hf, **keys):
     """A run over packed text; ``model`` makes what it trains."""
-    place, grid = project(root, **keys)
     maker = Maker(root / "made")
-    (root / place.start).symlink_to(maker.shards(model(maker), grid.tp, grid.pp))
-    chats = root / "chats.jsonl"
     records = [
         {"messages": [{"role": "assistant", "content": f"{n} and {n * n} " * (n % 5 + 1)}]} for n in range(60)
     ]
-    chats.write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = [json.dumps(record).encode() for record in records]
+    return packs(root, maker, model(maker), maker.plain, lines, **keys)
+
+
+def patched(root, **keys):
+    """A run of SOLO over packed pictures and text."""
+    maker = Maker(root / "made")
+    lines = [exchange(n).to_line() for n in range(60)]
+    return packs(root, maker, maker.solo(), maker.vision, lines, recipe="solo", **keys)
+
+
+def packs(root, maker, hf, tokenizer, lines, **keys):
+    """A run over packed records."""
+    place, grid = project(root, **keys)
+    (root / place.start).symlink_to(maker.shards(hf, grid.tp, grid.pp))
+    chats = root / "chats.jsonl"
+    chats.write_bytes(b"\n".join(lines) + b"\n")
     shard = "data/megatron_format/f_d_pack64/shard_00000"
     (root / shard).mkdir(parents=True)
-    facts = build.build(root / shard, maker.plain, [chats], FORM, 64)
+    form = FORM | ({"patch_size": PATCH} if keys.get("recipe") == "solo" else {})
+    facts = build.build(root / shard, tokenizer, [chats], form, 64)
     files.write_manifest(root / shard, kind="indexed", settings={}, facts=facts)
     folder = analysed(place, {"sources": [{"prefix": shard, "weight": 1.0}]})
     files.write_manifest(folder, kind="analysis", settings={}, facts={})

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
 from projects import Project
+
+from plait.files import digest, prune, read_manifest
 
 EXPORT = "data/ckpts/chat-tiny/hf/model_iter_4"
 SMALL = {
@@ -15,6 +18,7 @@ SMALL = {
         "chat-tiny": {
             "pipeline_model_parallel_size": 1,
             "save_interval": 2,
+            "saves_per_job": 2,
             "lr_warmup_iters": 1,
             "exports": [4],
         }
@@ -89,6 +93,37 @@ def test_a_raised_version_of_a_stage_plans_it_and_all_after_it(stage, whole):
     start = ("-c", f"{raised}\nfrom snakemake.cli import main; main()")
 
     assert whole.plan(EXPORT, config=SMALL, start=start).rules == VERSIONS[stage]
+
+
+def test_one_job_saved_both_checkpoints_and_each_has_its_own_manifest(whole):
+    logs = [(whole.folder / f"data/logs/train/chat-tiny/iter_000000{n}.log").read_text() for n in (2, 4)]
+    assert "iteration 4/4" in logs[0]
+    assert "iter_0000004 was saved by a job before: it is moved into place" in logs[1]
+    manifests = [read_manifest(whole.folder / f"data/ckpts/chat-tiny/iter_000000{n}") for n in (2, 4)]
+    before = "data/ckpts/chat-tiny/iter_0000002"
+    assert manifests[1]["inputs"][before] == digest(whole.folder / before / "plait.json")
+    assert before not in manifests[0]["inputs"]
+
+
+def test_what_is_thinned_out_plans_nothing_and_is_refused_by_name(copy):
+    thin = copy.folder / "data/ckpts/chat-tiny/iter_0000002"
+    prune(thin, ["__0_0.distcp", "optimizer__0_0.distcp"], "keep: last 1")
+
+    assert copy.plan(EXPORT, config=SMALL).nothing
+    text = copy.refusal("data/ckpts/chat-tiny/hf/model_iter_2", config=SMALL)
+    assert "data/ckpts/chat-tiny/iter_0000002 has no weights any more: keep: last 1 removed them" in text
+
+
+def test_a_dry_run_says_what_the_checkpoints_take(whole):
+    config = overlay("runs", "chat-tiny", save_optim="last", keep="last 1")
+    text = whole.plan("data/ckpts/chat-tiny/hf/model_iter_8", config=config).text
+    (line,) = [line for line in text.splitlines() if line.startswith("Run chat-tiny: ")]
+    weights, optimizer, most = map(float, re.findall(r"([\d.e-]+) GB(?: of|  at| at)", line)[:3])
+    size = (whole.folder / "data/models/raw_hf/Mistral-tiny-chatml/model.safetensors").stat().st_size
+    assert weights == pytest.approx(size / 1e9, rel=0.01)
+    assert optimizer == pytest.approx(2 * weights, rel=0.01)
+    assert most == pytest.approx(2 * (weights + optimizer), rel=0.01)  # the newest, and the one before it
+    assert "keep: last 1, save_optim: last" in line
 
 
 def test_the_next_checkpoint_trains_from_the_last_one(whole):

@@ -1,0 +1,53 @@
+"""SOLO's curriculum: three runs, each from a checkpoint of the one before, not from its export."""
+
+import pytest
+from jobs import patched, saved
+
+from plait import files
+from plait.convert.carried import hf_view
+from plait.convert.checkpoint import read_trained
+from plait.layout import HF_CONFIG
+from plait.models.specs import Spec
+
+STEPS = 4
+STAGES = {"stage2": {"lr": 5e-3}, "stage3": {"lr": 1e-9, "min_lr": 0.0, "weight_decay": 0.0}}
+"""The last one moves nothing that can be seen: it ends with the weights that it began with."""
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Three runs, trained one after the other."""
+    places = [
+        patched(tmp_path_factory.mktemp("solo"), train_iters=STEPS, save_interval=STEPS, hidden_dropout=0.0)
+    ]
+    for name, keys in STAGES.items():
+        places[-1].train(to=STEPS)
+        places.append(places[-1].after(name, STEPS, steps=STEPS, **keys))
+    places[-1].train(to=STEPS)
+    return places
+
+
+def weights(place):
+    folder = place.root / saved(STEPS, place.run)
+    spec = Spec.of(folder, HF_CONFIG)
+    return {
+        name: tensor.clone() for name, tensor in hf_view(read_trained(folder, spec), spec, folder).items()
+    }
+
+
+def test_each_stage_begins_with_the_weights_of_the_one_before_and_its_own_iterations(stages):
+    first, second, third = map(weights, stages)
+
+    moved = {name: (third[name] - tensor).abs().max().item() for name, tensor in second.items()}
+    assert max(moved.values()) < 1e-7
+    assert all((second[name] - tensor).abs().max().item() > 1e-4 for name, tensor in first.items())
+    for place, before in zip(stages[1:], stages, strict=False):
+        manifest = files.read_manifest(place.root / saved(STEPS, place.run))
+        assert saved(STEPS, before.run) in manifest["inputs"]
+        assert [row["iteration"] for row in place.rows()] == [1, 2, 3, 4]
+        assert place.rows()[0]["learning-rate"] == 0
+
+
+def test_pictures_are_learnt_from_stage_to_stage(stages):
+    losses = [[row["img lm loss"] for row in place.rows()] for place in stages]
+    assert losses[0][0] > losses[1][0] > losses[2][0]
