@@ -1,6 +1,7 @@
 """LLaVA json, tars and prepared folders as raw sources: read one by one, linked, changed files found."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,8 @@ def tars(samples=(), layout="conversations"):
 def test_tars_of_both_layouts_become_chat_records(layout, make):
     samples = [make(number) for number in range(9)]
     found, reasons = chats(tars(samples, layout))
-    assert found == samples
+    assert [replace(one, source=None) for one in found] == samples
+    assert len({one.source for one in found if one.source}) == len(samples)
     assert reasons == {}
     linked = [path for path in Path("data/raw/toy/wds").iterdir() if path.is_symlink()]
     assert len(linked) == 3

@@ -59,6 +59,7 @@ class Way:
         return {
             "copies": self.keys.get("data_parallel_size", 1),
             "cp": self.keys.get("context_parallel_size", 1),
+            "ep": self.keys.get("expert_model_parallel_size", 1),
             "chunks": self.keys.get("virtual_pipeline_model_parallel_size"),
         }
 

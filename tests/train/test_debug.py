@@ -95,7 +95,7 @@ def tree(root):
     return {str(path): path.lstat().st_mtime_ns for path in root.rglob("*")}
 
 
-WEIGHTS = "p sum(p.double().abs().sum() for p in self.model.parameters()).item()"
+WEIGHTS = "p sum(p.double().abs().sum() for one in self.model for p in one.parameters()).item()"
 
 
 def number(text):
@@ -108,7 +108,7 @@ def test_a_session_has_one_process_one_sequence_and_a_debugger(place, terminal, 
     assert "before the first iteration" in session.until(PROMPT)
     assert "(1, 1)" in session.ask("p trainer.feed.micro, trainer.feed.total")
     assert "[1, 1]" in session.ask(
-        "p [trainer.feed.dp_size, trainer.model.config.tensor_model_parallel_size]"
+        "p [trainer.feed.dp_size, trainer.model[0].config.tensor_model_parallel_size]"
     )
     assert "Breakpoint 1 at" in session.ask("b trainer._iteration")
     assert "_iteration()" in session.ask("c")

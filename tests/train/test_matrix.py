@@ -13,7 +13,7 @@ from spread import SEEN, Way, plainly, recipes
 from plait.train import build
 
 TP, PP, CP, DP = (f"{axis}_parallel_size" for axis in ("tensor_model", "pipeline_model", "context", "data"))
-VPP = "virtual_pipeline_model_parallel_size"
+VPP, EP = "virtual_pipeline_model_parallel_size", "expert_model_parallel_size"
 SEQUENCE = {TP: 2, "sequence_parallel": True}
 SHARED = {"use_distributed_optimizer": True}
 EARLY = {"overlap_grad_reduce": True}

@@ -3,7 +3,7 @@
 import pytest
 from makers import Maker
 from spread import KEYS, Way, recipes
-from test_matrix import AGAIN, DP, PP, RECIPES, TP, VPP, WAYS
+from test_matrix import AGAIN, DP, EP, PP, RECIPES, TP, VPP, WAYS
 
 from plait.config.run import Run
 from plait.config.spread import REFUSED, undivided
@@ -24,6 +24,11 @@ PAIRS = {
         {DP: 2, "use_distributed_optimizer": True, "optimizer": "sgd", "adam_eps": 1e-8},
         "shares the state of `optimizer: adam` only, not of 'sgd'",
         "Only Adam and HybridDeviceOptimizer currently supported",
+    ),
+    "experts of no processes": (
+        {DP: 2, EP: 4},
+        "expert_model_parallel_size 4 does not divide data_parallel_size 2 x context_parallel_size 1",
+        "is not divisible by",
     ),
     "chunks of one stage": (
         {VPP: 2},

@@ -140,12 +140,12 @@ def off_by_one_stage(monkeypatch):
     """The second stage's layers in a circle: each holds its neighbour's weights."""
     straight = tables.Entry.local
 
-    def turned(self, spec, grid):
-        name = straight(self, spec, grid)
+    def turned(self, spec, grid, **experts):
+        name = straight(self, spec, grid, **experts)
         layers = grid.layers(self.stage(spec, grid), num_layers=spec.num_layers)
         if self.row.place != "layer":
             return name
-        return self.row.names((self.layer - layers.start + 1) % len(layers))[0]
+        return self.row.names(layer=(self.layer - layers.start + 1) % len(layers))[0]
 
     monkeypatch.setattr(tables.Entry, "local", turned)
 
