@@ -190,11 +190,10 @@ def asks(rule):
         @in_snakemakes_frame
         def ask(wildcards, attempt):
             link_array_log(rule, wildcards)
-            if rule != "train":
-                return plan.asks(rule, attempt=attempt).get(key)
-            if is_saved_before(wildcards):
+            trained = {"run": wildcards.run} if rule == "train" else {}
+            if trained and is_saved_before(wildcards):
                 return plan.asks("schedule", attempt=attempt).get(key)
-            return plan.asks(rule, run=wildcards.run, attempt=attempt).get(key)
+            return plan.asks(rule, **trained, attempt=attempt).get(key)
 
         return ask
 

@@ -14,6 +14,14 @@ from plait.errors import ConfigError
 BASE = yaml.safe_load((Path(__file__).parents[2] / "config/config.yaml").read_text())
 WRONG = {
     "sequence parallel alone": ({"sequence_parallel": True}, "needs tensor_model_parallel_size 2 or more"),
+    "a constant scale": (
+        {"params_dtype": "fp16", "loss_scale": 64.0, "hysteresis": 3},
+        "`hysteresis` is read only without `loss_scale`",
+    ),
+    "several nodes here": (
+        {"launch": "local", "nodes": 2, "pipeline_model_parallel_size": 2},
+        "`launch: local` starts every process on this machine, and `nodes` is 2",
+    ),
     "gathered early": ({"overlap_param_gather": True}, "`overlap_param_gather` needs"),
     "chunks of one stage": (
         {"virtual_pipeline_model_parallel_size": 2, "pipeline_model_parallel_size": 1},
@@ -90,6 +98,10 @@ EXPERTS = {
     "a balance of no weight": (
         {"moe_router_load_balancing_type": "seq_aux_loss"},
         "`moe_router_load_balancing_type` is read only with `moe_aux_loss_coeff`",
+    ),
+    "a balance of several sequences": (
+        {"moe_aux_loss_coeff": 0.01, "moe_router_load_balancing_type": "seq_aux_loss"},
+        "seq_aux_loss` needs micro_batch_size 1, not 2",
     ),
     "another recipe": ({"recipe": "solo"}, "trained by chat"),
 }  # fmt: skip

@@ -387,7 +387,8 @@ ROWS = {
     # Experts
     "moe_aux_loss_coeff": Row(0.01, transformer("moe_aux_loss_coeff")),
     "moe_router_load_balancing_type": Row(
-        "seq_aux_loss", transformer("moe_router_load_balancing_type"), beside={"moe_aux_loss_coeff": 0.01}
+        "seq_aux_loss", transformer("moe_router_load_balancing_type"),
+        beside={"moe_aux_loss_coeff": 0.01, "micro_batch_size": 1},
     ),
     "moe_token_dispatcher_type": Row("alltoall", transformer("moe_token_dispatcher_type"), refused=GPU),
     "moe_grouped_gemm": Row(True, transformer("moe_grouped_gemm"), beside=ENGINE, refused=UNSEEN),

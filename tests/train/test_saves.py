@@ -64,6 +64,22 @@ def test_what_no_job_has_saved_is_not_trained_by_the_one_that_only_moves_it(whol
     assert not list(place.ckpts.glob("*iter_*"))
 
 
+def test_a_damaged_checkpoint_is_named_and_nothing_is_trained_from_it(whole, tmp_path):
+    place = whole.copy(tmp_path, every=EVERY)
+    place.train(to=EVERY)
+    damaged = place.root / saved(EVERY) / "__0_0.distcp"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+
+    said = place.train(code=2, after=EVERY, to=2 * EVERY)
+
+    assert f"{saved(EVERY)} is damaged: {saved(EVERY)}/__0_0.distcp does not have the sha256" in said
+    assert f"or remove {saved(EVERY)}: asked again, it is trained anew" in said
+    assert len(place.rows()) == EVERY
+    assert not list(place.ckpts.glob(".saved/*"))
+
+
 LONG = 100
 PARTITIONS = {"50 + 50": (50, 1), "10 x 10": (10, 1), "10 x 10, five a job": (10, 5)}
 

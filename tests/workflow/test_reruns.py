@@ -118,7 +118,7 @@ def test_a_dry_run_says_what_the_checkpoints_take(whole):
     config = overlay("runs", "chat-tiny", save_optim="last", keep="last 1")
     text = whole.plan("data/ckpts/chat-tiny/hf/model_iter_8", config=config).text
     (line,) = [line for line in text.splitlines() if line.startswith("Run chat-tiny: ")]
-    weights, optimizer, most = map(float, re.findall(r"([\d.e-]+) GB(?: of|  at| at)", line)[:3])
+    weights, optimizer, most = map(float, re.findall(r"([\d.e-]+) GB(?: of| at)", line)[:3])
     size = (whole.folder / "data/models/raw_hf/Mistral-tiny-chatml/model.safetensors").stat().st_size
     assert weights == pytest.approx(size / 1e9, rel=0.01)
     assert optimizer == pytest.approx(2 * weights, rel=0.01)

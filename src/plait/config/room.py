@@ -41,10 +41,11 @@ def said(plan: Plan, name: str, asked: Collection[int], **stay: Collection[int])
     peak = rule.peak(asked, weights=weights, optimizer=optimizer)
     states = STATES * (weights + optimizer) if run.non_persistent_save_interval else 0
     more = f", {states / GB:.3g} GB of it states against a crash" if states else ""
+    all_ = " (if nothing were frozen)" if run.freeze else ""
     free = shutil.disk_usage("data" if Path("data").exists() else ".").free
     return (
         f"Run {name}: {len(asked)} checkpoints of about {weights / GB:.3g} GB of weights and "
-        f"{optimizer / GB:.3g} GB of optimizer each take at most {(peak + states) / GB:.3g} GB at a time "
+        f"{optimizer / GB:.3g} GB of optimizer{all_} each take at most {(peak + states) / GB:.3g} GB at once "
         f"(keep: {run.keep}, save_optim: {run.save_optim}{more}); {free / GB:.3g} GB are free."
     )
 

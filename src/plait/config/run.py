@@ -186,6 +186,14 @@ class Precision(Strict):
     hidden_dropout: Share = 0.0
     attention_dropout: Share = 0.0
 
+    @model_validator(mode="after")
+    def _a_constant_scale_does_not_adapt(self) -> Self:
+        adapts = ("initial_loss_scale", "loss_scale_window", "hysteresis")
+        unread = [key for key in adapts if getattr(self, key) != Precision.model_fields[key].default]
+        if self.loss_scale is not None and unread:
+            raise ValueError(f"`{unread[0]}` is read only without `loss_scale`, whose scale does not adapt")
+        return self
+
 
 class Optimization(Strict):
     """The optimizer and its learning rate."""
@@ -451,6 +459,15 @@ class Run(Parallel, Experts, Memory, Precision, Optimization, Length, Reading, A
         return self
 
     @model_validator(mode="after")
+    def _sequences_are_balanced_alone(self) -> Self:
+        if self.moe_router_load_balancing_type == "seq_aux_loss" and self.micro_batch_size > 1:
+            raise ValueError(
+                f"`moe_router_load_balancing_type: seq_aux_loss` needs micro_batch_size 1, not "
+                f"{self.micro_batch_size}: Megatron Core weighs that loss by the tokens of one sequence"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _it_can_be_spread(self) -> Self:
         why = refused(self.model_dump())
         if why:
@@ -473,6 +490,10 @@ class Run(Parallel, Experts, Memory, Precision, Optimization, Length, Reading, A
 
     @model_validator(mode="after")
     def _nodes_share_evenly(self) -> Self:
+        if self.launch == "local" and self.nodes > 1:
+            raise ValueError(
+                f"`launch: local` starts every process on this machine, and `nodes` is {self.nodes}"
+            )
         processes = processes_per_node(self.model_dump(), self.nodes)
         if self.gpu_ids and len(self.gpu_ids) < processes:
             raise ValueError(

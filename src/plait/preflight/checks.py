@@ -43,7 +43,7 @@ def check_chunks(plan: Plan, run: str) -> None:
     if chunks:
         raise ConfigError(
             f"runs.{run} has virtual_pipeline_model_parallel_size {chunks}, preflight knows whole stages",
-            hint="check it without that key: it changes what a rank holds by whole layers only",
+            hint="check it without that key; with it the first stage keeps the activations of more layers",
         )
 
 

@@ -201,6 +201,24 @@ class Job:
                     hint="start from the newest iteration of the run, which is whole",
                 )
 
+    def check_undamaged(self) -> None:
+        """A checkpoint that training starts from has the bytes that its manifest lists.
+
+        Raises:
+            CheckpointError: the file that has not is named, and what to do.
+        """
+        start = layout.parse(self.start)
+        if not isinstance(start, layout.Iteration):
+            return
+        try:
+            files.check_manifest(self.start)
+        except DataError as error:
+            raise CheckpointError(
+                f"{self.start} is damaged: {error}",
+                hint=f"bring its files back, or remove {self.start}: asked again, it is trained anew from "
+                "the whole one before it",
+            ) from error
+
     def _check_goes_on(self, manifest: dict[str, Any]) -> None:
         """Who goes on, goes on with the same data: the digest holds tokenizer and template too."""
         if not self.steps[0]:

@@ -128,6 +128,9 @@ def _goes_on_from(job: Job, kept: Kept) -> tuple[Path | None, bool]:
     if iteration.item():
         return kept.path(int(iteration.item())), True
     job.check_whole()
+    if dist.get_rank() == 0:
+        job.check_undamaged()
+    dist.barrier()
     if not job.steps[0]:
         return None, False
     manifest = files.read_manifest(job.start)
