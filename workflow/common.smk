@@ -9,7 +9,7 @@ from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
 from plait.config import Plan, load
-from plait.config.asking import Asking
+from plait.config.asking import ASKED, Asking
 from plait.config.jobs import link_array_log
 from plait.config.paths import plan_file
 from plait.errors import PlaitError
@@ -81,7 +81,7 @@ def inputs(kind, *, of_its_proof=False):
             return {}
         found = plan.inputs(artifact)
         if kind is layout.Export:
-            plan.check_kept(artifact)
+            plan.check_kept(artifact, workflow.dag_settings)
             asking.add(artifact)
         if kind is layout.Raw and plan.to_supply(artifact) not in {"", *waiting}:
             waiting.add(plan.to_supply(artifact))
@@ -175,7 +175,7 @@ def export_of(wildcards):
 def processes(wildcards):
     """The processes of a grid, or of a run that trains: one core each here, one GPU each on a cluster."""
     if "iteration" in wildcards.keys():
-        return 1 if is_saved_before(wildcards) else plan.run(wildcards.run).world_size
+        return plan.run(wildcards.run).world_size
     grid = wildcards if "tp" in wildcards.keys() else plan.sharded(wildcards.run)
     return int(grid.tp) * int(grid.pp)
 
@@ -190,10 +190,8 @@ def asks(rule):
         @in_snakemakes_frame
         def ask(wildcards, attempt):
             link_array_log(rule, wildcards)
-            trained = {"run": wildcards.run} if rule == "train" else {}
-            if trained and is_saved_before(wildcards):
-                return plan.asks("schedule", attempt=attempt).get(key)
-            return plan.asks(rule, **trained, attempt=attempt).get(key)
+            run = wildcards.run if rule == "train" else None
+            return plan.asks(rule, run=run, attempt=attempt).get(key)
 
         return ask
 
@@ -204,9 +202,6 @@ def asks(rule):
 around = in_snakemakes_frame(
     lambda wildcards: files.canonical(asking.around(made(layout.Iteration, wildcards)))
 )
-
-# Whether another job of this plan saves a checkpoint, so that its own has only to move it into place.
-is_saved_before = lambda wildcards: asking.until(made(layout.Iteration, wildcards)) == 0
 
 # The user's own files by size: an appended line makes a raw source again, touching it does not.
 user_files = in_snakemakes_frame(
@@ -252,6 +247,12 @@ waiting = set()
 plan = in_snakemakes_frame(
     lambda: Plan(load({key: config[key] for key in config if key != "plan"}))
 )()
-asking = Asking(plan, say=logger.info)
+asking = Asking(
+    plan,
+    say=logger.info,
+    tells=os.environ if workflow.is_main_process else {},
+)
+if not workflow.is_main_process:
+    asking.take(os.environ.get(ASKED, "{}"))
 if contained:
     os.environ.update(in_snakemakes_frame(plan.containers)())

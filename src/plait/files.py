@@ -306,10 +306,10 @@ def read_manifest(folder: Path | str, *, kind: str = "") -> dict[str, Any]:
 
 def prune(folder: Path, names: Iterable[str], why: str) -> None:
     """Remove files of an artifact that is otherwise whole; its manifest stays, so nothing is made again."""
-    gone = pruned(folder) | dict.fromkeys(names, why)
-    if gone.keys() == pruned(folder).keys():
-        return
-    write_json(folder / PRUNED, gone)
+    before = pruned(folder)
+    gone = dict.fromkeys(names, why) | before
+    if gone.keys() != before.keys():
+        write_json(folder / PRUNED, gone)
     for name in gone:
         (folder / name).unlink(missing_ok=True)
 
@@ -327,15 +327,20 @@ def check_manifest(folder: Path | str) -> dict[str, Any]:
         DataError: a file is missing, has another size or other bytes; it is named.
     """
     manifest = read_manifest(folder)
-    gone = pruned(folder)
     for name, entry in manifest["files"].items():
-        if name in gone:
-            continue
-        path = Path(folder) / name
-        if not path.is_file():
-            raise DataError(f"{path} is missing; {MANIFEST} lists it")
-        if path.stat().st_size != entry["bytes"]:
-            raise DataError(f"{path} has {path.stat().st_size} bytes, {MANIFEST} says {entry['bytes']}")
-        if digest(path) != entry["sha256"]:
-            raise DataError(f"{path} does not have the sha256 that {MANIFEST} records")
+        try:
+            if name not in pruned(folder):
+                _check_file(Path(folder) / name, entry)
+        except (DataError, OSError):
+            if name not in pruned(folder):  # it may have been removed meanwhile
+                raise
     return manifest
+
+
+def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} is missing; {MANIFEST} lists it")
+    if path.stat().st_size != entry["bytes"]:
+        raise DataError(f"{path} has {path.stat().st_size} bytes, {MANIFEST} says {entry['bytes']}")
+    if digest(path) != entry["sha256"]:
+        raise DataError(f"{path} does not have the sha256 that {MANIFEST} records")

@@ -61,3 +61,4 @@ def test_the_peak_is_before_the_older_ones_go():
     assert Thinning("all", "all", 50).peak(steps, weights=1, optimizer=6) == 5 * 7
     assert Thinning("last 1", "last", 50).peak(steps, weights=1, optimizer=6) == 2 * 7
     assert Thinning("all", "last", 50).peak(steps, weights=1, optimizer=6) == 5 * 1 + 2 * 6
+    assert Thinning("last 1", "last", 50).peak(steps, weights=1, optimizer=6, together=2) == 3 * 7

@@ -9,6 +9,7 @@ from jobs import STEPS, family, kill, packed, pictured, saved, wait_for
 from plait import files, layout
 
 EVERY = 8
+WEIGHTS, OPTIMIZER = "__0_0.distcp", "optimizer__0_0.distcp"
 THINNED = {"keep": "last 1", "save_optim": "last", "saves_per_job": 3}
 
 
@@ -26,42 +27,53 @@ def names(place, step):
 
 def test_a_job_of_several_checkpoints_is_killed_goes_on_and_is_the_run_in_one_piece(whole, tmp_path):
     place = whole.copy(tmp_path, every=EVERY)
-    ask = {"to": EVERY, "asked": {"until": STEPS, "wanted": [EVERY]}, **THINNED}
-    process = place.begin(**ask)
+    asked = {"until": STEPS, "wanted": [EVERY]}
+    process = place.begin(to=EVERY, asked=asked, **THINNED)
     wait_for((place.ckpts / f".saved/iter_{EVERY:07d}").exists, process)
     kill(family(process.pid))
     process.communicate()
     assert not (place.root / saved(EVERY)).exists()
 
-    said = place.train(**ask)
+    said = place.train(to=EVERY, asked=asked, **THINNED)
 
     assert f".saved/iter_{EVERY:07d}: training goes on from it" in said
     assert [path.name for path in sorted(place.ckpts.glob("iter_*"))] == [f"iter_{EVERY:07d}"]
     for step in (2 * EVERY, STEPS):
-        said = place.train(after=step - EVERY, to=step, asked={"until": 0}, **THINNED)
+        said = place.train(after=step - EVERY, to=step, asked=asked, **THINNED)
         assert f"{saved(step)} was saved by a job before: it is moved into place" in said
         assert "lm loss" not in said
     assert place.result() == whole.result()
     assert not list(place.ckpts.glob(".*"))
     assert (place.ckpts / layout.TRACKER).read_text() == str(STEPS)
+    # The first is wanted, the second is what the last job started from: all of that stays.
+    assert [names(place, step) & {WEIGHTS, OPTIMIZER} for step in (EVERY, 2 * EVERY, STEPS)] == [
+        {WEIGHTS}, {WEIGHTS, OPTIMIZER}, {WEIGHTS, OPTIMIZER},
+    ]  # fmt: skip
+    assert {WEIGHTS, OPTIMIZER} <= files.check_manifest(place.root / saved(EVERY))["files"].keys()
     refused = place.train(code=2, after=EVERY, to=2 * EVERY, **THINNED)
     assert f"{saved(EVERY)} has no optimizer any more: save_optim: last removed it" in refused
-    # The wanted one has its weights, the one between nothing, the newest all; manifests are as they were.
-    weights, optimizer = "__0_0.distcp", "optimizer__0_0.distcp"
-    assert {weights, optimizer} & names(place, EVERY) == {weights}
-    assert not {weights, optimizer} & names(place, 2 * EVERY)
-    assert {weights, optimizer} <= names(place, STEPS)
-    for step in (EVERY, 2 * EVERY):
-        assert {weights, optimizer} <= files.check_manifest(place.root / saved(step))["files"].keys()
+    # Nothing waits for the first any more, and the run is at its end.
+    place.train(after=2 * EVERY, to=STEPS, **THINNED | {"save_optim": "none"})
+    assert [names(place, step) & {WEIGHTS, OPTIMIZER} for step in (EVERY, 2 * EVERY, STEPS)] == [
+        set(), {WEIGHTS, OPTIMIZER}, {WEIGHTS},
+    ]  # fmt: skip
 
 
-def test_what_no_job_has_saved_is_not_trained_by_the_one_that_only_moves_it(whole, tmp_path):
-    place = whole.copy(tmp_path)
+def test_what_waits_for_a_run_of_another_length_is_not_taken(whole, tmp_path):
+    """Learning rates follow the length, which no setting has where epochs give it."""
+    place = whole.copy(tmp_path, every=EVERY)
+    process = place.begin(to=EVERY, asked={"until": STEPS})
+    wait_for((place.ckpts / f".saved/iter_{EVERY:07d}").exists, process)
+    kill(family(process.pid))
+    process.communicate()
+    schedule = place.ckpts / "schedule.json"
+    schedule.write_text(
+        schedule.read_text().replace(f'"train_iters": {STEPS}', f'"train_iters": {2 * STEPS}')
+    )
 
-    said = place.train(code=2, asked={"until": 0})
+    said = place.train(to=EVERY)
 
-    assert f"{saved(STEPS)} was to be saved by the job before it, and was not" in said
-    assert not list(place.ckpts.glob("*iter_*"))
+    assert f".saved/iter_{EVERY:07d} is left aside: data/ckpts/r/schedule.json was" in said
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_is_trained_from_it(whole, tmp_path):
@@ -100,7 +112,7 @@ def straight(request, tmp_path_factory):
 def jobs(every, saves):
     """The jobs that Snakemake starts for a run: some train, others move what these have saved."""
     for number, step in enumerate(range(every, LONG + 1, every)):
-        until = 0 if number % saves else step + (saves - 1) * every
+        until = (number // saves + 1) * saves * every
         yield {"after": step - every, "to": step, "asked": {"until": until}, "saves_per_job": saves}
 
 

@@ -1,7 +1,7 @@
 """Which checkpoints of a run are thinned out, and what those that stand take on a disk: arithmetic only.
 
 A checkpoint is weights, and an optimizer's state of several times their size. ``keep`` and ``save_optim`` of
-a run say what goes once a later checkpoint is durable.
+a run say what goes: each job thins out the checkpoints before the one that it starts from.
 """
 
 import re
@@ -59,19 +59,22 @@ class Thinning:
         stay = self.weights(steps) if self.save_optim == "all" else {newest, *self.resumed} & set(steps)
         return stay - ({self.length} - set(self.resumed) if self.save_optim == "none" else set())
 
-    def peak(self, steps: Collection[int], *, weights: float, optimizer: float) -> float:
-        """What checkpoints written one after the other take at most, while each is written.
+    def peak(self, steps: Collection[int], *, weights: float, optimizer: float, together: int = 1) -> float:
+        """What checkpoints take at most: a job thins out those before its start, and writes whole ones.
 
         Args:
             steps: their iterations.
             weights: what the weights of one take.
             optimizer: what its optimizer takes.
+            together: checkpoints of a job.
         """
         most, standing, whole = 0.0, set[int](), set[int]()
-        for step in sorted(steps):
-            standing, whole = standing | {step}, whole | {step}
+        ordered = sorted(steps)
+        for first in range(0, len(ordered), together):
+            if standing:
+                standing, whole = self.weights(standing), self.optimizers(standing) & whole
+            standing, whole = (found | {*ordered[first : first + together]} for found in (standing, whole))
             most = max(most, len(standing) * weights + len(whole) * optimizer)
-            standing, whole = self.weights(standing), self.optimizers(standing) & whole
         return most
 
 

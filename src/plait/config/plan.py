@@ -38,7 +38,7 @@ from plait.config.run import Around, Run, unfit_for_experts
 from plait.config.schedule import Schedule
 from plait.config.spread import undivided
 from plait.errors import ConfigError
-from plait.files import adopted, canonical, pruned, read_json, sizes
+from plait.files import adopted, canonical, digest_of_input, pruned, read_json, sizes
 
 VERSIONS = {
     "raw": 2,
@@ -363,25 +363,37 @@ class Plan:
             return layout.Iteration(run=run.start_run, iteration=run.start_iteration)
         return self.sharded(iteration.run)
 
-    def check_kept(self, artifact: layout.Artifact) -> None:
-        """Refuse to plan an export, or a checkpoint, from one that was thinned out.
+    def stands(self, export: layout.Export) -> bool:
+        """Whether an export is there as config/ and its inputs have it now: nothing makes it again."""
+        if not (Path(export.manifest).is_file() and Path(export.proof).is_file()):
+            return False
+        found = read_json(export.manifest)
+        return canonical(found["settings"]) == self.settings_text(export) and all(
+            was == digest_of_input(path)
+            for path, was in found["inputs"].items()
+            if Path(path, layout.MANIFEST).is_file()
+        )
+
+    def check_kept(self, export: layout.Export, asked: Any) -> None:
+        """Refuse to make an export anew from a checkpoint that was thinned out: the old one would be lost.
+
+        Args:
+            export: what a job would make.
+            asked: Snakemake's settings of the plan: its targets, and what is forced.
 
         Raises:
-            ConfigError: it is to be made, and what it needs was removed; the key that asked for it is named.
+            ConfigError: it is to be made, and its weights were removed; the key that asked for it is named.
         """
-        if Path(artifact.manifest).is_file():
-            return
-        if isinstance(artifact, layout.Export):
-            gone = {
-                name: why
-                for name, why in pruned(str(artifact.iteration)).items()
-                if not fnmatch(name, layout.OPTIMIZER_FILES)
-            }
-            if gone:
-                raise ConfigError(
-                    f"{artifact.iteration} has no weights any more: {next(iter(gone.values()))} removed them",
-                    hint="name it in the run's `exports` before it is trained; to train it anew, remove it",
-                )
+        outputs = {"export", str(export), export.manifest, export.proof}
+        by_name = asked.forcetargets and not outputs.isdisjoint(asked.targets)
+        forced = asked.forceall or by_name or not outputs.isdisjoint(asked.forcerun or ())
+        found = pruned(str(export.iteration)).items()
+        gone = [why for name, why in found if not fnmatch(name, layout.OPTIMIZER_FILES)]
+        if gone and (forced or not self.stands(export)):
+            raise ConfigError(
+                f"{export.iteration} has no weights any more: {gone[0]} removed them",
+                hint=f"to train it anew, remove it; to keep what stands as {export}, move that away first",
+            )
 
     def around(self, name: str) -> dict[str, Any]:
         """How a run is started and what it tells: keys that change nothing of what is trained."""

@@ -38,7 +38,7 @@ def said(plan: Plan, name: str, asked: Collection[int], **stay: Collection[int])
     keys = run.model_dump(mode="json")
     weights, optimizer = disk.sizes(keys, found)
     rule = disk.Thinning.of(keys, schedule.train_iters if schedule else 0, **stay)
-    peak = rule.peak(asked, weights=weights, optimizer=optimizer)
+    peak = rule.peak(asked, weights=weights, optimizer=optimizer, together=run.saves_per_job)
     states = STATES * (weights + optimizer) if run.non_persistent_save_interval else 0
     more = f", {states / GB:.3g} GB of it states against a crash" if states else ""
     all_ = " (if nothing were frozen)" if run.freeze else ""

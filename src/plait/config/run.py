@@ -330,14 +330,14 @@ class Launch(Strict):
     )
     save_optim: Literal["all", "last", "none"] = Field(
         "all",
-        description="which checkpoints keep their optimizer: with `last` only the newest; with `none` "
-        "not the run's final one either",
+        description="which checkpoints keep their optimizer: with `last` a job removes it of those before "
+        "the one that it starts from; with `none` the run's final one has none either",
     )
     keep: str = Field(
         "all",
         pattern=f"^({KEEP.pattern})$",
-        description="which checkpoints keep their weights, of those that no export and no other run of "
-        "config/ waits for: all, the `last N`, or `every K` iterations; the newest and the final always",
+        description="which checkpoints keep their weights, of those before the one that a job starts from: "
+        "all, the `last N`, or `every K` iterations; what is to be exported, or begins another run, stays",
     )
     non_persistent_save_interval: PositiveInt | None = Field(
         None, description="iterations between two states against a crash, removed after the next checkpoint"
@@ -369,8 +369,7 @@ class Asked(Strict):
     """What a plan asks of a job besides its checkpoint: it depends on what else is asked for."""
 
     until: NonNegativeInt = Field(
-        description="the last iteration that it saves; those after its own wait for their jobs. 0: a job "
-        "before it has saved its own"
+        description="the last iteration that it saves; those after its own wait for their jobs"
     )
     wanted: tuple[PositiveInt, ...] = Field((), description="iterations whose weights stay")
     resumed: tuple[PositiveInt, ...] = Field((), description="iterations that another run goes on from")

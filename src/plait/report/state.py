@@ -64,7 +64,7 @@ def _of_run(run: layout.Run) -> Iterator[str]:
     waiting = checkpoints(Path(run.saved))
     if waiting:
         names = ", ".join(path.name for path in waiting)
-        yield f"saved: {names}; asking for each moves it into place"
+        yield f"saved: {names}; asking for each moves it into place, if it still fits"
     crash = checkpoints(folder / STATES)
     if crash:
         yield f"crash state: {crash[-1]}; asking for the next checkpoint goes on from it"

@@ -70,12 +70,23 @@ class Kept:
         for part in [*self.folder.glob(".*.part"), *self.waiting.glob(".*.part")]:
             files.remove(part)
         for kept in sorted(self._all(), key=_iteration, reverse=True):
-            unfit = self._unfit(kept) or _thinned_out(kept)
+            unfit = self._unfit(kept)
             if not unfit:
                 log.warning("%s: training goes on from it", kept)
                 return _iteration(kept)
             log.warning("%s is left aside: %s", kept, unfit)
         return 0
+
+    def _end_without_optimizer(self, target: Path) -> None:
+        """With `save_optim: none` nothing goes on from the run's final checkpoint, but another run."""
+        job, last = self.job, _iteration(target)
+        if (
+            job.around["save_optim"] == "none"
+            and last == job.train_iters
+            and last not in job.asked["resumed"]
+        ):
+            names = [path.name for path in target.glob(layout.OPTIMIZER_FILES)]
+            files.prune(target, names, "save_optim: none")
 
     def _all(self) -> Iterator[Path]:
         yield from self.folder.glob(PATTERN)
@@ -90,6 +101,9 @@ class Kept:
             return (
                 f"iteration {iteration} is {'a' if iteration in self.saves else 'no'} checkpoint of the run"
             )
+        before = max((step for step in self.saves if step < iteration), default=0)
+        if before and not self.path(before).is_dir():
+            return f"iteration {before}, which it was trained from, does not wait here any more"
         try:
             manifest = files.read_manifest(kept, kind="iteration" if iteration in self.saves else "state")
             changed = self._changed(manifest, iteration)
@@ -103,7 +117,8 @@ class Kept:
         job = self.job
         for path, now in self.inputs(iteration).items():
             was = manifest["inputs"].get(path, "absent")
-            if was != now and path != job.schedule:
+            # A checkpoint is published as it is; of a state the run's length is enough.
+            if was != now and (path != job.schedule or iteration in self.saves):
                 return f"{path} was {was[:12]} when it was saved and is {now[:12]} now"
         was, now = manifest["settings"], json.loads(json.dumps(job.settings))
         keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
@@ -115,24 +130,23 @@ class Kept:
             return f"the run had {length} iterations, it has {job.train_iters} now"
         return ""
 
-    def prune(self, saved: int) -> None:
-        """Keep the newest states, by the time they were written; thin out the checkpoints before the newest.
-
-        Args:
-            saved: the iteration that is durable since now.
-        """
+    def prune(self) -> None:
+        """Keep the newest states, by the time they were written."""
         written = sorted(
             self.folder.glob(PATTERN), key=lambda one: (one / layout.MANIFEST).stat().st_mtime_ns
         )
         for state in written[:-KEPT]:
             files.remove(state)
-        if saved in self.saves:
-            self._thin_out(saved)
 
-    def _thin_out(self, saved: int) -> None:
-        """Remove of checkpoints what the run's keys say; their manifests stay, so nothing is planned."""
+    def thin_out(self) -> None:
+        """Remove of checkpoints before the job's start what the run's keys say; their manifests stay.
+
+        The start itself stays: whatever becomes of this job and its checkpoints, another can begin there.
+        """
         job = self.job
-        found = {step: folder for step, folder in self._checkpoints() if step <= saved}
+        found = {step: folder for step, folder in self._published() if step <= job.steps[0]}
+        if not found:
+            return
         rule = Thinning.of(
             job.around, job.train_iters, wanted=job.asked["wanted"], resumed=job.asked["resumed"]
         )
@@ -145,22 +159,16 @@ class Kept:
             elif step not in able:
                 files.prune(folder, optimizer, f"save_optim: {rule.save_optim}")
 
-    def _checkpoints(self) -> Iterator[tuple[int, Path]]:
-        """The run's whole checkpoints, published or waiting; none that was adopted."""
-        for folder in [*Path(str(self.job.run)).glob(PATTERN), *self.waiting.glob(PATTERN)]:
+    def _published(self) -> Iterator[tuple[int, Path]]:
+        """The run's whole checkpoints; none that was adopted."""
+        for folder in Path(str(self.job.run)).glob(PATTERN):
             if (folder / layout.MANIFEST).is_file() and files.made_by_plait(folder):
                 yield _iteration(folder), folder
 
     def is_done(self) -> bool:
-        """Whether the job has only to publish: its checkpoint waits, and nothing is left to train.
-
-        A checkpoint that waits may have been thinned out meanwhile.
-        """
-        target, stop = layout.Iteration.parse(self.job.target).iteration, self.job.steps[1]
-        waits = self.path(target)
-        if not waits.is_dir() or not self.path(stop).is_dir() or self._unfit(waits):
-            return False
-        return stop == target or self.newest() == stop
+        """Whether the job has only to publish: what it is asked for waits, nothing is left to train."""
+        ends = {layout.Iteration.parse(self.job.target).iteration, self.job.steps[1]}
+        return all(self.path(step).is_dir() and not self._unfit(self.path(step)) for step in ends)
 
     def publish(self) -> None:
         """Move the job's checkpoint into place, and remove the states that it makes needless.
@@ -177,17 +185,13 @@ class Kept:
         files.sync(target.parent, deep=False)
         with files.appears_whole(target.parent / layout.TRACKER) as tracker:
             tracker.write_text(str(_iteration(target)))
+        self._end_without_optimizer(target)
         for left in list(self._all()):
             if _iteration(left) <= _iteration(target):
                 files.remove(left)
         for folder in (self.folder, self.waiting):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-
-
-def _thinned_out(kept: Path) -> str:
-    """Why nothing can be trained on from a checkpoint that is otherwise whole; "" if it can."""
-    return next((f"{name} was removed ({why})" for name, why in files.pruned(kept).items()), "")
 
 
 def _iteration(kept: Path) -> int:

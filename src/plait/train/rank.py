@@ -59,6 +59,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     kept = Kept(job)
     if dist.get_rank() == 0 and not job.around["debug"]:
         lineage.begin(job)
+        kept.thin_out()
     before, same_ranks = _goes_on_from(job, kept)
     if before is None:
         _load_start(chunks, job, spec)
@@ -89,7 +90,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
             saved = replace(saved, kind="state", facts={"train_iters": job.train_iters})
         save(state, kept.path(done), saved, loader=feed.state(), allowed=allowed)
         if dist.get_rank() == 0:
-            kept.prune(done)
+            kept.prune()
 
     trainer = Trainer(
         model=model,
