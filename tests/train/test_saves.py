@@ -2,11 +2,15 @@
 
 import random
 import signal
+from pathlib import Path
 
 import pytest
 from jobs import STEPS, family, kill, packed, pictured, saved, wait_for
 
 from plait import files, layout
+from plait.errors import LayoutError
+from plait.train.job import Job
+from plait.train.kept import Kept
 
 EVERY = 8
 WEIGHTS, OPTIMIZER = "__0_0.distcp", "optimizer__0_0.distcp"
@@ -74,6 +78,23 @@ def test_what_waits_for_a_run_of_another_length_is_not_taken(whole, tmp_path):
     said = place.train(to=EVERY)
 
     assert f".saved/iter_{EVERY:07d} is left aside: data/ckpts/r/schedule.json was" in said
+
+
+def test_what_has_come_to_stand_at_the_target_meanwhile_is_not_removed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files.write_json("data/ckpts/r/schedule.json", {"train_iters": EVERY, "save_interval": EVERY})
+    start = "data/models/sharded/m-megatron-tp1-pp1"
+    job = Job(start, "data/analysis/x", "data/ckpts/r/schedule.json", saved(EVERY), {"finetune": True})
+    waits, mine = Path(f"data/ckpts/r/.saved/iter_{EVERY:07d}"), Path(saved(EVERY), "mine.txt")
+    for folder in (waits, mine.parent):
+        folder.mkdir(parents=True)
+    mine.write_text("kept")
+
+    with pytest.raises(LayoutError, match="plait did not make it"):
+        Kept(job).publish()
+
+    assert mine.read_text() == "kept"
+    assert waits.is_dir()
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_is_trained_from_it(whole, tmp_path):

@@ -64,7 +64,7 @@ class Asking:
             return step
         number = schedule.together(step, saves)
         others = (one for one in self.steps.get(run, ()) if schedule.together(one, saves) == number)
-        return max(step, *others, step)
+        return max([step, *others])
 
     def of(self, name: str, *, since: int) -> dict[str, tuple[int, ...]]:
         """Iterations of a run that stay: to be exported, or those that another run begins with.

@@ -174,8 +174,10 @@ class Kept:
         """Move the job's checkpoint into place, and remove the states that it makes needless.
 
         Raises:
-            CheckpointError: another checkpoint of the run is to be saved first.
+            CheckpointError: nothing was saved for it.
+            LayoutError: something that plait did not make stands there by now; what was saved waits.
         """
+        files.refuse_foreign(layout.Iteration.parse(self.job.target))
         target = Path(self.job.target)
         kept = self.path(_iteration(target))
         if not kept.is_dir():
