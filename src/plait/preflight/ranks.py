@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from plait.convert import engine
-from plait.convert.tables import carried, entries
+from plait.convert.forms import Place, of_rank
+from plait.convert.tables import carried
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
@@ -119,14 +120,12 @@ def _check_shapes(rank: Rank, cut: Shapes) -> None:
 
 def _check_sum(spec: Spec, grid: Grid, ranks: Sequence[Rank]) -> None:
     """All ranks hold the model once: copies count once, padding rows and carried tensors not at all."""
-    replicated = {
-        (one.stage(spec, grid), one.local(spec, grid)): one.row.op.replicated for one in entries(spec)
-    }
+    forms = {rank: of_rank(spec, grid, Place(*rank)) for rank in grid}
     held = sum(
         math.prod(shape)
         for rank in ranks
         for name, shape in rank.shapes.items()
-        if (rank.tp == 0 or not replicated[rank.pp, name]) and (rank.ep == 0 or EXPERTS in name)
+        if not forms[rank.tp, rank.pp][name].copy and (rank.ep == 0 or EXPERTS in name)
     )
     padding = 2 * spec.hidden_size * (padded_vocab_size(spec.vocab_size, grid.tp) - spec.vocab_size)
     expected = parameters(spec) - sum(map(math.prod, carried(spec).values()))

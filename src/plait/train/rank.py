@@ -143,7 +143,7 @@ def _load_start(chunks: list[Any], job: Job, spec: Spec) -> None:
     """The weights of the first segment: drawn, of another run's checkpoint, or of the sharded model."""
     from megatron.core import parallel_state
 
-    from plait.convert import checkpoint, engine
+    from plait.convert import checkpoint, engine, layouts
     from plait.convert.torch_dist import METADATA
     from plait.models.common import drawn
     from plait.train.build import load_cut, load_weights, own
@@ -156,11 +156,11 @@ def _load_start(chunks: list[Any], job: Job, spec: Spec) -> None:
     elif job.settings["start_run"] and (start / METADATA).is_file():
         load_model(chunks, start)
     elif job.settings["start_run"]:
-        load_cut(chunks, checkpoint.read_trained(start, spec), spec, job.grid)
+        load_cut(chunks, layouts.whole(layouts.trained(start, spec), spec), spec, job.grid)
     elif job.around["debug"]:
-        load_cut(chunks, checkpoint.read_whole(start, checkpoint.grid_of(start)), spec, job.grid)
+        load_cut(chunks, layouts.whole(layouts.released(start, spec), spec), spec, job.grid)
     elif len(chunks) > 1:  # the layers of a rank's chunks stand in several ranks' files
-        load_cut(chunks, checkpoint.read_whole(start, job.grid), spec, job.grid)
+        load_cut(chunks, layouts.whole(layouts.released(start, spec, job.grid), spec), spec, job.grid)
     else:
         place = (
             parallel_state.get_tensor_model_parallel_rank(),

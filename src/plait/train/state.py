@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from plait import files
 from plait.convert.carried import carry
-from plait.convert.checkpoint import facts_of_iteration
+from plait.convert.layouts import facts_of_iteration
 from plait.errors import LayoutError
 from plait.layout import TRAINED_WITH, Iteration
 from plait.models.specs import Spec
