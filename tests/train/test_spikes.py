@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.train.rows import Rows
+from plait.train.rows import Rows, to_line
 from plait.train.spikes import SPIKE, Spikes
 
 
@@ -19,7 +19,7 @@ class Nowhere:
         self.rows = []
 
     def write(self, row):
-        self.rows.append(row)
+        self.rows.append(json.loads(to_line(row)))
 
 
 def watch(tmp_path, losses, threshold, before=()):

@@ -6,7 +6,6 @@ a single spike, and takes up a loss that stays high after five iterations. The r
 rows of metrics.jsonl, so a run that goes on judges as one that never stopped.
 """
 
-import json
 import logging
 import math
 from collections import deque
@@ -16,7 +15,7 @@ from typing import Any
 
 from plait.layout import EVENTS, SAMPLES
 from plait.train import lineage
-from plait.train.rows import Rows
+from plait.train.rows import Rows, to_line
 
 WINDOW = 10
 LOSS, SPIKE = "lm loss", "loss spike"
@@ -31,7 +30,7 @@ class Spikes:
     ) -> None:
         """Go on after the rows ``before``; without a threshold nothing is a spike."""
         self.run, self.threshold, self.events = run, threshold, events
-        losses = (row[LOSS] for row in before if LOSS in row)
+        losses = (float(row[LOSS]) for row in before if LOSS in row)
         self.losses = deque(filter(math.isfinite, losses), maxlen=WINDOW)
 
     @classmethod
@@ -62,11 +61,11 @@ class Spikes:
         event = {
             "iteration": iteration,
             "event": SPIKE,
-            **{name: value if math.isfinite(value) else str(value) for name, value in figures.items()},
+            **figures,
             "threshold": self.threshold,
             "samples": samples,
             "lines": lineage.lines_of(samples, lineage.sources(folder)),
             "see": f"plait trace {self.run.name} --step {iteration}",
         }
         self.events.write(event)
-        log.warning("%s", json.dumps(event))
+        log.warning("%s", to_line(event))
