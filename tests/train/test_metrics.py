@@ -1,8 +1,10 @@
 import json
+import math
 import time
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -39,6 +41,31 @@ def test_half_a_line_of_a_killed_job_is_dropped(tmp_path):
         file.write('{"iteration": 3, "lm lo')
     train(tmp_path, 2, 4, 2.0)
     assert [row["iteration"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_tensorboard_has_every_figure_of_the_rows(tmp_path):
+    """Of a run that was killed after its third iteration and went on after its second."""
+    told = {"lm loss": 3.5, "learning-rate": 1e-4, "skipped steps": 0}
+    more = {3: {"validation lm loss": 2.25}, 4: {"lm loss": math.nan, "grad norm": math.inf}}
+    for start, stop, steps in ((0, 4, (1, 2, 3)), (2, 4, (3, 4))):
+        with Metrics(tmp_path, start=start, stop=stop, logged=LOGGING | {"spike_threshold": 2.0}) as metrics:
+            for step in steps:
+                metrics.write(
+                    {"iteration": step, **told, "tokens/s": 10.0 * step + start, **more.get(step, {})}
+                )
+    seen = EventAccumulator(str(tmp_path / "tensorboard"))
+    seen.Reload()
+
+    expected = {}
+    for row in rows(tmp_path):
+        for name in row.keys() - {"iteration"}:
+            expected.setdefault(name, {})[row["iteration"]] = float(row[name])
+    found = {tag: {one.step: one.value for one in seen.Scalars(tag)} for tag in seen.Tags()["scalars"]}
+    assert {"lm loss", "loss spike"} <= {name for row in rows(tmp_path) for name in row}
+    assert found.keys() == expected.keys()
+    for tag, values in expected.items():
+        assert [one.step for one in seen.Scalars(tag)] == [*values]
+        assert found[tag] == pytest.approx(values, rel=1e-6, nan_ok=True)
 
 
 def counted(config, sequence, *, frozen):
