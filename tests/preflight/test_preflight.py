@@ -1,6 +1,5 @@
 """`plait preflight`: what it says, what it refuses, and the tiny step."""
 
-import json
 import math
 import os
 import re
@@ -28,6 +27,7 @@ from plait.preflight import inputs, launched, shape, step
 from plait.preflight.small import Small
 from plait.train.launch import srun
 from plait.train.node import ALONE, place, torchrun
+from plait.train.rows import to_line
 
 GOLDENS = Path(__file__).parent / "goldens"
 DEFAULT = PLANS.parent / "config.yaml"
@@ -351,7 +351,7 @@ def test_a_loss_that_is_no_number_is_refused(here, monkeypatch, row):
     plan = Plan(load_file(DEFAULT))
 
     def train(job, root):
-        (root / job.run.metrics).write_text(json.dumps(row) + "\n")
+        (root / job.run.metrics).write_text(to_line(row) + "\n")
 
     monkeypatch.setattr(step, "_train", train)
     with pytest.raises(CheckpointError, match="the tiny step has lm loss"):

@@ -1,6 +1,7 @@
 """Ways to spread a run that do not go together: each is a row here, and refused in planning with its reason.
 
-What has no row runs: the tests train each recipe in every way that is offered, and provoke every row.
+The tests provoke every row, and train each recipe in the ways of ``tests/train/test_matrix.py``: an axis or a
+key alone, most pairs, some of three. What has no row and is none of these is accepted, and was not tried.
 """
 
 from collections.abc import Callable, Mapping

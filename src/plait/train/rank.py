@@ -98,7 +98,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         feed=feed,
         run=job.settings,
         around=job.around,
-        flops=flops_per_token(spec, feed.seq_length),
+        flops=flops_per_token(spec, feed.seq_length, freeze=job.settings["freeze"]),
         evaluation=evaluation,
         length=job.train_iters,
         saves=kept.saves,
