@@ -58,6 +58,7 @@ CASES = {
     "experts as one": (EXPERTS, {"moe_grouped_gemm": True}),
 }
 """A model and keys of its run beside :data:`ENGINE`. The run says bf16 where it says nothing: all is fp32."""
+GO_ON = ("documents", "experts", "experts as one")
 DOCUMENTS = np.array([[0] * 7 + [1] + [2] * 9 + [-1] * 7, [0] * 3 + [1] * 21])
 
 
@@ -150,6 +151,46 @@ def passed(one, other, spec, folder):
     return {folder.name: same and len(triples) == len(saved) == len(loaded)}
 
 
+class Trained:
+    """A run of some steps, as training builds it."""
+
+    def __init__(self, model, run):
+        chunks, self.spec = built(model, run)
+        self.run, self.model = run, build.wrap(chunks, run)
+        optimizer = build.optimizer_of(self.model, run)
+        schedule = build.schedule_of(optimizer, run, train_iters=10, sequence=DOCUMENTS.shape[1])
+        self.state = state.TrainState(chunks, optimizer, schedule)
+
+    def step(self):
+        """The losses before it; an optimizer's step that follows every gradient."""
+        self.model[0].zero_grad_buffer()
+        self.state.optimizer.zero_grad()
+        losses, _ = computed(self.model, self.spec, self.run)
+        self.model[0].finish_grad_sync()
+        self.state.optimizer.step()
+        self.state.schedule.step(self.run["global_batch_size"])
+        self.state.iteration += 1
+        return losses
+
+
+def goes_on(model, keys, folder):
+    """How far losses are apart where one of the layers goes on from a checkpoint of the other."""
+    runs = settings(lr=1e-2), settings(lr=1e-2, **ENGINE, **keys)
+    apart = []
+    for number, (first, then) in enumerate((runs, runs[::-1])):
+        place = folder / f"goes on {number}"
+        place.mkdir()
+        one, other = Trained(model, first), Trained(model, then)
+        one.step()
+        dist_checkpointing.save(one.state.sharded(is_loading=False), str(place), SaveNow())
+        other.state.load(place)
+        pairs = [(one.step(), other.step()) for _ in range(3)]
+        apart += [float((a - b).abs().max()) for a, b in pairs]
+        assert other.state.iteration == 4
+        assert float((pairs[0][0] - pairs[-1][0]).abs().max()) > 0.1
+    return max(apart)
+
+
 def of(parameters, name):
     return parameters[name if name in parameters else engine_name(name)]
 
@@ -164,4 +205,6 @@ def cases():
             place = folder / name
             place.mkdir()
             found[name] = compared(model, keys, place)
+            if name in GO_ON:
+                found[name]["goes on"] = goes_on(model, keys, place)
         return found

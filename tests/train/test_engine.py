@@ -105,6 +105,11 @@ def test_a_checkpoint_of_either_layers_is_read_by_both_and_by_the_export(name, f
     assert found[name]["passed"] == {"own": True, "fused": True}
 
 
+@pytest.mark.parametrize("name", ["documents", "experts", "experts as one"])
+def test_a_run_of_either_layers_goes_on_by_the_other_with_its_optimizer(name, found):
+    assert found[name]["goes on"] < 1e-4
+
+
 def test_a_mask_or_no_documents_are_refused_where_a_document_would_see_another(found):
     assert found["documents"]["refused"] == ["a mask", "nothing"]
 
