@@ -76,6 +76,7 @@ def test_the_files_are_megatrons(maker):
         "latest_checkpointed_iteration.txt",
         "plait.json",
         *(f"release/mp_rank_0{tp}_00{pp}/model_optim_rng.pt" for tp in range(2) for pp in range(2)),
+        "tensors.json",
     ]
     assert (shards / "latest_checkpointed_iteration.txt").read_text() == "release"
     assert (shards / "hf_config.json").read_bytes() == (maker.hf() / "config.json").read_bytes()

@@ -101,7 +101,7 @@ def test_an_export_before_training_is_its_source_bit_for_bit(maker, iteration, t
     assert facts["merkle"] == files.read_manifest(hf)["facts"]["merkle"]
     assert (export / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
     kept = {path.name for path in hf.iterdir()} - {"plait.json"}
-    assert {path.name for path in export.iterdir()} == kept | {"README.md"}
+    assert {path.name for path in export.iterdir()} == kept | {"README.md", "tensors.json"}
     assert all((export / name).read_bytes() == (hf / name).read_bytes() for name in kept)
     card = (export / "README.md").read_text()
     assert "iteration 7" in card

@@ -316,7 +316,7 @@ def test_a_step_has_the_keys_of_its_run(here, capfd):
     keys = {
         "tensor_model_parallel_size": 2, "sequence_parallel": True, "use_distributed_optimizer": True,
         "pipeline_model_parallel_size": 1, "data_parallel_size": 4, "params_dtype": "bf16",
-        "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 3,
+        "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 4,
         "global_batch_size": 8, "hidden_dropout": 0.1,
     }  # fmt: skip
     assert "data_parallel_size 4 -> 2" in fly(here, capfd, "chat-tiny", "--processes", "4", **keys)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from plait import files, layout
 from plait.cli.main import main
-from plait.convert.carried import hf_view
-from plait.convert.checkpoint import read_trained
+from plait.convert import layouts
+from plait.convert.stream import View
 from plait.models.specs import Spec
 
 pytestmark = pytest.mark.long
@@ -43,7 +43,7 @@ def place(tmp_path_factory):
 
 def weights(folder):
     spec = Spec.of(folder, layout.HF_CONFIG)
-    found = hf_view(read_trained(folder, spec), spec, folder)
+    found = View(layouts.trained(folder, spec))
     return {name: tensor.clone() for name, tensor in found.items()}
 
 

@@ -8,7 +8,7 @@ Engine's fused modules give a parameter another name, the row has both.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 from plait.convert.ops import COLUMN, ROW, VOCAB, WHOLE, FuseGateUp, FuseQKV, Lifted, Op, Sizes
@@ -258,6 +258,33 @@ class Entry:
         """Its layer, and its expert, in that tensor; nothing where it is a tensor of its own."""
         layer = (self.layer,) if LAYER in self.row.mcore else ()
         return (*layer, self.expert) if self.row.is_experts else layer
+
+
+def engine_name(name: str) -> str:
+    """The name that a parameter of a language model has in Transformer Engine's layers.
+
+    Args:
+        name: Megatron Core's own, below whatever the model is a part of.
+
+    Returns:
+        The same name, where they have no other.
+    """
+    for own, engine in _renamed():
+        found = own.search(name)
+        if found:
+            return name[: found.start()] + engine.format_map(found.groupdict())
+    return name
+
+
+@cache
+def _renamed() -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Patterns of names with another in Transformer Engine's layers, and that one."""
+    rows = [row for row in (*STEM, *EXPERTS) if row.engine]
+    patterns = [re.escape(row.mcore) + "$" for row in rows]
+    for place in (LAYER, EXPERT):
+        number = rf"(?P<{place[1:-1]}>\d+)"
+        patterns = [pattern.replace(re.escape(place), number) for pattern in patterns]
+    return tuple((re.compile(p), row.engine) for p, row in zip(patterns, rows, strict=True))
 
 
 def entries(spec: Spec, pp: int = 1) -> Iterator[Entry]:

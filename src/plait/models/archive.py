@@ -271,7 +271,7 @@ def _pickled(content: dict[str, Any], path: Path) -> tuple[bytes, list[Room]]:
             rooms.append(one)
             stride = [math.prod(one.shape[axis + 1 :]) for axis in range(len(one.shape))]
             storage = _Storage(str(len(rooms) - 1), one)
-            about = (storage, 0, one.shape, tuple(stride), False, collections.OrderedDict())
+            about: Any = (storage, 0, one.shape, tuple(stride), False, collections.OrderedDict())
             return torch._utils._rebuild_tensor_v2, about  # noqa: SLF001 - the name that torch's own files have
 
         def persistent_id(self, one: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from plait.config.run import without_engine
 from plait.convert import engine
 from plait.convert.forms import Place, of_rank
 from plait.convert.tables import carried
@@ -60,7 +61,8 @@ def ranks_of(
 ) -> Iterator[Rank]:
     """Build each rank of a grid; copies of data parallelism are equal, so there is one of them.
 
-    No process is started: every rank takes this one's place in a group that talks to nobody.
+    No process is started: every rank takes this one's place in a group that talks to nobody. Layers are
+    Megatron Core's own: Transformer Engine's have the same parameters, and are not made on the meta device.
 
     Args:
         spec: the model.
@@ -68,7 +70,7 @@ def ranks_of(
         dtype: type of the weights.
         run: the run's settings; without them nothing is shared and nothing frozen.
     """
-    settings = run or {}
+    settings = without_engine(run) if run else {}
     cp, ep = (int(settings.get(f"{axis}_parallel_size", 1)) for axis in ("context", "expert_model"))
     for (number, (tp, pp)), expert in product(enumerate(grid), range(ep)):
         place = alone(number, grid.tp, grid.pp, cp=cp, ep=ep, expert=expert)
