@@ -69,22 +69,15 @@ class SwappedGateUp(ops.FuseGateUp):
         return super().held(names[::-1], shapes[::-1], sizes, part)
 
 
-class NaiveGateUpCut(ops.FuseGateUp):
-    """Gate and up stacked, and then cut as one."""
+class CutAsOne(ops.Op):
+    """Tensors stacked one after the other, and then cut without regard to where they meet."""
 
     def held(self, names, shapes, sizes, part):
-        rows, cols = shapes[0]
-        share = 2 * rows // part.tp
-        first = part.rank * share
-        pieces = [
-            ops.Piece(names[row // rows], row % rows, 0, 1, cols, row - first, 0)
-            for row in range(first, first + share)
-        ]
+        rows = [(name, row) for name, shape in zip(names, shapes, strict=True) for row in range(shape[0])]
+        share, cols = len(rows) // part.tp, shapes[0][1]
+        mine = rows[part.rank * share : (part.rank + 1) * share]
+        pieces = [ops.Piece(name, row, 0, 1, cols, at, 0) for at, (name, row) in enumerate(mine)]
         return ops.Held((share, cols), tuple(pieces))
-
-
-class NaiveQKV(ops.Column):
-    """q, k and v one after the other, not interleaved by group."""
 
 
 class HeadsForGroups(ops.Op):
@@ -209,16 +202,16 @@ def norms_swapped(monkeypatch):
 
 FAULTS = {
     "gate and up swapped": (with_op("linear_fc1.weight", SwappedGateUp()), "logits"),
-    "gate and up cut as one": (with_op("linear_fc1.weight", NaiveGateUpCut()), "logits"),
-    "qkv not interleaved": (with_op("linear_qkv.weight", NaiveQKV()), "logits"),
+    "gate and up cut as one": (with_op("linear_fc1.weight", CutAsOne()), "logits"),
+    "qkv not interleaved": (with_op("linear_qkv.weight", CutAsOne()), "logits"),
     "qkv by heads, not groups": (with_op("linear_qkv.weight", HeadsForGroups()), "logits"),
     "row for column": (with_op("linear_proj.weight", ops.COLUMN), "shapes"),
     "column for row": (with_op("linear_qkv.weight", QKVByColumns()), "shapes"),
     "ranks in reverse": (with_op("linear_fc2.weight", ReversedRanks()), "logits"),
-    "layers of a stage turned": (off_by_one_stage, "merkle"),
+    "layers of a stage turned": (off_by_one_stage, "logits"),
     "pipeline split off by one": (split_one_layer_late, "names"),
-    "head missing": (missing_head, "merkle"),
-    "head read from the embedding": (head_from_embedding, "merkle"),
+    "head missing": (missing_head, "coverage"),
+    "head read from the embedding": (head_from_embedding, "coverage"),
     "wrong rope base": (wrong_rope_base, "logits"),
     "wrong norm epsilon": (default_norm_eps, "logits"),
     "norms in each other's place": (norms_swapped, "logits"),
@@ -273,6 +266,7 @@ def test_no_fault_of_a_converter_passes_the_proof(fault, lively, tmp_path, monke
     words = {
         "logits": "max abs difference",
         "merkle": "Merkle root",
+        "coverage": "coverage: ",
         "shapes": "size mismatch",
         "names": "key(s) in state_dict",
     }
