@@ -27,6 +27,7 @@ DROPPED_AXES = ("data_parallel_size", "context_parallel_size", "pipeline_model_p
 EXPERTS = "expert_model_parallel_size"
 ALONE: Values = {
     "start_run": None, "start_iteration": None, "finetune": True, "skip_train_iteration_range": [],
+    "data_streams": None,
 }  # fmt: skip
 """Keys by which a run depends on others, or leaves iterations out; here it starts anew."""
 OUTSIDE: Values = {
