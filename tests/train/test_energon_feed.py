@@ -73,7 +73,14 @@ def feed(made, rank=0, size=1, *, streams=None, processor=None, fixed=False, **k
         "shuffle_buffer_size": 8, "max_samples_per_sequence": 4, **keys,
     }  # fmt: skip
     collate = PictureCollator(96, fixed, 260, processor)
-    return EnergonFeed(blend, maker.image, 259, FORM, collate, run, rank, size, streams or size)
+    made_ = EnergonFeed(blend, maker.image, 259, FORM, collate, run, rank, size, streams or size)
+    if run["num_workers"]:
+        HELD.append(made_)
+    return made_
+
+
+HELD = []
+"""Workers end with their process at once, with their loader after ten seconds."""
 
 
 def ids(one, iterations, after=0):
@@ -224,13 +231,7 @@ def global_order(made, copies, streams, steps, workers=0, folder=None, after=0):
     if folder:
         for one in ranks:
             kept(one, folder)
-    if workers:
-        HELD.extend(ranks)
     return found
-
-
-HELD = []
-"""Workers end with their process at once, with their loader after ten seconds."""
 
 
 def seen(made, copies, streams, steps, workers=0, **place):
@@ -282,7 +283,6 @@ def test_workers_that_give_nothing_between_two_saves_give_nothing_twice(made, tm
             after = len(found)
             found += [b.samples for s in range(after, after + number) for b in one.batches(s)]
             kept(one, tmp_path)
-            HELD.append(one)
         return found
 
     whole, cut = (run_ranks(parts, Grid(), *steps)[0] for steps in ((8,), (3, 1, 1, 1, 2)))
