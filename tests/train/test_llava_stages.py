@@ -11,11 +11,10 @@ from jobs import blended, pictured, saved
 
 from plait import files
 from plait.config.run import STAGES, Around, Asked
-from plait.convert.carried import hf_view
-from plait.convert.checkpoint import read_trained, read_whole
+from plait.convert.layouts import released, trained
+from plait.convert.stream import View
 from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
-from plait.parallel.grid import Grid
 from plait.train.debug import environment
 from plait.train.job import Job
 from plait.train.rank import run_rank
@@ -65,10 +64,8 @@ def stages(tmp_path_factory):
 
 def weights(folder):
     """By transformers' names."""
-    spec = Spec.of(folder, HF_CONFIG)
-    trained = "iter_" in folder.name
-    states = read_trained(folder, spec) if trained else read_whole(folder, Grid())
-    return {name: tensor.clone() for name, tensor in hf_view(states, spec, folder).items()}
+    spec, read = Spec.of(folder, HF_CONFIG), trained if "iter_" in folder.name else released
+    return dict(View(read(folder, spec)))
 
 
 def part(name):
