@@ -209,7 +209,7 @@ def test_a_run_goes_on_where_another_stopped():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("num_workers", 1), ("micro_batch_size", 4), ("shuffle_buffer_size", 7), ("data_parallel_size", 2)],
+    [("num_workers", 1), ("micro_batch_size", 4), ("shuffle_buffer_size", 7), ("data_streams", 2)],
 )
 def test_who_goes_on_reading_by_energon_reads_as_before(key, value):
     before = BASE["runs"]["llava-tiny-stage1"]
@@ -217,6 +217,20 @@ def test_who_goes_on_reading_by_energon_reads_as_before(key, value):
     again |= {"train_iters": 200, "exports": [200], key: value}
     with pytest.raises(ConfigError, match=f"goes on where runs.llava-tiny-stage1 stopped, and has {key}"):
         load(BASE | {"runs": BASE["runs"] | {"again": again}})
+
+
+def test_who_goes_on_reads_as_many_streams_on_any_number_of_copies():
+    before = BASE["runs"]["llava-tiny-stage1"] | {"data_streams": 4}
+    again = {**before, "start_run": "llava-tiny-stage1", "start_iteration": 100, "finetune": False}
+    again |= {"train_iters": 200, "exports": [200]}
+    for copies, streams in ((1, None), (2, None), (2, 4)):
+        keys = {"data_parallel_size": copies, "data_streams": streams}
+        load(BASE | {"runs": BASE["runs"] | {"llava-tiny-stage1": before, "again": again | keys}})
+    third = again | {"data_streams": None, "start_run": "again", "start_iteration": 200, "train_iters": 300}
+    third |= {"exports": [300], "data_streams": 2}
+    runs = BASE["runs"] | {"llava-tiny-stage1": before, "again": again, "third": third}
+    with pytest.raises(ConfigError, match=r"runs.again stopped, and has data_streams 2, not 4"):
+        load(BASE | {"runs": runs})
 
 
 PARTS_OF_A_LLAVA = {

@@ -9,7 +9,7 @@ from plait.config.run import Run
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.preflight import memory, ranks
-from plait.train.build import DTYPES, build_model, optimizer_of, wrap
+from plait.train.build import DTYPES, build_chunks, build_model, optimizer_of, wrap
 from plait.verify.ranks import run_ranks
 
 CONFIG = {
@@ -36,16 +36,16 @@ def storages(tensors):
 
 def held(spec, grid, run):
     """What this rank holds after a step: weights, gradients, masters, moments."""
-    model = build_model(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run)
-    (model,) = wrap([model], run)
-    optimizer = optimizer_of([model], run)
-    buffers = [*model.buffers, *model.expert_parallel_buffers]
+    model = wrap(build_chunks(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run), run)
+    optimizer = optimizer_of(model, run)
+    buffers = [buffer for chunk in model for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]]
     for buffer in buffers:
         buffer.grad_data.fill_(1e-3)
-    for parameter in model.parameters():
+    parameters = [parameter for chunk in model for parameter in chunk.parameters()]
+    for parameter in parameters:
         torch.nn.init.ones_(parameter)
     optimizer.step()
-    weights = storages(model.parameters())
+    weights = storages(parameters)
     masters = storages(p for group in optimizer.param_groups for p in group["params"])
     parts = [one.optimizer for one in optimizer.chained_optimizers]
     states = [state for part in parts for state in part.state.values()]
@@ -64,6 +64,7 @@ MIXTRAL = {
     **CONFIG, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4,
     "num_experts_per_tok": 2,
 }  # fmt: skip
+INTERLEAVED = {"virtual_pipeline_model_parallel_size": 2}
 STATIC = {
     "fp32": (Grid(), {"params_dtype": "fp32"}),
     "bf16": (Grid(), {}),
@@ -82,8 +83,18 @@ STATIC = {
         Grid(2, 1),
         {"copies": 2, "expert_model_parallel_size": 2, "sequence_parallel": True},
     ),
+    "chunks": (Grid(1, 2), INTERLEAVED),
+    "shared chunks": (Grid(1, 2), {**INTERLEAVED, "copies": 2, "use_distributed_optimizer": True}),
+    "chunks of tensor parallel ranks": (Grid(2, 2), {**INTERLEAVED, "params_dtype": "fp32"}),
     "shared by who shares sequences": (Grid(1, 2), {"cp": 2, "use_distributed_optimizer": True}),
 }
+
+
+def by_place(found):
+    """The chunks of each rank."""
+    return [
+        [one for one in found if one.place == place] for place in dict.fromkeys(one.place for one in found)
+    ]
 
 
 @pytest.mark.parametrize("case", STATIC)
@@ -91,11 +102,13 @@ def test_weights_gradients_and_the_optimizers_state_to_the_byte(case):
     grid, keys = STATIC[case]
     run, spec = settings(grid, **keys), Spec.from_config(MIXTRAL if "experts" in case else CONFIG)
     cp, copies, ep = (run[f"{axis}_parallel_size"] for axis in ("context", "data", "expert_model"))
-    found = run_ranks(held, grid, spec, grid, run, copies=copies, cp=cp, ep=ep)
+    chunks = run["virtual_pipeline_model_parallel_size"]
+    found = run_ranks(held, grid, spec, grid, run, copies=copies, cp=cp, ep=ep, chunks=chunks)
     shape = memory.Run(run, grid, copies, SEQUENCE)
     equal = grid.tp * cp * copies
-    for rank in ranks.checked(spec, grid, run):
-        told = memory.static(rank, shape)
+    for rank, *more in by_place(ranks.checked(spec, grid, run)):
+        assert len(more) + 1 == (chunks or 1)
+        told = memory.estimate([rank, *more], spec, shape)
         stage = found[rank.pp * equal : (rank.pp + 1) * equal]
         ours = [one for number, one in enumerate(stage) if number % grid.tp == rank.tp]
         for row in ("weights", "gradients"):
@@ -132,12 +145,12 @@ def numel(spec, run, bucket):
 
 
 def saved(spec, grid, run):
-    """Bytes that this rank's backward pass waits with, parameters not counted."""
+    """Bytes that the backward pass of this rank's first chunk waits with, parameters not counted."""
     from megatron.core import parallel_state
 
     from plait.train.batches import masked_out
 
-    inner = build_model(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run)
+    inner = build_chunks(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run)[0]
     (model,) = wrap([inner], run)
     batch, own = run["micro_batch_size"], SEQUENCE // run["context_parallel_size"]
     ids, places = torch.randint(0, 400, (batch, own)), torch.arange(own).expand(batch, own)
@@ -200,6 +213,47 @@ def test_experts_keep_the_tokens_that_are_sent_to_them(grid):
     found = run_ranks(saved, grid, spec, grid, run, copies=2, ep=2)
     told = memory.activations(0, spec, shape)
     assert told["activations"] + told["logits"] * 4 / 6 == pytest.approx(sum(found) / len(found), rel=0.08)
+
+
+def schedule(micro_batches, chunks):
+    """Megatron's own: passes before the first backward one, and which chunk goes when."""
+    from megatron.core import parallel_state
+    from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, get_schedule_table
+
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    _, _, ahead, _ = get_pp_rank_microbatches(micro_batches, chunks, stages)
+    return ahead, [chunk for _, chunk in get_schedule_table(micro_batches, chunks, stages)]
+
+
+@pytest.mark.parametrize("layers", [pytest.param(4, id="2 chunks"), pytest.param(8, id="4 chunks")])
+def test_passes_wait_as_in_megatrons_interleaved_schedule(layers):
+    """Replayed by Megatron's own table: after those that go ahead, one forward and one backward in turn."""
+    grid, chunks = Grid(1, 2), layers // 2
+    run = settings(grid, virtual_pipeline_model_parallel_size=chunks)
+    shape = memory.Run(run, grid, 1, SEQUENCE)
+    for stage, (ahead, table) in enumerate(
+        run_ranks(schedule, grid, shape.micro_batches, chunks, chunks=chunks)
+    ):
+        assert len(table) == shape.micro_batches * chunks
+        counts = [
+            tuple(
+                table[: number + 1].count(chunk) - table[: max(0, number - ahead)].count(chunks - 1 - chunk)
+                for chunk in range(chunks)
+            )
+            for number in range(len(table))
+        ]
+        assert [*shape.waiting(stage)] == counts
+        assert shape.under_way(stage) == min(ahead + 1, len(table))
+
+
+def test_a_pass_through_a_chunk_keeps_what_its_layers_do():
+    """Within 1.5 %, as for whole stages; the first stage of two holds five of its passes at once."""
+    grid, spec = Grid(1, 2), Spec.from_config(CONFIG)
+    run = settings(grid, **INTERLEAVED)
+    found, _ = run_ranks(saved, grid, spec, grid, run, chunks=2)
+    shape = memory.Run(run, grid, 1, SEQUENCE, gpu=False)
+    assert shape.under_way(0) == 5
+    assert memory.activations(0, spec, shape)["activations"] == pytest.approx(5 * found, rel=0.015)
 
 
 def test_less_is_kept_the_more_is_recomputed():

@@ -20,6 +20,7 @@ from plait.cli.main import main
 from plait.config import Plan
 from plait.config.model import load_file
 from plait.config.run import AXES, world_size
+from plait.config.spread import refused, undivided
 from plait.convert import engine
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
@@ -142,7 +143,7 @@ def test_a_path_that_is_not_there_is_named(here, capfd):
 # What is refused
 
 
-def refused(capfd, *words):
+def refused_words(capfd, *words):
     assert main(["preflight", *words]) == 2
     said = capfd.readouterr().err
     return [line for line in said.splitlines() if line.startswith("error: ")]
@@ -154,27 +155,43 @@ def refused(capfd, *words):
         ({"tensor_model_parallel_size": 3}, "num_attention_heads 4 is not a multiple of tp 3"),
         ({"pipeline_model_parallel_size": 3}, "num_hidden_layers 4 is not a multiple of pp 3"),
         (
-            {"virtual_pipeline_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
-            "virtual_pipeline_model_parallel_size 2, preflight knows whole stages",
+            {"virtual_pipeline_model_parallel_size": 3, "pipeline_model_parallel_size": 2},
+            "4 layers on pipeline_model_parallel_size 2 x virtual_pipeline_model_parallel_size 3 do not",
         ),
         ({"global_batch_size": 5}, "global_batch_size 5 is not a multiple of micro_batch_size 2"),
     ],
 )
 def test_a_grid_or_a_batch_that_does_not_divide_is_one_sentence(here, capfd, keys, sentence):
-    (line,) = refused(capfd, "chat-tiny", "--config", config_file(here, **keys), "--no-step")
+    (line,) = refused_words(capfd, "chat-tiny", "--config", config_file(here, **keys), "--no-step")
     assert sentence in line
+
+
+def test_the_chunks_of_an_interleaved_pipeline_are_built_and_summed(here, capfd):
+    def said(**keys):
+        words = ("chat-tiny", "--config", config_file(here, **keys), "--no-step", "--device-memory", "80")
+        assert main(["preflight", *words]) == 0
+        out = capfd.readouterr().out
+        rows = {row: float(re.search(rf"  {row} +(\d\.\d+)", out)[1]) for row in ("weights", "activations")}
+        return out, rows
+
+    spread = {"pipeline_model_parallel_size": 2, "tensor_model_parallel_size": 1}
+    (whole, before), (cut, after) = said(**spread), said(**spread, virtual_pipeline_model_parallel_size=2)
+    assert "2 of a 1 x 2 grid: names and shapes" in whole
+    assert "2, with 4 chunks, of a 1 x 2 grid: names and shapes" in cut
+    assert before["weights"] == after["weights"]
+    assert before["activations"] < after["activations"]
 
 
 def test_a_run_that_does_not_fit_its_device_is_refused_by_both_numbers(here, capfd):
     words = ("chat-tiny", "--config", config_file(here), "--no-step")
-    (line,) = refused(capfd, *words, "--device-memory", "0.05")
+    (line,) = refused_words(capfd, *words, "--device-memory", "0.05")
     assert re.fullmatch(r"error: a rank needs 0\.1 GB, a device has 0\.1 GB", line)
     assert main(["preflight", *words, "--device-memory", "80"]) == 0
     assert re.search(r"  sum +0\.\d\d\d of 80\.0\n", capfd.readouterr().out)
 
 
 def test_a_model_whose_shape_is_not_here_names_the_file(here, capfd):
-    (line,) = refused(
+    (line,) = refused_words(
         capfd, "llavajp13b-tp4-pp1-dp2-stage1", "--config", str(PLANS / "llava-jp-13b.yaml"), "--no-step"
     )
     assert "config.json of llm-jp/llm-jp-3-13b-instruct, which is not here" in line
@@ -184,7 +201,7 @@ def test_sequences_and_pictures_that_the_model_does_not_have_are_refused(here, c
     config = yaml.safe_load(DEFAULT.read_text())
     config["raw_hf"]["Mistral-tiny"]["max_position_embeddings"] = 128
     (here / "mine.yaml").write_text(yaml.safe_dump(config))
-    (line,) = refused(capfd, "chat-tiny", "--config", "mine.yaml", "--no-step")
+    (line,) = refused_words(capfd, "chat-tiny", "--config", "mine.yaml", "--no-step")
     assert "sequences of 256 tokens, chat-tiny has max_position_embeddings 128" in line
 
 
@@ -272,6 +289,19 @@ def test_a_run_of_any_grid_is_made_small_enough(sizes, processes, uneven):
         engine.rank_shapes(spec, job.grid, tp, pp)
 
 
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_chunks_of_a_small_run_have_a_layer_each(processes):
+    keys = {"pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 8}
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
+    small = small_of(DEFAULT_PLAN, "chat-tiny", processes, **keys, **full, global_batch_size=64)
+    settings, spec = small.settings, Spec.from_config(small.model)
+    several = settings["pipeline_model_parallel_size"] > 1
+    assert settings["virtual_pipeline_model_parallel_size"] == (2 if several else None)
+    assert any(note.startswith("virtual_pipeline_model_parallel_size 8 -> ") for note in small.notes)
+    assert refused(settings) == ""
+    assert undivided(settings, spec.num_layers, dict.fromkeys(("first", "last"))) == ""
+
+
 def test_each_key_that_needs_a_gpu_is_named(here):
     plan = Plan(load_file(DEFAULT))
     keys = {"cpu_offloading_num_layers": 2, "optimizer_cpu_offload": True, "params_dtype": "fp16"}
@@ -312,6 +342,12 @@ def test_every_recipe_takes_a_real_step_on_its_own_grid(run, here, capfd):
 
 
 @pytest.mark.long
+def test_an_interleaved_run_takes_a_real_step(here, capfd):
+    keys = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    assert "pipeline_model_parallel_size 2 ->" not in fly(here, capfd, "chat-tiny", **keys)
+
+
+@pytest.mark.long
 def test_a_step_has_the_keys_of_its_run(here, capfd):
     keys = {
         "tensor_model_parallel_size": 2, "sequence_parallel": True, "use_distributed_optimizer": True,
@@ -340,7 +376,7 @@ def test_experts_are_dealt_out_in_the_step_too(here, capfd):
 @pytest.mark.long
 def test_a_step_that_fails_is_one_sentence(here, capfd):
     words = ("chat-tiny", "--config", config_file(here, lr_decay_iters=3, lr_warmup_iters=5))
-    (line,) = refused(capfd, *words, "--processes", "1")
+    (line,) = refused_words(capfd, *words, "--processes", "1")
     assert line.startswith("error: the tiny step failed")
 
 

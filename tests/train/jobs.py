@@ -170,27 +170,33 @@ def packs(root, maker, hf, tokenizer, lines, **keys):
     return place
 
 
-def pictured(root, **keys):
+def pictured(root, *, form=LLAVA, **keys):
     """A run over pictures, read by energon."""
-    place, grid = project(root, recipe="llava", shuffle_buffer_size=8, max_samples_per_sequence=4, **keys)
+    keys = {"recipe": "llava", "shuffle_buffer_size": 8, "max_samples_per_sequence": 4} | keys
+    place, grid = project(root, **keys)
     maker = Maker(root / "made")
     (root / place.start).symlink_to(maker.shards(maker.llava(), grid.tp, grid.pp))
     (root / "data/tokenizers/image").symlink_to(maker.image)
     dataset = root / "data/energon/d"
     dataset.mkdir()
     energon.build(dataset, (exchange(n) for n in range(40)), KEYS)
+    blended(place, form)
+    return place
+
+
+def blended(place, form, name="x", sequence=96):
+    """A mixture of the pictures in a format."""
     mixture = {
         "tokenizer": "data/tokenizers/image",
         "image_token_id": 259,
-        "format": LLAVA,
-        "decoder_seq_length": 96,
+        "format": form,
+        "decoder_seq_length": sequence,
         "sources": [],
     }
-    folder = analysed(place, mixture)
-    blend = energon.blend({str(dataset): 1.0}, relative_to=folder)
+    folder = analysed(place, mixture, name)
+    blend = energon.blend({str(place.root / "data/energon/d"): 1.0}, relative_to=folder)
     (folder / "metadataset.yaml").write_text(yaml.safe_dump(blend))
     files.write_manifest(folder, kind="analysis", settings={}, facts={})
-    return place
 
 
 def wait_for(what, process, *, seconds=120, pause=0.01):

@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -65,29 +66,45 @@ def made(tmp_path_factory):
     return Maker(root), root / "blend.yaml"
 
 
-def feed(made, rank=0, size=1, *, processor=None, fixed=False, **keys):
+def feed(made, rank=0, size=1, *, streams=None, processor=None, fixed=False, **keys):
     maker, blend = made
     run = {
         "micro_batch_size": 2, "global_batch_size": 4, "num_workers": 0, "seed": 3,
         "shuffle_buffer_size": 8, "max_samples_per_sequence": 4, **keys,
     }  # fmt: skip
     collate = PictureCollator(96, fixed, 260, processor)
-    return EnergonFeed(blend, maker.image, 259, FORM, collate, run, rank, size)
+    made_ = EnergonFeed(blend, maker.image, 259, FORM, collate, run, rank, size, streams or size)
+    if run["num_workers"]:
+        HELD.append(made_)
+    return made_
 
 
-def ids(one, iterations):
-    return [batch.input_ids.tolist() for _ in range(iterations) for batch in one.batches(0)]
+HELD = []
+"""Workers end with their process at once, with their loader after ten seconds."""
+
+
+def ids(one, iterations, after=0):
+    """Token ids of the micro-batches of the iterations after so many."""
+    return [
+        batch.input_ids.tolist() for step in range(after, after + iterations) for batch in one.batches(step)
+    ]
+
+
+def kept(one, folder):
+    """Keep a feed's places as a checkpoint does."""
+    for name, place in one.state().items():
+        files.write_json(folder / name, place)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_restored_place_gives_the_same_batches(made, workers):
+def test_a_restored_place_gives_the_same_batches(made, workers, tmp_path):
     whole = ids(feed(made, num_workers=workers), 9)
     before = feed(made, num_workers=workers)
     assert ids(before, 4) == whole[:8]
-    state = json.loads(json.dumps(before.state()))
+    kept(before, tmp_path)
     after = feed(made, num_workers=workers)
-    after.loader.restore_state_rank(from_json(state))
-    assert ids(after, 5) == whole[8:]
+    after.resume(tmp_path)
+    assert ids(after, 5, after=4) == whole[8:]
 
 
 def test_what_is_left_out_is_one_iteration_of_every_rank(made):
@@ -155,7 +172,7 @@ def mute(made, tmp_path_factory):
     return maker, root / "blend.yaml"
 
 
-def test_what_the_analysis_rejected_is_passed_over_and_nothing_else(mute):
+def test_what_the_analysis_rejected_is_passed_over_and_nothing_else(mute, tmp_path):
     """40 samples, of which 36 are left: nine iterations of four; the next ones are the second epoch."""
     _, blend = mute
     with pytest.raises(Exception, match="there is no answer to learn from"):
@@ -171,9 +188,10 @@ def test_what_the_analysis_rejected_is_passed_over_and_nothing_else(mute):
         assert sum(read.values()) == 72
         before = feed(mute, num_workers=workers)
         assert ids(before, 5) == whole[:10]
+        kept(before, tmp_path)
         after = feed(mute, num_workers=workers)
-        after.loader.restore_state_rank(from_json(json.loads(json.dumps(before.state()))))
-        assert ids(after, 13) == whole[10:]
+        after.resume(tmp_path)
+        assert ids(after, 13, after=5) == whole[10:]
 
 
 def image_processor_of(maker):
@@ -187,9 +205,93 @@ def test_a_state_that_no_state_can_be_is_refused():
         from_json({"__kind__": "os.system", "of": "true"})
 
 
-def test_another_number_of_ranks_cannot_go_on(made, tmp_path):
-    with pytest.raises(CheckpointError, match="fewer data parallel ranks"):
+def test_a_place_that_is_missing_is_named(made, tmp_path):
+    kept(feed(made, 0, 2), tmp_path)
+    with pytest.raises(CheckpointError, match=r"dprank001.json is missing: .* stream 1 of 2"):
         feed(made, 1, 2).resume(tmp_path)
+
+
+# Copies
+
+
+def global_order(made, copies, streams, steps, workers=0, folder=None, after=0):
+    """The samples of each step in the order of the global batch, as so many copies see them.
+
+    They go on from the places in a folder, and leave theirs there.
+    """
+    keys = {"num_workers": workers, "global_batch_size": 16}
+    ranks = [feed(made, rank, copies, streams=streams, **keys) for rank in range(copies)]
+    if after:
+        for one in ranks:
+            one.resume(folder)
+    found = []
+    for step in range(after, after + steps):
+        turns = zip(*(one.batches(step) for one in ranks), strict=True)
+        found.append([batch.samples for turn in turns for batch in turn])
+    if folder:
+        for one in ranks:
+            kept(one, folder)
+    return found
+
+
+def seen(made, copies, streams, steps, workers=0, **place):
+    """The same in a process of its own where there are workers: with it, these end at once."""
+    if not workers:
+        return global_order(made, copies, streams, steps, **place)
+    return run_ranks(partial(global_order, **place), Grid(), made, copies, streams, steps, workers)[0]
+
+
+STREAMS = pytest.mark.parametrize(
+    ("streams", "workers"),
+    [
+        (1, 0),
+        (3, 0),
+        *(pytest.param(*one, marks=pytest.mark.long) for one in ((2, 0), (8, 0), (2, 1), (1, 2))),
+    ],
+    ids=str,
+)
+
+
+@STREAMS
+def test_the_order_is_the_same_for_any_number_of_copies(made, streams, workers):
+    alone = seen(made, 1, streams, 3, workers)
+    assert all(len(step) == 8 for step in alone)
+    for copies in (2, 4, 8) if not workers else (2,):
+        assert seen(made, copies, streams, 3, workers) == alone
+
+
+@STREAMS
+def test_it_goes_on_so_on_other_numbers_of_copies(made, streams, workers, tmp_path):
+    whole, parts = seen(made, 1, streams, 6, workers), []
+    for copies in (1, 2, 8, 4, 1, 2) if not workers else (2, 1, 2):
+        steps = 1 if not workers else 2
+        parts += seen(made, copies, streams, steps, workers, folder=tmp_path, after=len(parts))
+    assert parts == whole
+    assert len(list(tmp_path.iterdir())) == streams
+
+
+@pytest.mark.long
+def test_workers_that_give_nothing_between_two_saves_give_nothing_twice(made, tmp_path):
+    """Two workers take turns; each save follows the micro-batch of one of them."""
+
+    def parts(*steps):
+        found = []
+        for number in steps:
+            one = feed(made, num_workers=2, global_batch_size=2)
+            if found:
+                one.resume(tmp_path)
+            after = len(found)
+            found += [b.samples for s in range(after, after + number) for b in one.batches(s)]
+            kept(one, tmp_path)
+        return found
+
+    whole, cut = (run_ranks(parts, Grid(), *steps)[0] for steps in ((8,), (3, 1, 1, 1, 2)))
+    assert whole == cut
+
+
+def test_another_number_of_streams_is_another_order(made):
+    orders = [global_order(made, 1, streams, 2) for streams in (1, 2, 4)]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
 def segment(made, folder, grid, run, start, stop):

@@ -150,7 +150,7 @@ def held_out(made, rank=0, size=1, micro=2):
     maker, blend = made
     run = {"micro_batch_size": micro, "global_batch_size": 2 * micro * size, "num_workers": 0, "seed": 3}
     collate = PictureCollator(96, False, 260)
-    return EvaluationFeed(blend, maker.image, 259, FORM, collate, run, rank, size)
+    return EvaluationFeed(blend, maker.image, 259, FORM, collate, run, rank, size, size)
 
 
 def said(one, batches):
@@ -177,5 +177,5 @@ def test_an_evaluation_reads_the_val_split_from_its_beginning_each_time(made):
 
 
 def test_a_val_split_that_is_too_small_is_named(made):
-    with pytest.raises(DataError, match=r"have no 13 samples for data parallel rank 0 of 1"):
+    with pytest.raises(DataError, match=r"have no 13 samples for stream 0 of 1"):
         said(held_out(made, micro=13), 1)

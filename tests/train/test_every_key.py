@@ -206,7 +206,9 @@ def evaluated_draws(case):
 @contextmanager
 def energon_feed(case):
     with case.model() as (_, spec):
-        yield rank._energon(case.job, spec, evaluates=False, dp_rank=0, dp_size=1)
+        yield rank._energon(
+            case.job, spec, evaluates=False, dp_rank=0, dp_size=1, streams=case.job.streams(None)
+        )
 
 
 def energon_samples(case):
@@ -217,7 +219,7 @@ def energon_samples(case):
 
 def energon_workers(case):
     with energon_feed(case) as found:
-        return found.loader.worker_config.num_workers
+        return found.loaders[0].worker_config.num_workers
 
 
 def start(case):
@@ -473,6 +475,7 @@ ROWS = {
     # Reading
     "loss_roles": Row(["user"], trained_tokens, DIFFERS),
     "num_workers": Row(2, energon_workers, beside=LLAVA),
+    "data_streams": Row(3, energon_samples, DIFFERS, beside=LLAVA),
     "shuffle_buffer_size": Row(3, energon_samples, DIFFERS, beside=LLAVA),
     "max_samples_per_sequence": Row(2, energon_samples, DIFFERS, beside=LLAVA),
     # Logging

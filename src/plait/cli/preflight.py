@@ -3,7 +3,7 @@
 import argparse
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from plait.cli.common import Subparsers, add_stage
@@ -12,6 +12,7 @@ from plait.errors import DataError, PlaitError
 if TYPE_CHECKING:
     from plait.config import Plan
     from plait.models.specs import Spec
+    from plait.preflight.ranks import Rank
     from plait.train.job import Job
 
 WIDTH = 16
@@ -53,10 +54,9 @@ def run(args: argparse.Namespace) -> None:
     from plait.config.model import load_file
     from plait.models.specs import Spec
     from plait.preflight import inputs, launched, shape
-    from plait.preflight.checks import check_chunks, check_data
+    from plait.preflight.checks import check_data
 
     plan = Plan(load_file(args.config))
-    check_chunks(plan, args.name)
     plan.check_grid(plan.sharded(args.name))
     job = launched.planned(plan, args.name)
     _say(f"run {args.name}", launched.trained(plan, args.name, job))
@@ -95,7 +95,7 @@ def _ranks(args: argparse.Namespace, plan: "Plan", job: "Job", spec: "Spec") -> 
     found = ranks.checked(spec, job.grid, job.settings)
     frozen = ", ".join(job.settings["freeze"]) or "nothing"
     rows = [
-        ("ranks", f"{len(found)} of a {job.grid}: names and shapes are those that are cut for them"),
+        ("ranks", f"{_counted(found)} of a {job.grid}: names and shapes are those that are cut for them"),
         ("parameters", f"{ranks.parameters(spec):,}, each held once; frozen: {frozen}"),
     ]
     _say("model", rows)
@@ -111,6 +111,12 @@ def _ranks(args: argparse.Namespace, plan: "Plan", job: "Job", spec: "Spec") -> 
     _say(f"memory in GB of the fullest rank: tp {rank.tp}, pp {rank.pp}", rows)
     _say("", [("sum", f"{total / memory.GIGA:10.3f}{of}")])
     check_memory(total, device)
+
+
+def _counted(found: "Sequence[Rank]") -> str:
+    """How many ranks there are, and chunks where these are more."""
+    places = {one.place for one in found}
+    return f"{len(places)}" + (f", with {len(found)} chunks," if len(found) > len(places) else "")
 
 
 def _step(args: argparse.Namespace, plan: "Plan", job: "Job", model: dict[str, Any]) -> None:

@@ -31,19 +31,15 @@ ONLY = {
     "decoder_seq_length": ("instruction", "language", "picture_tokens"),
 }
 """Keys of a format that only one reader heeds."""
-LLAVA_ONLY = ("freeze", "stage", "num_workers", "shuffle_buffer_size", "max_samples_per_sequence")
+LLAVA_ONLY = (
+    "freeze", "stage", "num_workers", "data_streams", "shuffle_buffer_size", "max_samples_per_sequence",
+)  # fmt: skip
 """Keys of a run that only recipes of energon's data heed."""
 SAME_ORDER = ("mixture", "seed", "global_batch_size")
 """Keys that decide which samples an iteration sees."""
 SAME_OPTIMIZER = ("optimizer", "params_dtype", "use_distributed_optimizer", "freeze")
 """Keys that decide what an optimizer's state is made of."""
-SAME_PLACE = (
-    "micro_batch_size",
-    "data_parallel_size",
-    "num_workers",
-    "shuffle_buffer_size",
-    "max_samples_per_sequence",
-)
+SAME_PLACE = ("micro_batch_size", "num_workers", "shuffle_buffer_size", "max_samples_per_sequence")
 """Keys that energon's place in its data belongs to."""
 LANGUAGE_MODELS = ("init", "extend", *ELSEWHERE)
 TOWERS = ("init_tower", *ELSEWHERE)
@@ -349,6 +345,12 @@ def _check_goes_on(config: "Config", name: str, run: "Run") -> None:
                 f"runs.{name} goes on where runs.{run.start_run} stopped, and has {key} {ours!r}, not "
                 f"{theirs!r}; with another the samples would be others"
             )
+    streams = data_streams(config, run.start_run)
+    if run.data_streams not in (None, streams):
+        raise ValueError(
+            f"runs.{name} goes on where runs.{run.start_run} stopped, and has data_streams "
+            f"{run.data_streams}, not {streams}; with another the samples would be others"
+        )
     for key in SAME_OPTIMIZER if run.load_optim else ():
         ours, theirs = getattr(run, key), getattr(before, key)
         if ours != theirs:
@@ -356,6 +358,14 @@ def _check_goes_on(config: "Config", name: str, run: "Run") -> None:
                 f"runs.{name} goes on with the optimizer of runs.{run.start_run}, and has {key} {ours!r}, "
                 f"not {theirs!r}; `load_optim: false` begins a new one"
             )
+
+
+def data_streams(config: "Config", name: str) -> int:
+    """Into how many streams energon deals the samples of a run."""
+    run = config.runs[name]
+    if run.finetune or not run.start_run:
+        return run.data_streams or run.data_parallel_size
+    return data_streams(config, run.start_run)
 
 
 def _check_pictures(name: str, model: str, source: "SoloModel", format_: str, form: "Format") -> None:

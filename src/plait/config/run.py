@@ -293,7 +293,14 @@ class Reading(Strict):
         ("assistant",), description="whose tokens are trained"
     )
     num_workers: NonNegativeInt = Field(
-        0, description="energon's loader processes a rank; it decides the order"
+        0, description="energon's loader processes a stream; it decides the order"
+    )
+    data_streams: PositiveInt | None = Field(
+        None,
+        description="streams into which energon deals the samples: micro-batches come from them in turn, so "
+        "that the order depends on their number and not on data_parallel_size. Copies whose number does not "
+        "divide it read some of them together. null: as many as copies; of a run that goes on, as many as "
+        "before",
     )
     shuffle_buffer_size: PositiveInt | None = Field(100, description="samples energon shuffles among")
     max_samples_per_sequence: PositiveInt | None = Field(100, description="samples energon reads in a row")

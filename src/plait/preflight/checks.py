@@ -33,20 +33,6 @@ def check_data(plan: Plan, run: str, spec: Spec) -> None:
         )
 
 
-def check_chunks(plan: Plan, run: str) -> None:
-    """Refuse what is not built here: several chunks of layers on a rank.
-
-    Raises:
-        ConfigError: the run has them.
-    """
-    chunks = plan.run(run).virtual_pipeline_model_parallel_size
-    if chunks:
-        raise ConfigError(
-            f"runs.{run} has virtual_pipeline_model_parallel_size {chunks}, preflight knows whole stages",
-            hint="check it without that key; with it the first stage keeps the activations of more layers",
-        )
-
-
 def check_memory(needed: float, device: float | None) -> None:
     """Refuse a run whose fullest rank does not fit its device.
 

@@ -11,7 +11,7 @@ e = bytes of a value, t = tensor parallel size.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,20 +66,48 @@ class Run:
         """Of an iteration, for each copy."""
         return int(self.settings["global_batch_size"] // (self.settings["micro_batch_size"] * self.copies))
 
+    @property
+    def chunks(self) -> int:
+        """Chunks of layers that a stage is cut into."""
+        return int(self.settings["virtual_pipeline_model_parallel_size"] or 1)
+
+    def waiting(self, stage: int) -> Iterator[tuple[int, ...]]:
+        """How many passes of each chunk wait to go backward, whenever a stage has gone forward once more.
+
+        By 1F1B; with several chunks by Megatron's interleaved form of it, which goes forward by as many
+        micro-batches of a chunk as there are stages, then by those of the next, and backward from the last.
+        """
+        chunks, stages = self.chunks, self.grid.pp
+        later = stages - stage - 1
+        ahead = later if chunks == 1 else 2 * later + (chunks - 1) * stages
+        group = [chunk for chunk in range(chunks) for _ in range(stages if chunks > 1 else 1)]
+        order = group * (self.micro_batches * chunks // len(group))
+        counts = [0] * chunks
+        for number, chunk in enumerate(order):
+            counts[chunk] += 1
+            yield tuple(counts)
+            if number >= ahead:
+                counts[chunks - 1 - order[number - ahead]] -= 1
+
     def under_way(self, stage: int) -> int:
-        """Micro-batches whose activations a stage holds at once, by 1F1B."""
-        return min(self.grid.pp - stage, self.micro_batches)
+        """Passes through a chunk whose activations a stage holds at once; without chunks, micro-batches."""
+        return max(map(sum, self.waiting(stage)))
 
 
-def estimate(rank: Rank, spec: Spec, run: Run) -> dict[str, float]:
-    """Bytes of a rank at its fullest, by :data:`ROWS`."""
-    found = {**static(rank, run), **activations(rank.pp, spec, run)}
+def estimate(chunks: Sequence[Rank], spec: Spec, run: Run) -> dict[str, float]:
+    """Bytes of a rank at its fullest, by :data:`ROWS`; its chunks are given."""
+    parts = [static(one, run) for one in chunks]
+    found = {row: sum(part[row] for part in parts) for row in parts[0]}
+    found |= activations(chunks[0].pp, spec, run)
     return {row: found[row] for row in ROWS}
 
 
 def worst(ranks: Iterable[Rank], spec: Spec, run: Run) -> tuple[Rank, dict[str, float]]:
-    """The rank that needs most, and what it needs."""
-    found = [(rank, estimate(rank, spec, run)) for rank in ranks]
+    """The rank that needs most, and what it needs; of several chunks the first is given."""
+    places: dict[tuple[int, int, int], list[Rank]] = {}
+    for one in ranks:
+        places.setdefault(one.place, []).append(one)
+    found = [(chunks[0], estimate(chunks, spec, run)) for chunks in places.values()]
     return max(found, key=lambda one: sum(one[1].values()))
 
 
@@ -87,7 +115,7 @@ def worst(ranks: Iterable[Rank], spec: Spec, run: Run) -> tuple[Rank, dict[str, 
 
 
 def static(rank: Rank, run: Run) -> dict[str, float]:
-    """Bytes that stay: weights, gradients in fp32, fp32 masters and the optimizer's moments.
+    """Bytes of a chunk that stay: weights, gradients in fp32, fp32 masters and the optimizer's moments.
 
     With a distributed optimizer the copies, and the ranks that share sequences, have a part each of masters
     and moments; the mean of them is given. Trained weights are then views of a padded buffer.
@@ -106,7 +134,7 @@ def _optimized(rank: Rank, run: Run, shares: int, *, experts: bool) -> dict[str,
     distributed = settings["use_distributed_optimizer"]
     trained, buffer = sum(sizes), sum(sizes)
     if distributed:
-        overlaps = settings["overlap_grad_reduce"] and rank.pp == 0
+        overlaps = settings["overlap_grad_reduce"] and rank.stage(run.grid) == 0
         bucket = max(BUCKET, 1_000_000 * run.copies * run.cp) if overlaps else None
         buffer = padded(sizes, shares, bucket)
     own = trained / (shares if distributed else 1) * _on_device(settings)
@@ -304,22 +332,23 @@ def tower_layer(tower: Tower, run: Run) -> Layer:
 def activations(stage: int, spec: Spec, run: Run) -> dict[str, float]:
     """Bytes that a stage keeps between forward and backward, computes again at once, and has as logits."""
     layer = language_layer(spec, run)
-    layers = len(run.grid.layers(stage, num_layers=spec.num_layers))
+    layers = len(run.grid.interleaved(run.chunks).layers(stage, num_layers=spec.num_layers))
     kept, again = _recomputed(layer, layers, run.settings)
     mask, angles = layer.own * layer.seen * layer.masked, layer.own * FULL * layer.rotary
-    each = kept + mask + angles + (_sight(spec, run) if stage == 0 else 0.0)
+    each, sight = kept + mask + angles, _sight(spec, run) if stage == 0 else 0.0
+    held = max(each * sum(passes) + sight * passes[0] for passes in run.waiting(stage))
     last = stage == run.grid.pp - 1
     vocabulary = padded_vocab_size(spec.vocab_size, layer.tp) // layer.tp
     logits = layer.own * vocabulary * (FULL + (layer.size if layer.size < FULL else 0))
     return {
-        "activations": each * run.under_way(stage) + (layer.normed + layer.passed) * last,
+        "activations": held + (layer.normed + layer.passed) * last,
         "recomputed": again,
         "logits": float(logits * last),
     }
 
 
 def _recomputed(layer: Layer, layers: int, settings: Mapping[str, Any]) -> tuple[float, float]:
-    """Bytes that the layers of a stage keep of a micro-batch, and those that are computed again at once."""
+    """Bytes that the layers of a chunk keep of a micro-batch, and those that are computed again at once."""
     granularity, number = settings["recompute_granularity"], settings["recompute_num_layers"] or 0
     if granularity == "selective":
         return layers * (layer.outside + layer.recalled), layer.attention

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -16,7 +16,7 @@ from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import padded_vocab_size
-from plait.train.build import DTYPES, build_model, freeze
+from plait.train.build import DTYPES, build_chunks, freeze
 from plait.train.world import alone
 
 EXPERTS = ".experts."
@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Rank:
-    """The parameters that a rank of Megatron's grid has, in the order of its model.
+    """The parameters that a rank of Megatron's grid has in a chunk of its layers, in the order of its model.
 
     Attributes:
         tp: its place among those that share a layer.
@@ -34,6 +34,7 @@ class Rank:
         ep: its place among those that share the experts of a layer.
         shapes: shape by name.
         frozen: names of those that are not trained.
+        chunk: the chunk's number, 0 where a stage is not cut into several.
     """
 
     tp: int
@@ -41,6 +42,16 @@ class Rank:
     shapes: Shapes
     frozen: frozenset[str] = frozenset()
     ep: int = 0
+    chunk: int = 0
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Which rank it is."""
+        return self.tp, self.pp, self.ep
+
+    def stage(self, grid: Grid) -> int:
+        """The chunk's stage in the grid whose stages are the chunks of this one's."""
+        return self.chunk * grid.pp + self.pp
 
     def trained(self, *, experts: bool = False) -> list[int]:
         """Elements of each trained parameter that is an expert's, or is none."""
@@ -59,7 +70,7 @@ class Rank:
 def ranks_of(
     spec: Spec, grid: Grid, *, dtype: torch.dtype, run: Mapping[str, Any] | None = None
 ) -> Iterator[Rank]:
-    """Build each rank of a grid; copies of data parallelism are equal, so there is one of them.
+    """Build each chunk of each rank of a grid; copies of data parallelism are equal, so there is one of them.
 
     No process is started: every rank takes this one's place in a group that talks to nobody. Layers are
     Megatron Core's own: Transformer Engine's have the same parameters, and are not made on the meta device.
@@ -72,15 +83,18 @@ def ranks_of(
     """
     settings = without_engine(run) if run else {}
     cp, ep = (int(settings.get(f"{axis}_parallel_size", 1)) for axis in ("context", "expert_model"))
+    chunks = settings.get("virtual_pipeline_model_parallel_size")
     for (number, (tp, pp)), expert in product(enumerate(grid), range(ep)):
-        place = alone(number, grid.tp, grid.pp, cp=cp, ep=ep, expert=expert)
+        place = alone(number, grid.tp, grid.pp, cp=cp, chunks=chunks, ep=ep, expert=expert)
         with place, torch.device("meta"):
-            model = build_model(spec, grid, dtype=dtype, run=settings)
-        freeze([model], settings.get("freeze", ()))
-        found = dict(model.named_parameters())
-        assert {one.device.type for one in found.values()} == {"meta"}
-        frozen = frozenset(name for name, one in found.items() if not one.requires_grad)
-        yield Rank(tp, pp, {name: tuple(one.shape) for name, one in found.items()}, frozen, expert)
+            models = build_chunks(spec, grid, dtype=dtype, run=settings)
+        freeze(models, settings.get("freeze", ()))
+        for chunk, model in enumerate(models):
+            found = dict(model.named_parameters())
+            assert {one.device.type for one in found.values()} == {"meta"}
+            frozen = frozenset(name for name, one in found.items() if not one.requires_grad)
+            shapes = {name: tuple(one.shape) for name, one in found.items()}
+            yield Rank(tp, pp, shapes, frozen, expert, chunk)
 
 
 def checked(spec: Spec, grid: Grid, run: Mapping[str, Any]) -> list[Rank]:
@@ -90,16 +104,17 @@ def checked(spec: Spec, grid: Grid, run: Mapping[str, Any]) -> list[Rank]:
         CheckpointError: a name or a shape differs, or elements are lost or doubled.
         ConfigError: the model cannot be cut for this grid.
     """
-    found = []
+    found, ep = [], int(run.get("expert_model_parallel_size", 1))
+    cut = grid.interleaved(run.get("virtual_pipeline_model_parallel_size") or 1)
     for rank in ranks_of(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run):
-        _check_shapes(rank, _cut(spec, grid, rank, int(run.get("expert_model_parallel_size", 1))))
+        _check_shapes(rank, _cut(spec, cut, replace(rank, pp=rank.stage(grid)), ep))
         found.append(rank)
-    _check_sum(spec, grid, found)
+    _check_sum(spec, cut, [replace(rank, pp=rank.stage(grid)) for rank in found])
     return found
 
 
 def _cut(spec: Spec, grid: Grid, rank: Rank, ep: int) -> Shapes:
-    """What is cut for a rank, with its own experts only."""
+    """What is cut for a stage of a rank, with its own experts only."""
     shapes = engine.rank_shapes(spec, grid, rank.tp, rank.pp)
     if not spec.num_experts:
         return shapes

@@ -16,7 +16,7 @@ Values = dict[str, Any]
 ENDS = ("first", "last")
 HEAD = 8
 LAYERS = 2
-"""Layers of a stage."""
+"""Layers of a stage; where it is cut into chunks, each has one."""
 TOKENS = 64
 PICTURED = 512
 """Tokens of a sequence that has a picture, a question and an answer, letter by letter."""
@@ -25,8 +25,10 @@ PATCHES, PATCH = 3, 8
 DROPPED_AXES = ("data_parallel_size", "context_parallel_size", "pipeline_model_parallel_size")
 """Axes in the order in which they are given up where two on each are too many."""
 EXPERTS = "expert_model_parallel_size"
+CHUNKS = "virtual_pipeline_model_parallel_size"
 ALONE: Values = {
     "start_run": None, "start_iteration": None, "finetune": True, "skip_train_iteration_range": [],
+    "data_streams": None,
 }  # fmt: skip
 """Keys by which a run depends on others, or leaves iterations out; here it starts anew."""
 OUTSIDE: Values = {
@@ -101,6 +103,8 @@ def _fewer(settings: Values, processes: int, notes: list[str]) -> None:
     notes += [f"{axis} {size} -> {settings[axis]}" for axis, size in real.items() if size != settings[axis]]
     if settings["tensor_model_parallel_size"] == 1:
         _changed(settings, {"sequence_parallel": False}, notes)
+    several = settings["pipeline_model_parallel_size"] > 1 and settings[CHUNKS]
+    _changed(settings, {CHUNKS: LAYERS if several else None}, notes)
 
 
 def _of_gpus(settings: Mapping[str, Any]) -> Values:
@@ -126,8 +130,8 @@ def _narrow(settings: Values) -> None:
         key = f"num_layers_in_{end}_pipeline_stage"
         settings[key] = 1 if settings[key] and stages > 1 else None
     if settings["recompute_num_layers"]:
-        uneven = any(settings[f"num_layers_in_{end}_pipeline_stage"] for end in ENDS)
-        settings["recompute_num_layers"] = min(settings["recompute_num_layers"], 1 if uneven else LAYERS)
+        single = settings[CHUNKS] or any(settings[f"num_layers_in_{end}_pipeline_stage"] for end in ENDS)
+        settings["recompute_num_layers"] = min(settings["recompute_num_layers"], 1 if single else LAYERS)
     copies = settings["data_parallel_size"]
     times = settings["global_batch_size"] // (settings["micro_batch_size"] * copies)
     settings["micro_batch_size"] = min(settings["micro_batch_size"], 2)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 ITERATIONS = 5
 TINY: dict[str, Any] = {
-    "micro_batch_size": 1, "global_batch_size": 1, "num_workers": 0, "lr_warmup_tokens": None,
+    "micro_batch_size": 1, "global_batch_size": 1, "num_workers": 0, "data_streams": None,
+    "lr_warmup_tokens": None,
     "num_layers_in_first_pipeline_stage": None, "num_layers_in_last_pipeline_stage": None,
 }  # fmt: skip
 """A debugger sees its own process only, and reads one sequence at a time; tokens of such are no warmup."""

@@ -3,6 +3,7 @@
 B = sequences of a micro-batch, S = tokens of the longest of them, I = its pictures.
 """
 
+import math
 import multiprocessing
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,6 +124,21 @@ def _end_workers() -> None:
         worker.kill()
 
 
+def _restore(loader: Any, state: Any) -> None:
+    """Bring a loader to a place.
+
+    Of a worker that gives nothing before the next save energon forgets how far behind its own state the place
+    is, and would give those samples again: the number of its last one is put right.
+    """
+    loader.restore_state_rank(state)
+    if state is not None and loader.num_workers:
+        behind = [worker.offset for worker in state.worker_states]
+        loader._worker_sample_counters = [  # noqa: SLF001
+            last + more
+            for last, more in zip(loader._worker_sample_counters, behind, strict=True)  # noqa: SLF001
+        ]
+
+
 def _rows(kept: Sequence[Encoded], whole: Sequence[Encoded]) -> list[NDArray[np.int64]]:
     """Rows of each sample among the features of the whole micro-batch."""
     features = [int(sample.picture_rows.max(initial=-1)) + 1 for sample in whole]
@@ -170,7 +186,9 @@ class Encoder(Conversations):
 class EnergonFeed:
     """Micro-batches of one data parallel rank.
 
-    Every rank of a copy of the model reads the same samples; copies read disjoint shares.
+    Energon deals the samples out to streams, and the micro-batches of a run come from these in turn, however
+    many copies of the model there are: micro-batch g, counted from the run's first, is the next of stream
+    g % streams, and copy g % dp_size trains it. Every rank of a copy reads the same samples.
 
     Attributes:
         blend: energon's metadataset; beside it is what the analysis rejected.
@@ -180,7 +198,8 @@ class EnergonFeed:
         collate: what makes a micro-batch.
         run: the run's settings.
         dp_rank: this rank.
-        dp_size: number of data parallel ranks.
+        dp_size: number of data parallel ranks; it divides the micro-batches of an iteration.
+        streams: number of streams.
     """
 
     blend: Path
@@ -191,6 +210,7 @@ class EnergonFeed:
     run: Mapping[str, Any]
     dp_rank: int
     dp_size: int
+    streams: int
 
     @property
     def seq_length(self) -> int:
@@ -207,11 +227,21 @@ class EnergonFeed:
         """Sequences of an iteration, all ranks together."""
         return int(self.run["global_batch_size"])
 
-    def workers(self, number: int) -> WorkerConfig:
-        """This rank's share, read by so many processes."""
+    @property
+    def apart(self) -> int:
+        """A copy reads every so manieth stream; so many copies read them all, and others some of them too."""
+        return math.gcd(self.streams, self.dp_size)
+
+    @property
+    def own(self) -> range:
+        """The streams that this copy's micro-batches come from."""
+        return range(self.dp_rank % self.apart, self.streams, self.apart)
+
+    def workers(self, stream: int, number: int) -> WorkerConfig:
+        """A stream, read by so many processes."""
         return WorkerConfig(
-            rank=self.dp_rank,
-            world_size=self.dp_size,
+            rank=stream,
+            world_size=self.streams,
             num_workers=number,
             seed_offset=self.run["seed"],
             global_error_handler=reraise_exception,
@@ -224,9 +254,14 @@ class EnergonFeed:
         return Encoder(renderer, self.collate, rejects.ids(self.blend.with_name(rejects.NAME)))
 
     @cached_property
-    def loader(self) -> Any:
-        """Energon's loader: shuffled by the run's seed, endless, its place can be saved."""
-        workers = self.workers(self.run["num_workers"])
+    def loaders(self) -> dict[int, Any]:
+        """Energon's loader of each own stream: shuffled by the run's seed, endless, savable."""
+        if self.run["num_workers"]:
+            util.Finalize(None, _end_workers, exitpriority=100)
+        return {stream: self._loader(stream) for stream in self.own}
+
+    def _loader(self, stream: int) -> Any:
+        workers = self.workers(stream, self.run["num_workers"])
         dataset = get_train_dataset(
             self.blend,
             worker_config=workers,
@@ -236,45 +271,67 @@ class EnergonFeed:
             task_encoder=self.encoder,
             repeat=True,
         )
-        if workers.num_workers:
-            util.Finalize(None, _end_workers, exitpriority=100)
         return get_savable_loader(dataset)
 
     @cached_property
-    def _iterator(self) -> Iterator[Batch]:
-        return iter(self.loader)
+    def _iterators(self) -> dict[int, Iterator[Batch]]:
+        return {stream: iter(loader) for stream, loader in self.loaders.items()}
 
-    def batches(self, iteration: int) -> Iterator[Batch]:  # noqa: ARG002 - the loader keeps its place
-        """The micro-batches of the next iteration.
+    def batches(self, iteration: int) -> Iterator[Batch]:
+        """The micro-batches of an iteration; it must be the next one, for the loaders keep their places.
 
         Torch's and energon's loaders draw from torch's own generator; the run's draws must not depend on it.
         """
-        for _ in range(self.total // (self.micro * self.dp_size)):
+        count = self.total // self.micro
+        for first in range(iteration * count, (iteration + 1) * count, self.dp_size):
             with torch.random.fork_rng(devices=[]), shielded():  # its workers are forked here
-                batch = next(self._iterator)
+                batch = self._of_turn(first)
             yield batch
+
+    def _of_turn(self, first: int) -> Batch:
+        """This copy's micro-batch of a turn, in which each copy has one.
+
+        What others train of its own streams is read as well, so that all copies have a stream at one place.
+        """
+        turn = {number: number % self.streams for number in range(first, first + self.dp_size)}
+        read = {number: self._next(stream) for number, stream in turn.items() if stream in self.own}
+        return read[first + self.dp_rank]
+
+    def _next(self, stream: int) -> Batch:
+        batch = next(self._iterators[stream], None)
+        if batch is None:
+            raise DataError(
+                f"the train splits of {self.blend} have no samples for stream {stream} of {self.streams}",
+                hint="lower the run's data_streams, or its data_parallel_size where it has none",
+            )
+        return batch
 
     def leave_out(self, iteration: int) -> list[Any]:
         """Read the micro-batches of an iteration and give none; its samples."""
         return [sample for batch in self.batches(iteration) for sample in batch.samples]
 
-    def state(self) -> Any:
-        """The loader's place, as JSON values."""
-        return to_json(self.loader.save_state_rank())
+    def state(self) -> dict[str, Any]:
+        """The places of own streams, as JSON values by the names of their files; one copy gives each."""
+        if self.dp_rank >= self.apart:
+            return {}
+        return {
+            loader_file(stream): to_json(loader.save_state_rank()) for stream, loader in self.loaders.items()
+        }
 
     def resume(self, start: Path) -> None:
-        """Go on where a checkpoint of this run stopped.
+        """Go on where a checkpoint stopped, on any number of copies.
 
         Raises:
-            CheckpointError: it has no state for this rank.
+            CheckpointError: it has no place of a stream.
         """
-        path = start / loader_file(self.dp_rank)
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path} is missing: {start} was trained with fewer data parallel ranks",
-                hint="go on with as many, or start a run of its own from it by start_run",
-            )
-        self.loader.restore_state_rank(from_json(files.read_json(path)))
+        for stream, loader in self.loaders.items():
+            path = start / loader_file(stream)
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{path} is missing: {start} has no place of stream {stream} of {self.streams}",
+                    hint="bring its files back, or start from its weights by start_run",
+                )
+            _restore(loader, from_json(files.read_json(path)))
 
 
 class EvaluationFeed(EnergonFeed):
@@ -284,16 +341,16 @@ class EvaluationFeed(EnergonFeed):
         """The micro-batches of an evaluation's batch; the first batch begins anew.
 
         Raises:
-            DataError: the splits have not one micro-batch for this rank.
+            DataError: the splits have not one micro-batch for a stream.
         """
         if iteration == 0:
-            self.__dict__["_iterator"] = self._endless()
+            self.__dict__["_iterators"] = {stream: self._endless(stream) for stream in self.own}
         return super().batches(iteration)
 
-    def _endless(self) -> Iterator[Batch]:
+    def _endless(self, stream: int) -> Iterator[Batch]:
         dataset = get_val_dataset(
             self.blend,
-            worker_config=self.workers(0),
+            worker_config=self.workers(stream, 0),
             batch_size=self.micro,
             batch_drop_last=True,
             task_encoder=self.encoder,
@@ -305,7 +362,7 @@ class EvaluationFeed(EnergonFeed):
                 yield batch
             if not found:
                 raise DataError(
-                    f"the val splits of {self.blend} have no {self.micro} samples for data parallel rank "
-                    f"{self.dp_rank} of {self.dp_size}",
+                    f"the val splits of {self.blend} have no {self.micro} samples for stream {stream} of "
+                    f"{self.streams}",
                     hint="raise the val part of `split` of their datasets, or lower micro_batch_size",
                 )

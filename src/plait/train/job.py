@@ -114,6 +114,11 @@ class Job:
         """Whether the optimizer's state is taken from where training goes on; its own always is."""
         return bool(self.settings["load_optim"]) or Path(str(self.run)) in before.parents
 
+    def streams(self, before: Path | None) -> int:
+        """Into how many streams energon deals the samples: as many as where training goes on from."""
+        found = len(list(before.glob(layout.LOADER_FILES))) if before else 0
+        return found or self.settings["data_streams"] or int(self.settings["data_parallel_size"])
+
     @property
     def grid(self) -> Grid:
         """The grid that the run trains on."""
@@ -233,6 +238,12 @@ class Job:
                 f"{self.start} was trained on {self.analysis} of digest {str(trained)[:12]}, "
                 f"it is {now[:12]} now",
                 hint="bring back the data it was trained on, or start a run of its own from it by start_run",
+            )
+        given, found = self.settings["data_streams"], self.streams(Path(self.start))
+        if given not in (None, found):
+            raise ConfigError(
+                f"{self.start} has read {found} streams of samples, and data_streams is {given}",
+                hint=f"leave data_streams out, or say {found}; data_parallel_size may change",
             )
 
     def _check_frozen(self, manifest: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from megatron.energon.rng import SystemRngState
 from megatron.energon.state import FlexState
 
 from plait.errors import CheckpointError
+from plait.layout import LOADER_FILES
 
 CLASSES: dict[str, type] = {
     cls.__name__: cls
@@ -32,9 +33,9 @@ CLASSES: dict[str, type] = {
 KIND = "__kind__"
 
 
-def loader_file(dp_rank: int) -> str:
-    """The file of a data parallel rank's place in its data; Megatron's name but for the ending."""
-    return f"train_dataloader_dprank{dp_rank:03d}.json"
+def loader_file(stream: int) -> str:
+    """The file of a stream's place in its data, by Megatron's name of a data parallel rank's."""
+    return LOADER_FILES.replace("*", f"{stream:03d}")
 
 
 def to_json(value: Any) -> Any:

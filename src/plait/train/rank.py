@@ -71,8 +71,8 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     freeze(chunks, job.settings["freeze"])
     model = wrap(chunks, job.settings)
     optimizer = optimizer_of(model, job.settings)
-    feed = _feed(job, spec)
-    evaluation = _feed(job, spec, evaluates=True) if job.around["eval_interval"] else None
+    feed = _feed(job, spec, before)
+    evaluation = _feed(job, spec, before, evaluates=True) if job.around["eval_interval"] else None
     schedule = schedule_of(optimizer, job.settings, train_iters=job.train_iters, sequence=feed.seq_length)
     state = TrainState(chunks, optimizer, schedule)
     if before is not None:
@@ -174,7 +174,7 @@ def _load_start(chunks: list[Any], job: Job, spec: Spec) -> None:
         load_weights(chunks[0], own(checkpoint.read_rank(start, job.grid, *place), spec, job.grid, place[1]))
 
 
-def _feed(job: Job, spec: Spec, *, evaluates: bool = False) -> Any:
+def _feed(job: Job, spec: Spec, before: Path | None, *, evaluates: bool = False) -> Any:
     """This rank's share of what is trained, in the order that seed and step give; or of what is evaluated."""
     from megatron.core import parallel_state
 
@@ -182,8 +182,9 @@ def _feed(job: Job, spec: Spec, *, evaluates: bool = False) -> Any:
         "dp_rank": parallel_state.get_data_parallel_rank(),
         "dp_size": parallel_state.get_data_parallel_world_size(),
     }
-    read = _packed if spec.vision is None else _energon
-    return read(job, spec, evaluates=evaluates, **place)
+    if spec.vision is None:
+        return _packed(job, spec, evaluates=evaluates, **place)
+    return _energon(job, spec, evaluates=evaluates, streams=job.streams(before), **place)
 
 
 def _packed(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: int) -> Any:
@@ -224,7 +225,7 @@ def _packed(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: int
     )
 
 
-def _energon(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: int) -> Any:
+def _energon(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: int, streams: int) -> Any:
     from megatron.core import parallel_state
 
     from plait.train.energon import EnergonFeed, EvaluationFeed, PictureCollator, image_processor
@@ -251,4 +252,5 @@ def _energon(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: in
         run=job.settings,
         dp_rank=dp_rank,
         dp_size=dp_size,
+        streams=streams,
     )

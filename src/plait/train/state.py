@@ -26,7 +26,6 @@ from plait.layout import TRAINED_WITH, Iteration
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.train import build
-from plait.train.loader_state import loader_file
 from plait.train.writer import SaveNow
 
 log = logging.getLogger(__name__)
@@ -202,7 +201,7 @@ def save(
         state: what to save.
         target: the iteration's folder.
         origin: where it comes from.
-        loader: this data parallel rank's place in its data, where seed and step do not say it.
+        loader: where seed and step do not say a place in the data, files that do, by name: this copy's share.
         allowed: asked by rank 0 before it publishes; it raises where the run is another job's by now.
 
     Raises:
@@ -216,8 +215,8 @@ def save(
         part.mkdir(parents=True)
     dist.barrier()
     dist_checkpointing.save(_interned(state.sharded(is_loading=False)), str(part), SaveNow())
-    if loader is not None and _first_of_its_copy():
-        files.write_json(part / loader_file(parallel_state.get_data_parallel_rank()), loader)
+    for name, place in (loader or {}).items() if _first_of_its_copy() else ():
+        files.write_json(part / name, place)
     dist.barrier()
     if dist.get_rank() == 0:
         carry(origin.start, part)

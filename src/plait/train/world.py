@@ -71,7 +71,9 @@ def world(
 
 
 @contextmanager
-def alone(place: int, tp: int, pp: int, *, cp: int = 1, ep: int = 1, expert: int = 0) -> Iterator[None]:
+def alone(
+    place: int, tp: int, pp: int, *, cp: int = 1, chunks: int | None = None, ep: int = 1, expert: int = 0
+) -> Iterator[None]:
     """Take the place of one rank of a grid among others that do not exist: nothing is sent.
 
     Args:
@@ -79,6 +81,7 @@ def alone(place: int, tp: int, pp: int, *, cp: int = 1, ep: int = 1, expert: int
         tp: tensor model parallel size.
         pp: pipeline model parallel size.
         cp: context parallel size.
+        chunks: virtual pipeline model parallel size.
         ep: expert parallel size.
         expert: the rank among those that share the experts.
     """
@@ -95,6 +98,7 @@ def alone(place: int, tp: int, pp: int, *, cp: int = 1, ep: int = 1, expert: int
         parallel_state.initialize_model_parallel(
             tp,
             pp,
+            chunks,
             context_parallel_size=cp,
             expert_model_parallel_size=ep,
             create_gloo_process_groups=False,
