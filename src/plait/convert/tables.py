@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 from plait.convert.ops import COLUMN, ROW, VOCAB, WHOLE, FuseGateUp, FuseQKV, Lifted, Op, Shape
-from plait.models.specs import LANGUAGE_MODEL, PROJECTOR, TOWER, Spec
+from plait.models.specs import HEAD, LANGUAGE_MODEL, PROJECTOR, TOWER, Spec
 from plait.parallel.grid import Grid
 
 Place = Literal["first", "layer", "last", "tower layer"]
@@ -114,6 +114,10 @@ QKV_BIAS: tuple[Row, ...] = (
                                                 "self_attn.k_proj.bias",
                                                 "self_attn.v_proj.bias",                op=FuseQKV()),
 )
+QK_NORM: tuple[Row, ...] = (
+    layer("self_attention.q_layernorm.weight",  "self_attn.q_norm.weight",              op=WHOLE),
+    layer("self_attention.k_layernorm.weight",  "self_attn.k_norm.weight",              op=WHOLE),
+)
 TOWER_ENDS: tuple[Row, ...] = (
     Row("conv1.weight",                         ("embeddings.patch_embedding.weight",), WHOLE, "first"),
     Row("position_embeddings.weight",           ("embeddings.position_embedding.weight",), WHOLE, "first"),
@@ -158,9 +162,16 @@ TABLES: dict[str, tuple[Row, ...]] = {
     "MistralForCausalLM": MISTRAL,
     "LlamaForCausalLM": MISTRAL,
     "Qwen2ForCausalLM": MISTRAL + QKV_BIAS,
+    "Qwen3ForCausalLM": MISTRAL + QK_NORM,
     "MixtralForCausalLM": STEM + EXPERTS + ENDS,
     "SoloForCausalLM": MISTRAL + PATCHES,
 }
+
+
+def rows_of(spec: Spec) -> tuple[Row, ...]:
+    """The rows of a language model; a tied one computes its logits with the embedding, and has no head."""
+    rows = TABLES[spec.text_architecture]
+    return tuple(row for row in rows if row.hf != (HEAD,)) if spec.tied else rows
 
 
 @dataclass(frozen=True)
@@ -179,15 +190,15 @@ def parts(spec: Spec) -> Iterator[Part]:
     """The tables that a model is a sum of."""
     language: tuple[tuple[Place, int], ...] = (("first", 1), ("layer", spec.num_layers), ("last", 1))
     if spec.vision is None or spec.projector is None:
-        yield Part(TABLES[spec.architecture], spec, language, spec.num_experts)
+        yield Part(rows_of(spec), spec, language, spec.num_experts)
         return
     seen: tuple[tuple[Place, int], ...] = (("first", 1), ("tower layer", spec.vision.used_layers))
     tower_rows = tuple(row.below("vision_model.", TOWER) for row in TOWERS[spec.vision.kind])
     yield Part(tower_rows, spec.vision, seen)
     both = PROJECTION + (PROJECTION_BIAS if spec.projector.bias else ())
     yield Part(tuple(row.below("vision_projection.", PROJECTOR) for row in both), spec, (("first", 1),))
-    rows = TABLES[spec.text_architecture]
-    yield Part(tuple(row.below("language_model.", LANGUAGE_MODEL) for row in rows), spec, language)
+    rows = tuple(row.below("language_model.", LANGUAGE_MODEL) for row in rows_of(spec))
+    yield Part(rows, spec, language)
 
 
 def carried(spec: Spec) -> dict[str, tuple[int, ...]]:

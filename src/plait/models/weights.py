@@ -7,7 +7,7 @@ asks for names only. So a conversion holds one row of a model in memory, whateve
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, uint8
 from plait.errors import CheckpointError
 from plait.files import canonical, read_object, write_json
 from plait.models.pickles import Pickled
+from plait.models.specs import EMBEDDING, HEAD
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -64,25 +65,43 @@ class FolderTensors(Mapping[str, Tensor]):
     """The weights of a Hugging Face folder, by the names that published models have.
 
     They are safetensors, or ``pytorch_model.bin`` where there are none. The buffers of old files are left
-    out and named in ``dropped``.
+    out and named in ``dropped``, and so is an output layer that the config ties to the embedding.
     """
 
     def __init__(self, folder: Path | str) -> None:
         """Find the files.
 
         Raises:
-            CheckpointError: there are no weights in the folder, a listed file is missing, or one is broken.
+            CheckpointError: there are no weights in the folder, a listed file is missing, or one is broken;
+                or the output layer is tied and is not the embedding.
         """
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}
         self._where = self._locate()
         found = list(self._where)
-        self.dropped = tuple(name for name in found if any(kind.fullmatch(name) for kind in BUFFERS.values()))
+        self._tied = self._copies(found)
+        buffers = (name for name in found if any(kind.fullmatch(name) for kind in BUFFERS.values()))
+        self.dropped = (*buffers, *self._tied)
         self._stored = {
             SHORT_TOWER.sub("vision_tower.vision_model.", name): name
             for name in found
             if name not in self.dropped
         }
+
+    def _copies(self, found: Collection[str]) -> tuple[str, ...]:
+        """The output layer's tensor, where the config says that it is the embedding."""
+        config = self.folder / "config.json"
+        if not {EMBEDDING, HEAD} <= {*found} or not config.is_file():
+            return ()
+        if not read_object(config).get("tie_word_embeddings"):
+            return ()
+        embedding, head = (fingerprint(self._handle(self._where[n]).get_tensor(n)) for n in (EMBEDDING, HEAD))
+        if embedding != head:
+            raise CheckpointError(
+                f"{self.folder} ties its output layer to the embedding, and holds another one",
+                hint="if the output layer is its own, set tie_word_embeddings to false in config.json",
+            )
+        return (HEAD,)
 
     def _locate(self) -> dict[str, str]:
         """The file of every tensor, by the name that it has there."""
@@ -135,7 +154,8 @@ class FolderTensors(Mapping[str, Tensor]):
         counts = {
             words: sum(bool(kind.fullmatch(name)) for name in self.dropped) for words, kind in BUFFERS.items()
         }
-        return "".join(f", {count} {words} left out" for words, count in counts.items() if count)
+        tied = "".join(f", {name} left out: it is the embedding" for name in self._tied)
+        return "".join(f", {count} {words} left out" for words, count in counts.items() if count) + tied
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:

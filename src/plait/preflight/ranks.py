@@ -17,6 +17,8 @@ from plait.tokens.vocabulary import padded_vocab_size
 from plait.train.build import DTYPES, build_model, freeze
 from plait.train.world import alone
 
+COPY = "output_layer.weight"
+"""The last stage's copy of a tied embedding, where the first is another."""
 EXPERTS = ".experts."
 """Within the names of the parameters that experts have."""
 Shapes = Mapping[str, tuple[int, ...]]
@@ -126,9 +128,15 @@ def _check_sum(spec: Spec, grid: Grid, ranks: Sequence[Rank]) -> None:
         math.prod(shape)
         for rank in ranks
         for name, shape in rank.shapes.items()
-        if (rank.tp == 0 or not replicated[rank.pp, name]) and (rank.ep == 0 or EXPERTS in name)
+        if not (spec.tied and name == COPY)
+        and (rank.tp == 0 or not replicated[rank.pp, name])
+        and (rank.ep == 0 or EXPERTS in name)
     )
-    padding = 2 * spec.hidden_size * (padded_vocab_size(spec.vocab_size, grid.tp) - spec.vocab_size)
+    padding = (
+        (1 if spec.tied else 2)
+        * spec.hidden_size
+        * (padded_vocab_size(spec.vocab_size, grid.tp) - spec.vocab_size)
+    )
     expected = parameters(spec) - sum(map(math.prod, carried(spec).values()))
     if held - padding != expected:
         raise CheckpointError(

@@ -82,8 +82,15 @@ def _gathered(part: Tensor) -> Tensor:
 
 def language_blocks(config: TransformerConfig, chunk: int | None = None) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage of a language model, or of a chunk of it, and the norm after them."""
-    layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization=config.normalization)
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts,
+        normalization=config.normalization,
+        qk_layernorm=config.qk_layernorm,
+    )
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
-    layer.submodules.self_attention.submodules.core_attention = ContextAttention
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = ContextAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = Norm
     return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, chunk), layer_norm=Norm)
