@@ -9,9 +9,9 @@ import megatron.core.models.gpt  # noqa: F401 - loaded once here, not in every f
 import pytest
 import torch
 import transformers.models.llama.modeling_llama
+from ties import stage_of
 
-from plait.convert import engine, ops
-from plait.models.specs import EMBEDDING, Spec
+from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
 from plait.preflight.ranks import ranks_of
@@ -68,17 +68,7 @@ class Loaded:
         from plait.train.build import load_weights
 
         tp, pp = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
-        whole = engine.to_mcore(self.weights, self.spec)
-        load_weights(model, with_copy(dict(engine.cut(whole, self.spec, self.grid, tp, pp)), self, tp, pp))
-
-
-def with_copy(state, loaded, tp, pp):
-    """A stage's weights; the last of several has the tied embedding too, to compute logits with."""
-    spec, grid = loaded.spec, loaded.grid
-    if spec.tied and grid.pp > 1 and pp == grid.pp - 1:
-        copy = ops.VOCAB.cut(loaded.weights[EMBEDDING], spec, tp=grid.tp, rank=tp)
-        return {"output_layer.weight": copy, **state}
-    return state
+        load_weights(model, stage_of(self.weights, self.spec, self.grid, tp, pp))
 
 
 @pytest.mark.parametrize(("name", "grid"), CASES)
