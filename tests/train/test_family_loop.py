@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_loop import STEPS, plainly, train_rank
+from test_loop import AROUND, RUN, STEPS, feed, plainly, train_rank
 from test_resume import segment
+from ties import stage_of
 
 from plait import files
 from plait.convert import engine
@@ -33,6 +34,7 @@ FAMILIES = {
     "qwen3": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 12}),
     "qwen3, untied": ("Qwen3", {"head_dim": 12}),
 }
+DEEP = {"llama, deep": ("Llama", {**FAMILIES["llama"][1], "num_hidden_layers": 4})}
 SHARED = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
 WAYS = {
     "one process": (Grid(), 1, {}),
@@ -56,9 +58,9 @@ def models():
 
     def make(name):
         if name not in made:
-            kind, sizes = FAMILIES[name]
+            kind, sizes = (FAMILIES | DEEP)[name]
             torch.manual_seed(0)
-            config = getattr(transformers, f"{kind}Config")(**SIZES, **sizes)
+            config = getattr(transformers, f"{kind}Config")(**SIZES | sizes)
             model = getattr(transformers, f"{kind}ForCausalLM")(config)
             made[name] = model, plainly(model)
         return made[name]
@@ -94,6 +96,39 @@ def test_losses_norms_and_weights_are_those_of_a_plain_loop(name, way, models, t
 
 def with_keys(arguments, keys):
     return train_rank(*arguments, **keys)
+
+
+def chunked_rank(weights, config, path):
+    """A tied model in an interleaved pipeline of two stages of two chunks; its tied tensors at the end."""
+    from megatron.core import parallel_state as ps
+
+    from plait.train.build import build_chunks, load_weights, optimizer_of, schedule_of, wrap
+    from plait.train.loop import Trainer
+    from plait.train.state import TrainState
+
+    run = {**RUN, "virtual_pipeline_model_parallel_size": 2}
+    spec, grid = Spec.from_config(config), Grid(1, 2)
+    chunks = build_chunks(spec, grid, dtype=torch.float32, run=run)
+    for number, chunk in enumerate(chunks):
+        place = number * grid.pp + ps.get_pipeline_model_parallel_rank()
+        load_weights(chunk, stage_of(weights, spec, grid.interleaved(2), 0, place))
+    model = wrap(chunks, run)
+    optimizer = optimizer_of(model, run)
+    state = TrainState(chunks, optimizer, schedule_of(optimizer, run, train_iters=STEPS, sequence=24))
+    Trainer(model, state, feed(0, 1), run, AROUND).train(STEPS, folder=path)
+    ends = ("embedding.word_embeddings.weight", "output_layer.weight")
+    found = {name: tensor for chunk in chunks for name, tensor in chunk.state_dict().items()}
+    return {name: found[name].numpy() for name in ends if name in found}
+
+
+def test_an_interleaved_pipeline_keeps_both_uses_equal(models, tmp_path):
+    model, (losses, norms, _) = models("llama, deep")
+    ranks = run_ranks(chunked_rank, Grid(1, 2), model.state_dict(), told(model), tmp_path, chunks=2)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.allclose([row["lm loss"] for row in rows], losses, atol=1e-5, rtol=0)
+    assert np.allclose([row["grad norm"] for row in rows], norms, atol=1e-5, rtol=1e-5)
+    (first,), (last,) = (found.values() for found in ranks)
+    assert (first == last).all()
 
 
 def test_a_copy_that_is_not_summed_up_would_show(models, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import replace
 
 from plait.config.run import Logging
 from plait.models.specs import Spec
@@ -46,6 +47,8 @@ def test_operations_of_a_token_are_those_of_the_rule():
     )  # fmt: skip
     weights = 6_738_415_616 - 32000 * 4096
     assert flops_per_token(spec, 4096) == 6 * weights + 12 * 32 * 4096 * 4096
+    tied = replace(spec, tied=True)  # the embedding is its output layer: the same products
+    assert flops_per_token(tied, 4096) == flops_per_token(spec, 4096)
 
 
 def test_the_time_that_is_waited_for_is_counted():

@@ -11,6 +11,7 @@ import torch
 import transformers.models.llama.modeling_llama
 from ties import stage_of
 
+from plait.models.build import build
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
@@ -108,6 +109,42 @@ def test_a_family_is_proven_through_the_stages(maker, name, tmp_path):
     grid = (2, 1) if name.endswith("tied") else (2, 2)
     found = parity.prove_converted(folder, maker.shards(folder, *grid), tmp_path / "parity.json")
     assert found["passed"]
+
+
+SEEING = {"qwen3": Grid(2, 1), "llama, scaled": Grid(1, 2), "qwen2, tied": Grid(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [
+        pytest.param(name, tower, marks=() if (name, tower) == ("qwen3", "clip") else LONG)
+        for name in SEEING
+        for tower in ("clip", "siglip")
+    ],
+)
+def test_a_llava_over_any_family(maker, name, tower, tmp_path):
+    """A tied base is untied when the model is built."""
+    folder = maker.llava(f"{tower}-{name}", base=folder_of(maker, name), tower=maker.tower(tower))
+    grid = SEEING[name]
+    found = parity.prove_converted(folder, maker.shards(folder, grid.tp, grid.pp), tmp_path / "parity.json")
+    assert {row["case"] for row in found["logits"]} == {"text", "packed", "one picture", "several pictures"}
+
+
+@pytest.mark.parametrize("grid", [Grid(2, 1), Grid(1, 2)], ids=str)
+def test_a_solo_over_a_tied_and_scaled_llama(maker, grid):
+    """Its base stays tied, and its class computes with the base's angles."""
+    source = {"kind": "solo", "base": "b", "tokenizer": "t", "patch_size": 4}
+    parts = [folder_of(maker, "llama, scaled and tied"), maker.vision]
+    folder = maker._once("solo-tied", "hf_model", lambda f: build(f, source, parts))
+    spec = Spec.of(folder)
+    assert (spec.tied, spec.rope.kind) == (True, "llama3")
+    inputs = logits.cases(spec)
+
+    found = logits.of_megatron(spec, grid, Loaded(folder, grid), inputs)
+
+    rows = logits.compare(inputs, logits.of_transformers(folder, inputs), found)
+    assert len(rows) == 3
+    assert logits.failures(rows) == []
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
