@@ -303,6 +303,23 @@ def test_an_output_layer_that_only_says_that_it_is_tied_is_refused(maker, tmp_pa
         FolderTensors(source)
 
 
+def test_a_pickle_of_a_tied_model_whose_tensors_are_one_is_linked(make, maker, tmp_path, caplog):
+    """As torch.save writes the state of such a model: two names of one storage."""
+    source = maker.foreign("Llama", tied=True)
+    for path in source.iterdir():
+        if path.suffix != ".safetensors" and path.name != "plait.json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(source / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+
+    with caplog.at_level("INFO"):
+        folder = make({"kind": "folder", "path": str(tmp_path)})
+
+    assert "lm_head.weight left out: it is the embedding" in caplog.text
+    assert engine.merkle(FolderTensors(folder)) == engine.merkle(FolderTensors(source))
+
+
 def test_a_tied_base_stays_tied_when_it_gets_tokens(make, tokenizers, maker):
     folder = make(
         {"kind": "extend", "base": "b", "tokenizer": "t", "new_rows": "normal"},

@@ -248,20 +248,24 @@ def _part(number: int) -> str:
 
 def _parts(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
     part: dict[str, Tensor] = {}
+    taken: set[int] = set()
     size = 0
     for name, tensor in tensors.items():
         if part and size + tensor.nbytes > limit:
             yield part
-            part, size = {}, 0
-        part[name] = _alone(tensor)
+            part, taken, size = {}, set(), 0
+        part[name] = _alone(tensor, taken)
+        taken.add(part[name].untyped_storage().data_ptr())
         size += tensor.nbytes
     yield part
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor in storage of its own: safetensors refuses views of one storage."""
+def _alone(tensor: Tensor, taken: Collection[int]) -> Tensor:
+    """The tensor in storage of its own: safetensors refuses views of one storage, and two of one."""
     tensor = tensor.detach().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    storage = tensor.untyped_storage()
+    own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in taken
+    return tensor if own else tensor.clone()
 
 
 def fingerprint(tensor: Tensor) -> str:
