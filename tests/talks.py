@@ -25,6 +25,20 @@ def exchange(number, key=None):
     return Sample((user, Message("assistant", (Text(f"it is {number}"),))), key or f"s-{number}")
 
 
+def noise(number):
+    """A picture that no other number has."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 255, (20, 30, 3), np.uint8)).save(file, "PNG")
+    return Picture(file.getvalue())
+
+
+def asked(number, parts):
+    """An exchange that begins with none to three parts: a picture, a line break, another picture."""
+    shown = [noise(number), Text("\n"), noise(number + 1)][:parts]
+    user = Message("user", (*shown, Text(f"what is {number}?")))
+    return Sample((user, Message("assistant", (Text(f"it is {number % 7}"),))), f"s{number}")
+
+
 def talk(number):
     """Two pictures, two exchanges."""
     first = Message("user", (Text("look: "), picture(number), Text(" and "), picture(number + 1, "PNG")))

@@ -23,6 +23,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from plait.errors import LayoutError
 
+TENSORS = "tensors.json"
+"""Beside the files of a model: each tensor of its Hugging Face view, with type, shape and digest."""
 MANIFEST = "plait.json"
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"

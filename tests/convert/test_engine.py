@@ -2,15 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import grids, spec_of, specs, tiny_checkpoints, weights
 
-from plait.convert import engine, tables
-from plait.convert.ops import COLUMN, ROW, VOCAB, Column, FuseGateUp, FuseQKV
+from plait.convert import engine, forms, tables
+from plait.convert.ops import COLUMN, ROW, VOCAB, Column, FuseGateUp, FuseQKV, Part
 from plait.errors import CheckpointError, ConfigError
+from plait.models.weights import merkle
 from plait.parallel.grid import Grid
 
 
@@ -30,46 +32,75 @@ def test_hf_to_shards_and_back_is_the_identity(case):
     back = engine.to_hf(engine.join(ranks, case.spec, case.grid), case.spec)
 
     assert equal(dict(back), case.hf)
-    assert engine.merkle(back) == engine.merkle(case.hf)
+    assert merkle(back) == merkle(case.hf)
+
+
+def filled(held, hf):
+    """A tensor from its boxes, by plain indexing."""
+    rows = np.zeros(held.matrix, dtype=np.float64)
+    for p in held.pieces:
+        box = (
+            hf[p.hf]
+            .double()
+            .numpy()
+            .reshape(len(hf[p.hf]), -1)[p.row : p.row + p.rows, p.col : p.col + p.cols]
+        )
+        rows[p.at_row : p.at_row + p.rows, p.at_col : p.at_col + p.cols] = box
+    return torch.from_numpy(rows.reshape(held.shape))
 
 
 @given(tiny_checkpoints())
-def test_cutting_a_fused_tensor_is_fusing_the_cut_parts(case):
+def test_a_cut_of_fused_tensors_is_what_their_cut_parts_fuse_to(case):
     """Round trips forgive a wrong cut that is undone by an equally wrong join; this law does not."""
     spec, tp = case.spec, case.grid.tp
-    part = dataclasses.replace(
-        spec,
-        num_attention_heads=spec.num_attention_heads // tp,
-        num_key_value_heads=spec.num_key_value_heads // tp,
-    )
+    small = dataclasses.replace(spec, num_key_value_heads=spec.num_key_value_heads // tp)
     experts = ("block_sparse_moe.experts.1.w1", "block_sparse_moe.experts.1.w3")
-    q, k, v, gate, up = (
-        case.hf[f"model.layers.0.{name}.weight"]
-        for name in (
-            *(f"self_attn.{one}_proj" for one in "qkv"),
-            *(experts if spec.num_experts else ("mlp.gate_proj", "mlp.up_proj")),
-        )
-    )
-    for op, parts in ((FuseQKV(), [q, k, v]), (FuseGateUp(), [gate, up])):
-        whole = op.fuse(parts, spec)
+    attention = [f"model.layers.0.self_attn.{one}_proj.weight" for one in "qkv"]
+    names = experts if spec.num_experts else ("mlp.gate_proj", "mlp.up_proj")
+    for op, parts in ((FuseQKV(), attention), (FuseGateUp(), [f"model.layers.0.{n}.weight" for n in names])):
+        shapes = [tuple(case.hf[name].shape) for name in parts]
         for rank in range(tp):
-            pieces = [piece.chunk(tp)[rank] for piece in parts]
-            assert torch.equal(op.cut(whole, spec, tp=tp, rank=rank), op.fuse(pieces, part))
+            pieces = {name: case.hf[name].chunk(tp)[rank] for name in parts}
+            cut = op.held(parts, shapes, spec, Part(rank, tp))
+            fused = op.held(parts, [tuple(piece.shape) for piece in pieces.values()], small, Part())
+            assert torch.equal(filled(cut, case.hf), filled(fused, pieces))
 
 
-@given(tiny_checkpoints(), st.sampled_from([COLUMN, ROW, VOCAB, FuseQKV(), FuseGateUp()]))
+@given(tiny_checkpoints())
+def test_fused_tensors_are_laid_out_as_megatron_reads_them(case):
+    """Written out head by head, as Megatron's attention and its gated unit split what they multiply."""
+    spec = case.spec
+    mcore = engine.to_mcore(case.hf, spec)
+    size, heads = spec.head_dim, spec.num_attention_heads // spec.num_key_value_heads
+    q, k, v = (case.hf[f"model.layers.0.self_attn.{one}_proj.weight"] for one in "qkv")
+    expected = []
+    for group in range(spec.num_key_value_heads):
+        expected += [q[(group * heads + head) * size :][:size] for head in range(heads)]
+        expected += [k[group * size :][:size], v[group * size :][:size]]
+    assert torch.equal(mcore["decoder.layers.0.self_attention.linear_qkv.weight"], torch.cat(expected))
+    if not spec.num_experts:
+        gate, up = (case.hf[f"model.layers.0.mlp.{one}_proj.weight"] for one in ("gate", "up"))
+        assert torch.equal(mcore["decoder.layers.0.mlp.linear_fc1.weight"], torch.cat((gate, up)))
+
+
+@given(tiny_checkpoints(), st.sampled_from([COLUMN, ROW, VOCAB, FuseGateUp()]))
 def test_a_cut_of_a_cut_is_a_finer_cut(case, op):
-    spec = dataclasses.replace(case.spec, num_key_value_heads=4, num_attention_heads=8)
-    half = dataclasses.replace(spec, num_key_value_heads=2)
-    whole = torch.randn(1024, 8)
+    names = ["a", "b"] if isinstance(op, FuseGateUp) else ["a"]
+    hf = {name: torch.randn(1024, 8) for name in names}
 
-    twice = [
-        op.cut(op.cut(whole, spec, tp=2, rank=outer), half, tp=2, rank=inner)
-        for outer in range(2)
-        for inner in range(2)
-    ]
+    def cut(tensors, rank):
+        held = op.held(names, [tuple(t.shape) for t in tensors.values()], case.spec, Part(rank, 2, 128))
+        return filled(held, tensors)
 
-    once = [op.cut(whole, spec, tp=4, rank=rank) for rank in range(4)]
+    halves = [cut(hf, outer) for outer in range(2)]
+    if isinstance(op, FuseGateUp):
+        parted = [dict(zip(names, half.chunk(2), strict=True)) for half in halves]
+    else:
+        parted = [{"a": half} for half in halves]
+    twice = [cut(one, inner) for one in parted for inner in range(2)]
+
+    shapes = [tuple(t.shape) for t in hf.values()]
+    once = [filled(op.held(names, shapes, case.spec, Part(rank, 4, 128)), hf) for rank in range(4)]
     assert all(torch.equal(one, other) for one, other in zip(once, twice, strict=True))
 
 
@@ -123,7 +154,7 @@ def test_experts_are_dealt_out_in_order_and_all_else_is_held_by_all(ep):
 def test_coverage_counts_what_the_ranks_hold(case):
     ranks = cut_all(engine.to_mcore(case.hf, case.spec), case.spec, case.grid)
 
-    counts = engine.coverage(case.spec, case.grid)
+    counts = forms.coverage(case.spec, case.grid)
 
     assert counts["hf_tensors"] == len(case.hf)
     assert counts["hf_elements"] == sum(tensor.numel() for tensor in case.hf.values())
@@ -133,45 +164,53 @@ def test_coverage_counts_what_the_ranks_hold(case):
     assert counts["padding_elements"] == sum(counts["padded"].values()) == zeros
 
 
-class Swapped(FuseGateUp):
-    """A wrong cut, undone by an equally wrong join."""
-
-    def cut(self, whole, spec, *, tp, rank):
-        return Column.cut(self, whole, spec, tp=tp, rank=rank)
-
-    def join(self, parts, spec):
-        return Column.join(self, parts, spec)
-
-
 class Doubled(Column):
     """Rank 1 gets what rank 0 has."""
 
-    def cut(self, whole, spec, *, tp, rank):
-        return super().cut(whole, spec, tp=tp, rank=0)
+    def held(self, names, shapes, sizes, part):
+        return super().held(names, shapes, sizes, part._replace(rank=0))
+
+
+class Overlaid(Column):
+    """Both tensors are written to the same rows."""
+
+    def held(self, names, shapes, sizes, part):
+        held = super().held(names, shapes, sizes, part)
+        pieces = tuple(piece._replace(at_row=0) for piece in held.pieces)
+        return dataclasses.replace(held, pieces=pieces)
 
 
 def test_coverage_finds_an_element_that_is_written_twice(monkeypatch):
-    monkeypatch.setitem(tables.TABLES, "MistralForCausalLM", _with(tables.MISTRAL, "linear_fc2", Doubled()))
-    with pytest.raises(CheckpointError, match=r"linear_fc2.weight are lost or written twice"):
-        engine.coverage(spec_of(), Grid(tp=2))
+    monkeypatch.setitem(tables.TABLES, "MistralForCausalLM", _with(tables.MISTRAL, "linear_fc1", Doubled()))
+    with pytest.raises(CheckpointError, match=r"gate_proj.weight are lost or written twice"):
+        forms.coverage(spec_of(), Grid(tp=2))
+    monkeypatch.setitem(tables.TABLES, "MistralForCausalLM", _with(tables.MISTRAL, "linear_fc1", Overlaid()))
+    with pytest.raises(CheckpointError, match=r"gate_proj.weight are written over others'"):
+        forms.coverage(spec_of(), Grid(tp=2))
 
 
 def test_coverage_finds_a_row_that_is_missing(monkeypatch):
     monkeypatch.setitem(tables.TABLES, "MistralForCausalLM", tables.MISTRAL[:-1])
-    with pytest.raises(CheckpointError, match=r"lm_head.weight is not in exactly one row"):
-        engine.coverage(spec_of(), Grid())
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is in no row of the table"):
+        forms.coverage(spec_of(), Grid())
 
 
-def test_a_naive_cut_of_gate_and_up_passes_round_trips_and_fails_the_law():
-    """Why cutting and fusing must commute: this cut is a permutation that its own join undoes."""
-    spec = spec_of()
-    gate, up = torch.randn(2, 24, 16)
-    op = Swapped()
-    whole = op.fuse([gate, up], spec)
-    parts = [op.cut(whole, spec, tp=2, rank=rank) for rank in range(2)]
+boxes = st.tuples(*(st.integers(0, 4),) * 2, *(st.integers(1, 4),) * 2)
 
-    assert torch.equal(op.join(parts, spec), whole)
-    assert not torch.equal(parts[0], op.fuse([gate.chunk(2)[0], up.chunk(2)[0]], spec))
+
+@given(st.lists(boxes, max_size=6))
+def test_elements_are_counted_as_often_as_boxes_cover_them(found):
+    size = (9, 9)
+    plain = np.zeros(size, dtype=int)
+    for row, col, rows, cols in found:
+        plain[row : row + rows, col : col + cols] += 1
+    expected = {int(n): int((plain == n).sum()) for n in np.unique(plain)}
+    assert forms.times_covered(found, size) == expected
+
+
+def test_a_box_beyond_its_tensor_is_refused():
+    with pytest.raises(CheckpointError, match="does not lie in its tensor of 3 x 3"):
+        forms.times_covered([(0, 1, 3, 3)], (3, 3))
 
 
 def _with(table, name, op):
@@ -259,11 +298,11 @@ def test_copies_of_a_norm_that_differ_are_refused_by_name():
 @given(tiny_checkpoints(), st.data())
 def test_the_merkle_root_sees_every_byte_name_shape_and_type(case, data):
     name = data.draw(st.sampled_from(sorted(case.hf)))
-    root = engine.merkle(case.hf)
+    root = merkle(case.hf)
     other = {**case.hf, name: case.hf[name].clone()}
 
     other[name].flatten()[-1] += 1
-    assert engine.merkle(other) != root
-    assert engine.merkle({**case.hf, name: case.hf[name].flatten()[None]}) != root
-    assert engine.merkle({("x" if key == name else key): value for key, value in case.hf.items()}) != root
-    assert engine.merkle(dict(reversed(case.hf.items()))) == root
+    assert merkle(other) != root
+    assert merkle({**case.hf, name: case.hf[name].flatten()[None]}) != root
+    assert merkle({("x" if key == name else key): value for key, value in case.hf.items()}) != root
+    assert merkle(dict(reversed(case.hf.items()))) == root

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from plait.convert import engine
+from plait.convert import engine, forms
 from plait.errors import CheckpointError, ConfigError
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
@@ -87,7 +87,7 @@ def test_the_towers_qkv_is_laid_out_head_by_head(maker):
 def test_coverage_holds_on_every_grid(maker, kind, grid):
     source = maker.llava() if kind == "clip" else maker.llava("siglip", tower=maker.tower("siglip"))
     spec = Spec.of(source)
-    found = engine.coverage(spec, grid)
+    found = forms.coverage(spec, grid)
     assert found["hf_tensors"] + found["carried_tensors"] == len(spec.shapes)
     total = sum(torch.Size(shape).numel() for shape in spec.shapes.values())
     assert found["hf_elements"] + found["carried_elements"] == total

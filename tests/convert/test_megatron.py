@@ -6,10 +6,9 @@ from makers import save
 from megatron.core import parallel_state as ps
 
 from plait import files
-from plait.convert import checkpoint, engine
+from plait.convert import checkpoint, engine, layouts, stream, torch_dist
 from plait.convert.carried import carry
 from plait.convert.export import export_folder
-from plait.convert.torch_dist import TorchDist
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
@@ -60,35 +59,29 @@ def iteration(maker, tmp_path_factory):
 def test_a_torch_dist_checkpoint_of_any_grid_has_the_root_of_its_source(maker, iteration, grid, kind):
     hf = getattr(maker, kind)()
 
-    facts = checkpoint.facts_of_iteration(iteration(hf, grid), Spec.of(hf), grid)
+    facts = layouts.facts_of_iteration(iteration(hf, grid), Spec.of(hf), grid)
 
     assert facts["merkle"] == files.read_manifest(hf)["facts"]["merkle"]
     assert facts["coverage"]["written_once"]
 
 
 def test_a_chunk_that_is_missing_or_there_twice_is_found(maker, iteration):
-    stored = TorchDist(iteration(maker.solo(), Grid(2, 1)))
-    name = "decoder.layers.self_attention.linear_qkv.weight"
-    chunks = stored.metadata.state_dict_metadata[name].chunks
-    whole = stored.read(name)
-    assert torch.equal(stored.read(name, 2), whole[2])
-
-    chunks.append(chunks[0])
-    with pytest.raises(CheckpointError, match="missing or stored twice"):
-        stored.read(name, 0)
-    assert torch.equal(stored.read(name, 1), whole[1])
-    del chunks[0], chunks[-1]
-    with pytest.raises(CheckpointError, match="missing or stored twice"):
-        stored.read(name)
+    hf = maker.solo()
+    placed = torch_dist.sources(iteration(hf, Grid(2, 1)), Spec.of(hf))
+    shapes = Spec.of(hf).shapes
+    for changed in ([*placed, placed[3]], placed[:3] + placed[4:]):
+        with pytest.raises(CheckpointError, match=r"lost or written twice|in no row"):
+            stream.Model(changed, shapes)
+    assert stream.Model(placed, shapes)
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(maker, iteration):
     folder = iteration(maker.solo(), Grid(2, 1))
     with pytest.raises(CheckpointError, match=r"has vision_patch.weight, which a MistralForCausalLM has not"):
-        checkpoint.read_iteration(folder, Spec.of(maker.hf()))
+        torch_dist.sources(folder, Spec.of(maker.hf()))
     folder = iteration(maker.hf(), Grid(1, 2))
     with pytest.raises(CheckpointError, match=r"has no tensor vision_patch.weight"):
-        checkpoint.read_iteration(folder, Spec.of(maker.solo()))
+        torch_dist.sources(folder, Spec.of(maker.solo()))
 
 
 # Export
@@ -108,7 +101,7 @@ def test_an_export_before_training_is_its_source_bit_for_bit(maker, iteration, t
     assert facts["merkle"] == files.read_manifest(hf)["facts"]["merkle"]
     assert (export / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
     kept = {path.name for path in hf.iterdir()} - {"plait.json"}
-    assert {path.name for path in export.iterdir()} == kept | {"README.md"}
+    assert {path.name for path in export.iterdir()} == kept | {"README.md", "tensors.json"}
     assert all((export / name).read_bytes() == (hf / name).read_bytes() for name in kept)
     card = (export / "README.md").read_text()
     assert "iteration 7" in card
@@ -176,7 +169,7 @@ def test_experts_in_each_others_place_are_found_by_the_logits(maker):
     def load(model):
         state = checkpoint.read_rank(folder, Grid(), 0, 0)
         one, other = (f"decoder.layers.2.mlp.experts.local_experts.{n}.linear_fc2.weight" for n in (0, 1))
-        build.load_weights(model, state | {one: state[other], other: state[one]})
+        build.load_weights(model, {**state} | {one: state[other], other: state[one]})
 
     rows = logits.compare(
         cases, logits.of_transformers(hf, cases), logits.of_megatron(spec, Grid(), load, cases)
@@ -199,5 +192,5 @@ def test_seed_2_the_vocabulary_is_the_tokenizers_whatever_its_size(maker):
         size = len(AutoTokenizer.from_pretrained(hf))
         spec = Spec.of(hf)
         assert spec.vocab_size == size == len(FolderTensors(hf)["lm_head.weight"])
-        back = engine.to_hf(checkpoint.read_whole(maker.shards(hf, 2, 1), Grid(2, 1)), spec)
+        back = stream.View(layouts.released(maker.shards(hf, 2, 1), spec))
         assert len(back["model.embed_tokens.weight"]) == len(back["lm_head.weight"]) == size

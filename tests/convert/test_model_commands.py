@@ -50,7 +50,7 @@ def test_from_a_tokenizer_to_shards(work, caplog):
         "39 tensors carried, 259 -> 264 tokens",
         "9 files linked, 40 tensors",
         "40 tensors -> 28 tensors, 0.2 MB",
-        "28 tensors -> 2 x 2 grid, 0.1 MB per rank",
+        "40 tensors -> 2 x 2 grid, 0.1 MB per rank",
     ]
     made = [f"{HF}/tiny", f"{HF}/solo", f"{HF}/linked", f"{RAW}/x-megatron", f"{SHARDED}/x-megatron-tp2-pp2"]
     manifests = [files.check_manifest(work / folder) for folder in made]

@@ -9,13 +9,14 @@ from makers import Maker
 from safetensors.torch import load_file, save_file
 
 from plait import files
-from plait.convert import engine, tables
+from plait.convert import tables
+from plait.convert.forms import coverage
 from plait.errors import CheckpointError
 from plait.models.families import BY_ARCHITECTURE
 from plait.models.families.fields import INERT
 from plait.models.families.rope import Rope
 from plait.models.specs import Spec
-from plait.models.weights import FolderTensors
+from plait.models.weights import FolderTensors, merkle
 
 SIZES = {
     "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
@@ -165,7 +166,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(architecture):
 def test_every_tensor_of_a_family_is_in_one_row_of_its_table(architecture, tied):
     """The proof of coverage tells what is missing."""
     spec = Spec.from_config(config(architecture, tie_word_embeddings=tied))
-    found = engine.coverage(spec)
+    found = coverage(spec)
 
     assert found["hf_tensors"] == len(spec.shapes)
     assert ("lm_head.weight" in spec.shapes) == (not tied)
@@ -291,7 +292,7 @@ def test_an_output_layer_that_is_the_embedding_is_left_out_by_name(maker, tmp_pa
     assert "lm_head.weight left out: it is the embedding" in found.note
     assert found.shapes == Spec.of(source).shapes
     facts = folders.convert(source, tmp_path / "whole")
-    assert facts["merkle"] == engine.merkle(FolderTensors(maker.foreign("Llama", tied=True)))
+    assert facts["merkle"] == merkle(FolderTensors(maker.foreign("Llama", tied=True)))
 
 
 def test_an_output_layer_that_only_says_that_it_is_tied_is_refused(maker, tmp_path):
@@ -317,7 +318,7 @@ def test_a_pickle_of_a_tied_model_whose_tensors_are_one_is_linked(make, maker, t
         folder = make({"kind": "folder", "path": str(tmp_path)})
 
     assert "lm_head.weight left out: it is the embedding" in caplog.text
-    assert engine.merkle(FolderTensors(folder)) == engine.merkle(FolderTensors(source))
+    assert merkle(FolderTensors(folder)) == merkle(FolderTensors(source))
 
 
 def test_a_tied_base_stays_tied_when_it_gets_tokens(make, tokenizers, maker):

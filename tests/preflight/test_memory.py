@@ -242,3 +242,16 @@ def test_less_is_kept_the_more_is_recomputed():
     full = kept(**FULL, recompute_method="uniform")
     assert none[0] > selective[0] > full[0]
     assert none[1] > selective[1] > full[1]
+
+
+def test_attention_that_is_told_of_documents_keeps_no_scores():
+    engine = {"transformer_impl": "transformer_engine", "params_dtype": "bf16"}
+    spec, kept = Spec.from_config(CONFIG), {}
+    for backend in ("flash", "unfused"):
+        run = settings(Grid(tp=2), **engine, attention_backend=backend)
+        layer = memory.language_layer(spec, memory.Run(run, Grid(tp=2), 1, SEQUENCE))
+        kept[backend] = layer
+    tokens, heads = 2 * SEQUENCE, CONFIG["num_attention_heads"] // 2
+    assert kept["flash"].scores == tokens * heads * 4
+    assert kept["unfused"].scores == tokens * heads * SEQUENCE * (4 + 2)
+    assert kept["flash"].attention < kept["unfused"].attention / 10

@@ -1,6 +1,5 @@
 """`plait preflight`: what it says, what it refuses, and the tiny step."""
 
-import json
 import math
 import os
 import re
@@ -28,6 +27,7 @@ from plait.preflight import inputs, launched, shape, step
 from plait.preflight.small import Small
 from plait.train.launch import srun
 from plait.train.node import ALONE, place, torchrun
+from plait.train.rows import to_line
 
 GOLDENS = Path(__file__).parent / "goldens"
 DEFAULT = PLANS.parent / "config.yaml"
@@ -316,7 +316,7 @@ def test_a_step_has_the_keys_of_its_run(here, capfd):
     keys = {
         "tensor_model_parallel_size": 2, "sequence_parallel": True, "use_distributed_optimizer": True,
         "pipeline_model_parallel_size": 1, "data_parallel_size": 4, "params_dtype": "bf16",
-        "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 3,
+        "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 4,
         "global_batch_size": 8, "hidden_dropout": 0.1,
     }  # fmt: skip
     assert "data_parallel_size 4 -> 2" in fly(here, capfd, "chat-tiny", "--processes", "4", **keys)
@@ -351,7 +351,7 @@ def test_a_loss_that_is_no_number_is_refused(here, monkeypatch, row):
     plan = Plan(load_file(DEFAULT))
 
     def train(job, root):
-        (root / job.run.metrics).write_text(json.dumps(row) + "\n")
+        (root / job.run.metrics).write_text(to_line(row) + "\n")
 
     monkeypatch.setattr(step, "_train", train)
     with pytest.raises(CheckpointError, match="the tiny step has lm loss"):

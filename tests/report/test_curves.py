@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from plait.cli.main import main
@@ -137,3 +138,17 @@ def test_a_loss_that_is_no_number_is_marked_where_it_can_be_seen(metrics, tmp_pa
 
     assert curve.spikes == [21]
     assert curves.sentence(curve).endswith("; 1 spike, the last at 21")
+
+
+def test_marks_one_after_another_have_one_number(metrics, tmp_path, monkeypatch):
+    jumps = {5: 2.0, 11: float("inf"), 12: float("inf"), 13: float("inf"), 30: 1.0}
+    more = [{"loss spike": jumps[row["iteration"]]} if row["iteration"] in jumps else {} for row in ROWS]
+    metrics.write_text("".join(json.dumps(row | one) + "\n" for row, one in zip(ROWS, more, strict=True)))
+    numbers = []
+    monkeypatch.setattr(Axes, "annotate", lambda axis, text, *rest, **how: numbers.append(text))
+    curve = curves.read(metrics)
+
+    curves.draw(curve, tmp_path / "x.svg", form="svg", name="r")
+
+    assert curve.spikes == [*jumps]
+    assert numbers == ["5", "11", "30"]

@@ -1,6 +1,5 @@
 """Runs of tiny models of each recipe, spread in any way: their losses, gradients and weights, whole."""
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from talks import asked
 
 from plait.config.run import Around, Run
 from plait.convert import engine
-from plait.data.chat import Message, Picture, Sample, Text
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
@@ -220,18 +218,9 @@ def packed(patches):
     return feed
 
 
-def picture(number):
-    image = Image.fromarray(np.random.default_rng(number).integers(0, 255, (20, 30, 3), np.uint8))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return Picture(file.getvalue())
-
-
 def sample(number):
     """With one picture, two, or none; some micro-batches have none at all."""
-    seen = [picture(number), Text("\n"), picture(number + 1)][: (1, 3, 0, 0, 0, 1, 0)[number % 7]]
-    user = Message("user", (*seen, Text(f"what is {number}?")))
-    return Sample((user, Message("assistant", (Text(f"it is {number % 7}"),))), f"s{number}")
+    return asked(number, (1, 3, 0, 0, 0, 1, 0)[number % 7])
 
 
 class Samples:

@@ -4,8 +4,8 @@ import pytest
 from jobs import patched, saved
 
 from plait import files
-from plait.convert.carried import hf_view
-from plait.convert.checkpoint import read_trained
+from plait.convert.layouts import trained
+from plait.convert.stream import View
 from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
 
@@ -30,9 +30,7 @@ def stages(tmp_path_factory):
 def weights(place):
     folder = place.root / saved(STEPS, place.run)
     spec = Spec.of(folder, HF_CONFIG)
-    return {
-        name: tensor.clone() for name, tensor in hf_view(read_trained(folder, spec), spec, folder).items()
-    }
+    return dict(View(trained(folder, spec)))
 
 
 def test_each_stage_begins_with_the_weights_of_the_one_before_and_its_own_iterations(stages):

@@ -138,7 +138,7 @@ batches.Batch.part = part
 @pytest.mark.long
 def test_an_error_is_shown_where_it_was_raised(place, terminal, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(FAULTY)
-    session = terminal(place, env={"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"})
+    session = terminal(place, env={"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
     session.until(PROMPT)
     assert "ZeroDivisionError: on purpose" in session.ask("c")
     assert "ranks = 1" in session.ask("p f'ranks = {ranks}'")

@@ -5,14 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_loop import AROUND, COLLATE, RUN, Shard
+from test_loop import AROUND, RUN, SIZES, feed
 from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from plait.convert import engine
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
-from plait.train.batches import Feed, Order
 from plait.verify.ranks import run_ranks
 
 STEPS = 20
@@ -45,28 +44,14 @@ SHORT = ("alone", "experts over two")
 @pytest.fixture(scope="module")
 def model():
     config = MixtralConfig(
-        vocab_size=50,
-        hidden_size=32,
         intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
         num_local_experts=4,
         num_experts_per_tok=CHOSEN,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        initializer_range=0.2,
-        attn_implementation="eager",
         experts_implementation="eager",
+        **SIZES,
     )
     torch.manual_seed(0)
     return MixtralForCausalLM(config)
-
-
-def feed(rank=0, size=1):
-    order = Order((1.0,), (10,), 5, STEPS * SAME["global_batch_size"])
-    return Feed([Shard(range(10))], order, COLLATE, 1, SAME["global_batch_size"], rank, size)
 
 
 def on_the_hub(state):
@@ -94,7 +79,7 @@ def plainly(model, steps, coefficient=0.0):
     optimizer = torch.optim.AdamW(groups, lr=SAME["lr"], betas=(0.9, 0.95), eps=SAME["adam_eps"])
     losses, norms, balances, first = [], [], [], None
     for step in range(steps):
-        batches = list(feed().batches(step))
+        batches = list(feed(steps=STEPS).batches(step))
         tokens = sum(batch.loss_mask.sum() for batch in batches)
         total = 0.0
         for batch in batches:
@@ -151,7 +136,7 @@ def rank(weights, config, grid, path, steps, keys, before=None, target=None, dty
     model = wrap([inner], run)
     optimizer = optimizer_of(model, run)
     schedule = schedule_of(optimizer, run, train_iters=steps, sequence=24)
-    ours = feed(ps.get_data_parallel_rank(), ps.get_data_parallel_world_size())
+    ours = feed(ps.get_data_parallel_rank(), ps.get_data_parallel_world_size(), STEPS)
     state = TrainState([inner], optimizer, schedule)
     trainer = Trainer(model, state, ours, run, AROUND)
     if before:

@@ -9,8 +9,8 @@ from makers import Maker
 from spread import LENGTH, STEPS, Way, recipes
 
 from plait import files
-from plait.convert.carried import hf_view
-from plait.convert.checkpoint import read_trained
+from plait.convert import layouts
+from plait.convert.stream import View
 from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
@@ -74,7 +74,7 @@ def trained(maker, recipe, keys, run, start=None, stop=STEPS):
 def weights(folder):
     """Hugging Face's tensors of a checkpoint."""
     spec = Spec.of(folder, HF_CONFIG)
-    return dict(hf_view(read_trained(folder, spec), spec, folder))
+    return dict(View(layouts.trained(folder, spec)))
 
 
 def losses(run, name="lm loss"):

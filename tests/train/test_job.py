@@ -40,6 +40,7 @@ SETTINGS = {
     "fp8": None,
     "attention_backend": "auto",
     "tp_comm_overlap": False,
+    "apply_rope_fusion": False,
 }
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4}
 START = "data/models/sharded/m-megatron-tp2-pp1"

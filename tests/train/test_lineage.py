@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import FORM, STEPS, analysed, pictured, project, wait_for
+from jobs import FORM, STEPS, TARGET, analysed, pictured, project, wait_for
 from makers import Maker
 from transformers import AutoTokenizer
 
@@ -156,6 +156,57 @@ def test_without_its_log_a_step_is_computed_and_is_the_same(trained, monkeypatch
     assert computed == [one | {"logged": False} for one in logged]
 
 
+@pytest.fixture
+def unlogged(trained, tmp_path, monkeypatch):
+    """The same data and checkpoint, where the log of samples is gone and the run skips two steps."""
+    whole, _ = trained
+    place = whole.copy(tmp_path)
+    for name in ("raw", "processed"):
+        (tmp_path / "data" / name).symlink_to(whole.root / "data" / name)
+    shutil.copytree(whole.root / TARGET, tmp_path / TARGET)
+    told = files.read_json(whole.ckpts / "samples/job.json")
+    told["settings"]["skip_train_iteration_range"] = ["3-4"]
+    (place.ckpts / "samples").mkdir()
+    files.write_json(place.ckpts / "samples/job.json", told)
+    monkeypatch.chdir(tmp_path)
+    return place
+
+
+@pytest.mark.parametrize("kept", ["iter_0000012", ".state/iter_0000012", ".saved/iter_0000012"])
+def test_whether_a_step_that_the_log_lacks_was_trained_is_said(kept, unlogged, capsys):
+    (unlogged.ckpts / kept).parent.mkdir(exist_ok=True)
+    (unlogged.root / TARGET).rename(unlogged.ckpts / kept)
+    expected = {2: (False, True), 3: (True, False), 12: (False, True), 13: (False, False)}
+    words = {
+        (False, True): "the step was trained",
+        (True, False): "skip_train_iteration_range leaves the step out, which trains nothing",
+        (False, False): "the step is not trained yet",
+    }
+    for step, answers in expected.items():
+        found = traced(capsys, step)
+        assert (found["skipped"], found["trained"], found["logged"]) == (*answers, False)
+        assert main(["trace", "r", "--step", str(step)]) == 0
+        first, *_ = capsys.readouterr().out.splitlines()
+        assert first.endswith(f"computed from seed and step, not in the run's log; {words[answers]}")
+
+
+def test_a_log_that_ends_later_says_that_a_step_was_trained(unlogged, capsys):
+    shutil.rmtree(unlogged.root / TARGET)
+    assert not traced(capsys, 7)["trained"]
+    (unlogged.ckpts / "samples/dp_000.jsonl").write_text('{"iteration": 7, "sam')
+    assert not traced(capsys, 7)["trained"]
+    (unlogged.ckpts / "samples/dp_000.jsonl").write_text('{"iteration": 8, "samples": []}\n')
+    assert traced(capsys, 7)["trained"]
+
+
+def test_a_checkpoint_of_other_data_says_nothing_of_a_step(unlogged, capsys):
+    path = unlogged.root / TARGET / "plait.json"
+    manifest = files.read_json(path)
+    manifest["inputs"]["data/analysis/x"] = "0" * 64
+    files.write_json(path, manifest)
+    assert not traced(capsys, 7)["trained"]
+
+
 def test_a_spike_is_told_at_its_step_with_its_document(trained, monkeypatch, capsys, tmp_path):
     place, said = trained
     monkeypatch.chdir(place.root)
@@ -286,7 +337,7 @@ def test_samples_of_energon_are_traced_by_their_keys(tmp_path, monkeypatch, caps
     seen = []
     for step in range(1, STEPS + 1):
         found = traced(capsys, step)
-        assert found["skipped"] == (step in (5, 6))
+        assert found["skipped"] == (step in (5, 6)) != found["trained"]
         assert [one["sequence"] for one in found["sequences"]] == [*range(12)]
         for one in found["sequences"]:
             (document,) = one["documents"]

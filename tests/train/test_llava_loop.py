@@ -1,6 +1,5 @@
 """LLaVA's losses and frozen parts on every grid, against a plain PyTorch loop over transformers."""
 
-import io
 import json
 from types import MappingProxyType
 
@@ -8,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from makers import Maker
-from PIL import Image
+from talks import asked
 from test_loop import AROUND, RUN, STEPS, lr_at
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from plait.convert import engine
-from plait.data.chat import Message, Picture, Sample, Text
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
@@ -27,18 +25,9 @@ STAGE_1, STAGE_2 = ("language_model", "vision_model"), ("vision_model",)
 GRIDS = [Grid(1, 1), Grid(2, 1), Grid(1, 2), Grid(1, 2, first=1), Grid(2, 2)]
 
 
-def picture(number):
-    image = Image.fromarray(np.random.default_rng(number).integers(0, 255, (20, 30, 3), np.uint8))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return Picture(file.getvalue())
-
-
 def sample(number):
     """With one picture, two, or none; the last micro-batch of an iteration has none at all."""
-    seen = [picture(number), Text("\n"), picture(number + 1)][: (2, 3, 0, 0)[number % 4]]
-    user = Message("user", (*seen, Text(f"what is {number}?")))
-    return Sample((user, Message("assistant", (Text(f"it is {number % 7}"),))), f"s{number}")
+    return asked(number, (2, 3, 0, 0)[number % 4])
 
 
 class Samples:

@@ -43,6 +43,13 @@ COLLATE = Collator(
 )
 
 
+SIZES = {
+    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "tie_word_embeddings": False,
+    "initializer_range": 0.2, "attn_implementation": "eager",
+}  # fmt: skip
+
+
 class Shard(list):
     """Packs in memory, each of two documents, one of them a user's."""
 
@@ -56,34 +63,14 @@ class Shard(list):
 
 @pytest.fixture(scope="module")
 def model():
-    config = MistralConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        sliding_window=None,
-        tie_word_embeddings=False,
-        initializer_range=0.2,
-        attn_implementation="eager",
-    )
+    config = MistralConfig(intermediate_size=48, sliding_window=None, **SIZES)
     torch.manual_seed(0)
     return MistralForCausalLM(config)
 
 
-def feed(rank=0, size=1):
-    return Feed(
-        [Shard(range(10))],
-        Order((1.0,), (10,), 5, STEPS * 4),
-        COLLATE,
-        1,
-        RUN["global_batch_size"],
-        rank,
-        size,
-    )
+def feed(rank=0, size=1, steps=STEPS):
+    total = RUN["global_batch_size"]
+    return Feed([Shard(range(10))], Order((1.0,), (10,), 5, steps * total), COLLATE, 1, total, rank, size)
 
 
 def lr_at(step, highest=RUN["lr"]):

@@ -1,8 +1,15 @@
 import json
+import math
 import time
 from dataclasses import replace
 
-from plait.config.run import Logging
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from plait.config.run import STAGES, Logging
 from plait.models.specs import Spec
 from plait.train.figures import Timed, flops_per_token
 from plait.train.loop import Sums
@@ -37,18 +44,70 @@ def test_half_a_line_of_a_killed_job_is_dropped(tmp_path):
     assert [row["iteration"] for row in rows(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_operations_of_a_token_are_those_of_the_rule():
-    spec = Spec.from_config(
-        {
-            "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "hidden_size": 4096,
-            "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-            "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
-        }
-    )  # fmt: skip
-    weights = 6_738_415_616 - 32000 * 4096
-    assert flops_per_token(spec, 4096) == 6 * weights + 12 * 32 * 4096 * 4096
+def test_tensorboard_has_every_figure_of_the_rows(tmp_path):
+    """Of a run that was killed after its third iteration and went on after its second."""
+    told = {"lm loss": 3.5, "learning-rate": 1e-4, "skipped steps": 0}
+    more = {3: {"validation lm loss": 2.25}, 4: {"lm loss": math.nan, "grad norm": math.inf}}
+    for start, stop, steps in ((0, 4, (1, 2, 3)), (2, 4, (3, 4))):
+        with Metrics(tmp_path, start=start, stop=stop, logged=LOGGING | {"spike_threshold": 2.0}) as metrics:
+            for step in steps:
+                metrics.write(
+                    {"iteration": step, **told, "tokens/s": 10.0 * step + start, **more.get(step, {})}
+                )
+    seen = EventAccumulator(str(tmp_path / "tensorboard"))
+    seen.Reload()
+
+    expected = {}
+    for row in rows(tmp_path):
+        for name in row.keys() - {"iteration"}:
+            expected.setdefault(name, {})[row["iteration"]] = float(row[name])
+    found = {tag: {one.step: one.value for one in seen.Scalars(tag)} for tag in seen.Tags()["scalars"]}
+    assert {"lm loss", "loss spike"} <= {name for row in rows(tmp_path) for name in row}
+    assert found.keys() == expected.keys()
+    for tag, values in expected.items():
+        assert [one.step for one in seen.Scalars(tag)] == [*values]
+        assert found[tag] == pytest.approx(values, rel=1e-6, nan_ok=True)
+
+
+def counted(config, sequence, *, frozen):
+    """Operations of a token that PyTorch counts in transformers' model; a part before it is trained."""
+    model = LlamaForCausalLM(config)
+    if frozen:
+        model.requires_grad_(requires_grad=False)
+    embeddings = torch.randn(1, sequence, config.hidden_size, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        model(inputs_embeds=embeddings).logits.float().sum().backward()
+    return counter.get_total_flops() / sequence
+
+
+SIZES = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sequence", [16, 64])
+@pytest.mark.parametrize("freeze", [(), STAGES[2]["freeze"], STAGES[1]["freeze"], ("vision_projection",)])
+def test_operations_of_a_token_are_those_of_the_rule_and_of_a_count(sequence, freeze):
+    text = {"architectures": ["LlamaForCausalLM"], **SIZES}
+    pictures = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "text_config": {"model_type": "llama", **SIZES},
+        "vision_config": {"model_type": "clip_vision_model"},
+    }
+    spec = Spec.from_config(pictures if freeze else text)
+    layer = 64 * (64 + 2 * 32 + 64) + 3 * 64 * 176
+    weights, norms = 3 * layer + 320 * 64, 7 * 64
+    frozen = "language_model" in freeze
+    passes = 2 + 2 + (0 if frozen else 2)
+
+    flops = flops_per_token(spec, sequence, freeze=freeze)
+
+    assert flops == passes * (weights + norms) + 12 * 3 * 64 * sequence
     tied = replace(spec, tied=True)  # the embedding is its output layer: the same products
-    assert flops_per_token(tied, 4096) == flops_per_token(spec, 4096)
+    assert flops_per_token(tied, sequence, freeze=freeze) == flops
+    config = LlamaConfig(**SIZES, attn_implementation="eager")
+    assert counted(config, sequence, frozen=frozen) == flops - passes * norms
 
 
 def test_the_time_that_is_waited_for_is_counted():

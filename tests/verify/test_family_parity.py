@@ -15,7 +15,7 @@ from plait.models.build import build
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
-from plait.preflight.ranks import ranks_of
+from plait.preflight.ranks import checked
 from plait.verify import logits, parity
 
 LONG = pytest.mark.long
@@ -106,8 +106,7 @@ def test_what_a_family_adds_is_seen_by_the_logits(maker, name):
 def test_a_family_is_proven_through_the_stages(maker, name, tmp_path):
     """Convert, shard and prove, as the workflow does."""
     folder = folder_of(maker, name)
-    grid = (2, 1) if name.endswith("tied") else (2, 2)
-    found = parity.prove_converted(folder, maker.shards(folder, *grid), tmp_path / "parity.json")
+    found = parity.prove_converted(folder, maker.shards(folder, 2, 2), tmp_path / "parity.json")
     assert found["passed"]
 
 
@@ -151,7 +150,7 @@ def test_a_solo_over_a_tied_and_scaled_llama(maker, grid):
 def test_ranks_on_the_meta_device_hold_a_tied_model(maker, grid):
     """The first stage has the embedding, the last of several a copy, and nobody a head of its own."""
     spec = Spec.of(folder_of(maker, "qwen3, tied"))
-    for rank in ranks_of(spec, grid, dtype=torch.float32):
+    for rank in checked(spec, grid, {"params_dtype": "fp32"}):
         ends = [name for name in rank.shapes if name.startswith(("embedding.", "output_layer."))]
         first, last = rank.pp == 0, rank.pp == grid.pp - 1
         assert ends == ["embedding.word_embeddings.weight"] * first + ["output_layer.weight"] * (

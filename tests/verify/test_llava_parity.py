@@ -9,8 +9,7 @@ from makers import Maker
 from safetensors.torch import load_file, save_file
 
 from plait import files
-from plait.convert import checkpoint, engine, ops, tables
-from plait.convert.carried import hf_view
+from plait.convert import checkpoint, engine, layouts, ops, stream, tables
 from plait.errors import CheckpointError, PlaitError, ProofError
 from plait.layout import CARRIED
 from plait.models.specs import TOWER, Spec
@@ -151,8 +150,7 @@ def test_seed_18_unused_layers_come_back_bit_for_bit(maker):
     source = siglip(maker)
     shards = maker.shards(source, 2, 1)
     spec = Spec.of(source)
-    view = hf_view(checkpoint.read_whole(shards, Grid(2, 1)), spec, shards)
-    assert merkle(view) == merkle(FolderTensors(source))
+    assert stream.root(layouts.released(shards, spec).stream()) == merkle(FolderTensors(source))
     names = load_file(shards / CARRIED).keys()
     assert names == tables.carried(spec).keys()
     assert {name.removeprefix(TOWER).split(".")[0] for name in names} == {"encoder", "post_layernorm", "head"}
@@ -166,12 +164,11 @@ def test_a_changed_or_missing_carried_tensor_is_found(maker, tmp_path):
     tensors = load_file(shards / CARRIED)
     tensors.pop(next(iter(tensors)))
     save_file(tensors, shards / CARRIED)
-    whole = checkpoint.read_whole(shards, Grid(2, 1))
     with pytest.raises(CheckpointError, match=r"carried.safetensors lacks"):
-        hf_view(whole, spec, shards)
+        layouts.released(shards, spec)
     (shards / CARRIED).unlink()
     with pytest.raises(CheckpointError, match=r"carried.safetensors is missing"):
-        hf_view(whole, spec, shards)
+        layouts.released(shards, spec)
 
 
 # Regressions of the four systems
@@ -204,7 +201,7 @@ def test_seed_10_every_stage_of_a_pipeline_is_read(maker, tmp_path):
     assert {name.partition(".")[0] for name in states[1]} == {"language_model"}
     checkpoint.rank_file(shards, Grid(1, 2), 0, 1).unlink()
     with pytest.raises(CheckpointError, match=r"mp_rank_00_001/model_optim_rng.pt is missing"):
-        dict(checkpoint.read_whole(shards, Grid(1, 2)))
+        layouts.released(shards, Spec.of(clip(maker)), Grid(1, 2))
 
 
 def test_seed_6_scrambled_groups_do_not_pass(maker, tmp_path, monkeypatch):

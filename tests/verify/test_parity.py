@@ -10,9 +10,10 @@ import torch
 import transformers.models.mistral.modeling_mistral  # noqa: F401
 
 from plait import files
-from plait.convert import engine, ops, tables
+from plait.convert import ops, tables
 from plait.errors import PlaitError, ProofError
 from plait.models.specs import Spec
+from plait.models.weights import merkle
 from plait.parallel.grid import Grid
 from plait.verify import logits, parity
 from plait.verify.ranks import run_ranks
@@ -64,62 +65,54 @@ def test_a_sliding_window_is_proven(maker, tmp_path):
 
 
 class SwappedGateUp(ops.FuseGateUp):
-    def fuse(self, parts, spec):
-        return super().fuse(parts[::-1], spec)
-
-    def split(self, whole, spec):
-        return super().split(whole, spec)[::-1]
-
-    def cut(self, whole, spec, *, tp, rank):
-        halves = whole.chunk(2)
-        return torch.cat([ops.Column.cut(self, half, spec, tp=tp, rank=rank) for half in halves])
-
-    def join(self, parts, spec):
-        return torch.cat([torch.cat(half) for half in zip(*(p.chunk(2) for p in parts), strict=True)])
+    def held(self, names, shapes, sizes, part):
+        return super().held(names[::-1], shapes[::-1], sizes, part)
 
 
 class NaiveGateUpCut(ops.FuseGateUp):
-    def cut(self, whole, spec, *, tp, rank):
-        return ops.Column.cut(self, whole, spec, tp=tp, rank=rank)
+    """Gate and up stacked, and then cut as one."""
 
-    def join(self, parts, spec):
-        return torch.cat(list(parts))
+    def held(self, names, shapes, sizes, part):
+        rows, cols = shapes[0]
+        share = 2 * rows // part.tp
+        first = part.rank * share
+        pieces = [
+            ops.Piece(names[row // rows], row % rows, 0, 1, cols, row - first, 0)
+            for row in range(first, first + share)
+        ]
+        return ops.Held((share, cols), tuple(pieces))
 
 
-class NaiveQKV(ops.FuseQKV):
+class NaiveQKV(ops.Column):
     """q, k and v one after the other, not interleaved by group."""
 
-    def fuse(self, parts, spec):
-        return torch.cat(list(parts))
 
-    def split(self, whole, spec):
-        return list(whole.split([spec.query_size, spec.key_size, spec.key_size]))
-
-
-class HeadsForGroups(ops.FuseQKV):
+class HeadsForGroups(ops.Op):
     """Named in seed 003: k and v reshaped with the number of heads, undone by the same mistake."""
 
-    def fuse(self, parts, spec):
-        heads = spec.num_attention_heads
-        return torch.cat([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 1)
-
-    def split(self, whole, spec):
-        grouped = whole.unflatten(0, (spec.num_attention_heads, -1))
-        share = spec.key_size // spec.num_attention_heads
-        parts = grouped.split([grouped.shape[1] - 2 * share, share, share], dim=1)
-        return [part.flatten(0, 1) for part in parts]
+    def held(self, names, shapes, sizes, part):
+        heads = sizes.num_attention_heads // part.tp
+        pieces, at = [], 0
+        for head in range(part.rank * heads, (part.rank + 1) * heads):
+            for name, shape in zip(names, shapes, strict=True):
+                rows, cols = ops.matrix(shape)
+                rows //= sizes.num_attention_heads
+                pieces.append(ops.Piece(name, head * rows, 0, rows, cols, at, 0))
+                at += rows
+        return ops.Held((at, *shapes[0][1:]), tuple(pieces))
 
 
 class QKVByColumns(ops.FuseQKV):
-    dim = 1
+    def held(self, names, shapes, sizes, part):
+        whole = super().held(names, shapes, sizes, ops.Part())
+        share = whole.shape[1] // part.tp
+        pieces = tuple(piece._replace(col=part.rank * share, cols=share) for piece in whole.pieces)
+        return ops.Held((whole.shape[0], share), pieces)
 
 
 class ReversedRanks(ops.RowWise):
-    def cut(self, whole, spec, *, tp, rank):
-        return super().cut(whole, spec, tp=tp, rank=tp - 1 - rank)
-
-    def join(self, parts, spec):
-        return super().join(parts[::-1], spec)
+    def held(self, names, shapes, sizes, part):
+        return super().held(names, shapes, sizes, part._replace(rank=part.tp - 1 - part.rank))
 
 
 def with_op(name, op):
@@ -249,7 +242,7 @@ def lively(maker):
             if "norm" in name:
                 weights[name] = 1 + 0.3 * torch.randn(tensor.shape, generator=draw)
         save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
-        files.write_manifest(source, kind="hf_model", settings={}, facts={"merkle": engine.merkle(weights)})
+        files.write_manifest(source, kind="hf_model", settings={}, facts={"merkle": merkle(weights)})
     return source
 
 

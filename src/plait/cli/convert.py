@@ -1,9 +1,21 @@
-"""``plait convert``: a Hugging Face model as a whole Megatron one."""
+"""``plait convert``: a model from one layout to another; inside data/, a whole Megatron one is made."""
 
 import argparse
+from pathlib import Path
 
 from plait import files, layout
 from plait.cli.common import Subparsers, add_settings, add_stage, settings
+from plait.errors import LayoutError
+
+SIZES = {
+    "tp": "tensor parallel ranks of the target",
+    "pp": "pipeline stages",
+    "ep": "expert parallel ranks",
+    "vpp": "chunks of each stage of an interleaved pipeline",
+    "first": "layers of the first stage",
+    "last": "layers of the last stage",
+    "step": "the iteration of the source",
+}
 
 
 def add(stages: Subparsers) -> None:
@@ -11,19 +23,49 @@ def add(stages: Subparsers) -> None:
     parser = add_stage(
         stages,
         "convert",
-        "convert a Hugging Face model to a whole Megatron one",
-        "data/models/raw_hf/Mistral-7B-v0.1 data/models/raw/Mistral-7b-megatron",
+        "convert a model: to a whole Megatron one inside data/, from any layout to any elsewhere",
+        "data/models/raw_hf/Mistral-7B-v0.1 data/models/raw/Mistral-7b-megatron\n"
+        "  plait convert data/ckpts/RUN there/tp4 --step 100 --tp 4\n"
+        "  plait convert there/tp4 there/hf --to hf --hf data/models/raw_hf/Mistral-7B-v0.1",
     )
-    parser.add_argument("source", help=layout.HfModel.PATTERN)
-    parser.add_argument("target", help=layout.Megatron.PATTERN)
+    parser.add_argument(
+        "source", help=f"{layout.HfModel.PATTERN}; elsewhere any folder of a model or of checkpoints"
+    )
+    parser.add_argument(
+        "target", help=f"{layout.Megatron.PATTERN}; elsewhere any folder that is not there yet"
+    )
     add_settings(parser)
+    elsewhere = parser.add_argument_group("outside data/, where no path says it")
+    elsewhere.add_argument(
+        "--to", choices=("classic", "hf"), help="the target's layout (default: classic, of a checkpoint too)"
+    )
+    for name, what in SIZES.items():
+        elsewhere.add_argument(f"--{name}", type=int, metavar="N", help=what)
+    elsewhere.add_argument(
+        "--hf",
+        type=Path,
+        metavar="FOLDER",
+        help="the Hugging Face folder of the model: its config, tokenizer, code",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the Megatron model and its manifest."""
-    from pathlib import Path
+    """Write the model and its manifest."""
+    if Path(args.target).parts[:1] == ("data",):
+        _inside(args)
+    else:
+        _elsewhere(args)
 
+
+def _inside(args: argparse.Namespace) -> None:
+    """A stage of the plan: paths say all."""
+    given = [f"--{name}" for name in ("to", "hf", *SIZES) if getattr(args, name) is not None]
+    if given:
+        raise LayoutError(
+            f"{given[0]} was given for {args.target}, whose path says what it is",
+            hint="leave it out, or name a target outside data/",
+        )
     from plait.convert import folders
 
     source = Path(str(layout.HfModel.parse(args.source)))
@@ -32,3 +74,27 @@ def run(args: argparse.Namespace) -> None:
     with files.appears_whole(str(target), folder=True) as folder:
         facts = folders.convert(source, folder)
         files.write_manifest(folder, kind="megatron", settings=chosen, inputs=[source], facts=facts)
+
+
+def _elsewhere(args: argparse.Namespace) -> None:
+    """Any layout and grid to any other."""
+    from plait.convert import folders
+    from plait.parallel.grid import Grid
+
+    target = Path(args.target)
+    if target.exists():
+        raise LayoutError(f"{target} stands there already", hint="name a folder that does not")
+    grid = Grid(tp=args.tp or 1, pp=args.pp or 1, first=args.first, last=args.last)
+    with files.appears_whole(target, folder=True) as folder:
+        facts = folders.remake(
+            Path(args.source),
+            folder,
+            grid,
+            to=args.to or "classic",
+            step=args.step,
+            hf=args.hf,
+            ep=args.ep or 1,
+            chunks=args.vpp or 1,
+        )
+        files.write_manifest(folder, kind="converted", settings={}, facts=facts)
+    print(f"{target}: {facts['tensors']} tensors; merkle {facts['merkle']}")  # noqa: T201

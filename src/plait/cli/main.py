@@ -28,7 +28,7 @@ STAGES = (
     "report",
     "generate",
 )
-TOOLS = ("adopt", "preflight", "status", "trace", "env", "shell")
+TOOLS = ("adopt", "diff", "preflight", "status", "trace", "env", "shell")
 """Commands that make no artifact."""
 
 

@@ -19,15 +19,27 @@ def add(stages: Subparsers) -> None:
         "data/verify/models/sharded/chat-tiny-megatron-tp1-pp2/parity.json",
     )
     stage.add_argument(
-        "reference", help="the Hugging Face folder: source of a converted model, export of a checkpoint"
+        "reference",
+        help="the Hugging Face folder: source of a converted model, export of a checkpoint; or alone, any "
+        "model, whose tensors and files are compared with its manifest",
     )
-    stage.add_argument("artifact", help="the Megatron model")
-    stage.add_argument("proof", help="the proof to write")
+    stage.add_argument("artifact", nargs="?", help="the Megatron model")
+    stage.add_argument("proof", nargs="?", help="the proof to write")
     stage.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prove it, in as many processes as its grid has ranks."""
+    """Prove it, in as many processes as its grid has ranks; a model alone is compared with its manifest."""
+    if args.artifact is None:
+        from plait.convert.compare import check
+
+        merkle, tensors = check(Path(args.reference))
+        print(f"{args.reference}: {tensors} tensors as they were made; merkle {merkle}")  # noqa: T201
+        return
+    if args.proof is None:
+        raise LayoutError(
+            f"the proof of {args.artifact} has no place", hint="give its path as the third word"
+        )
     artifact = layout.parse(args.artifact)
     if not isinstance(artifact, layout.Megatron | layout.Sharded | layout.Iteration):
         raise LayoutError(f"{artifact} is not a converted, sharded or trained model")

@@ -78,8 +78,15 @@ class Thinning:
         return most
 
 
-def sizes(run: Mapping[str, Any], parameters: float) -> tuple[float, float]:
-    """Bytes of a checkpoint's weights and of its optimizer, if all is trained."""
+def sizes(run: Mapping[str, Any], parameters: float, *, trained: float | None = None) -> tuple[float, float]:
+    """Bytes of a checkpoint's weights and of its optimizer, which has a state of what is trained only.
+
+    Args:
+        run: its keys.
+        parameters: of the model.
+        trained: those that are not frozen; all, if it is not given.
+    """
     width = WIDTH[run["params_dtype"]]
     master = MASTER if width < MASTER else 0
-    return parameters * width, parameters * (MOMENTS[run["optimizer"]] + master)
+    moved = parameters if trained is None else trained
+    return parameters * width, moved * (MOMENTS[run["optimizer"]] + master)

@@ -5,7 +5,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from plait.config.paths import SPLIT, local
-from plait.config.run import needs_engine
+from plait.config.run import FP8_TOKENS, needs_engine, pieces_of_sequence
 from plait.config.schedule import LLAVA
 
 if TYPE_CHECKING:
@@ -283,14 +283,15 @@ def _check_reader(name: str, run: "Run", mixture: "Mixture", form: "Format") -> 
 
 def _check_length(name: str, run: "Run", mixture: "Mixture") -> None:
     """Ranks that share sequences share them evenly."""
-    tensor = run.tensor_model_parallel_size if run.sequence_parallel else 1
-    context = 2 * run.context_parallel_size if run.context_parallel_size > 1 else 1
+    pieces = pieces_of_sequence(run.model_dump())
     length = mixture.pack or mixture.decoder_seq_length or 0
-    if length % (tensor * context):
+    if length % pieces:
+        tensor = run.tensor_model_parallel_size if run.sequence_parallel else 1
+        sixteens = f" x {FP8_TOKENS} of fp8" if run.fp8 else ""
         raise ValueError(
-            f"runs.{name}: sequences of {length} tokens do not divide into {tensor * context} pieces "
+            f"runs.{name}: sequences of {length} tokens do not divide into {pieces} pieces "
             f"(sequence_parallel over {tensor} x twice context_parallel_size "
-            f"{run.context_parallel_size})"
+            f"{run.context_parallel_size}{sixteens})"
         )
 
 

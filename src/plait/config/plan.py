@@ -502,7 +502,17 @@ class Plan:
         source = self.config.raw_hf[self.hf(model).model]
         if isinstance(source, LlavaModel):
             return self._shape_of(self._root(source.vision), "vision_config")
-        return self._shape_of(source, "vision_config", {}) if isinstance(source, FolderModel) else {}
+        whole = isinstance(source, FolderModel | HubModel)
+        return self._shape_of(source, "vision_config", {}) if whole else {}
+
+    def projector_size(self, model: str) -> int:
+        """Inner size of a LLaVA model's projector: the language model's width, where nothing else is said."""
+        source = self.config.raw_hf[self.hf(model).model]
+        said = source.projector_hidden_size if isinstance(source, LlavaModel) else None
+        if isinstance(source, FolderModel | HubModel):
+            path = self.config_file(source)
+            said = read_json(path).get("projector_hidden_size") if path.is_file() else None
+        return int(said or self.shape(model).get("hidden_size", 0))
 
     def _root(self, name: str) -> Any:
         """The entry of raw_hf that a model's sizes come from."""

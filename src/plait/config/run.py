@@ -50,8 +50,16 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
 """Keys that are read only where another has one of these values; without values, where it has any."""
 NEEDS_ENGINE: dict[str, Any] = {
     "fp8": None, "attention_backend": "auto", "tp_comm_overlap": False, "moe_grouped_gemm": False,
+    "apply_rope_fusion": False, "cpu_offloading_num_layers": 0,
 }  # fmt: skip
 """Keys that only Transformer Engine's layers read where they differ from this value."""
+FUSED = (
+    "apply_rope_fusion", "bias_activation_fusion", "bias_dropout_fusion", "cross_entropy_loss_fusion",
+    "gradient_accumulation_fusion",
+)  # fmt: skip
+"""Keys by which several operations become one kernel of a GPU."""
+FP8_TOKENS = 16
+"""What the tokens of a rank are a multiple of, for a product of matrices in fp8."""
 Part = Literal["language_model", "vision_model", "vision_projection"]
 PARTS: tuple[Part, ...] = get_args(Part)
 LENGTHS = ("epochs", "train_iters", "train_tokens")
@@ -95,7 +103,8 @@ class Parallel(Strict):
         False, description="tensor parallel processes share norms and dropouts by sequence"
     )
     tp_comm_overlap: bool = Field(
-        False, description="tensor parallel ranks talk while they compute (sequence_parallel, GPU)"
+        False,
+        description="tensor parallel ranks talk while they compute (sequence_parallel, Transformer Engine)",
     )
     use_distributed_optimizer: bool = Field(False, description="copies share the optimizer's state")
     overlap_grad_reduce: bool = Field(False, description="gradients are reduced while others are computed")
@@ -118,7 +127,9 @@ class Experts(Strict):
     moe_token_dispatcher_type: Literal["allgather", "alltoall"] = Field(
         "allgather", description="how tokens reach their experts; alltoall needs a GPU"
     )
-    moe_grouped_gemm: bool = Field(False, description="the experts of a process as one product (GPU)")
+    moe_grouped_gemm: bool = Field(
+        False, description="the experts of a process as one product (Transformer Engine)"
+    )
 
 
 class Memory(Strict):
@@ -134,7 +145,7 @@ class Memory(Strict):
         None, description="layers of a chunk (uniform), or of a stage (block)"
     )
     cpu_offloading_num_layers: NonNegativeInt = Field(
-        0, description="layers whose activations wait in the host's memory (GPU)"
+        0, description="layers whose activations wait in the host's memory (Transformer Engine)"
     )
     optimizer_cpu_offload: bool = Field(False, description="the optimizer works in the host's memory (GPU)")
     optimizer_offload_fraction: Share = Field(1.0, description="share of its state that does so")
@@ -161,14 +172,16 @@ class Precision(Strict):
 
     transformer_impl: Literal["local", "transformer_engine"] = Field(
         "local",
-        description="whose layers: Megatron Core's own, or Transformer Engine's, which are not trained yet: "
-        "plans and configs are made, `plait train` refuses",
+        description="whose layers: Megatron Core's own, or Transformer Engine's, which need a GPU and its "
+        "image; checkpoints are the same",
     )
     params_dtype: Literal["fp32", "bf16", "fp16"] = Field(
         "bf16",
         description="type of weights; masters are fp32. A CPU with AMX trains in bf16 about twice as fast",
     )
-    fp8: Literal["hybrid", "e4m3"] | None = Field(None, description="format of matrix products (GPU)")
+    fp8: Literal["hybrid", "e4m3"] | None = Field(
+        None, description="format of matrix products (Transformer Engine)"
+    )
     fp8_amax_compute_algo: Literal["most_recent", "max"] = "most_recent"
     fp8_amax_history_len: PositiveInt = 1
     loss_scale: PositiveFloat | None = Field(
@@ -178,7 +191,20 @@ class Precision(Strict):
     loss_scale_window: PositiveInt = Field(1000, description="good steps before it grows (fp16)")
     hysteresis: PositiveInt = Field(2, description="bad steps before it shrinks (fp16)")
     attention_backend: Literal["auto", "flash", "fused", "unfused"] = Field(
-        "auto", description="Transformer Engine's attention (GPU)"
+        "auto",
+        description="Transformer Engine's attention: flash and fused are told where documents begin, unfused "
+        "has a mask of every token; auto: the fastest of the first two, in fp32 the last",
+    )
+    apply_rope_fusion: bool = Field(
+        False, description="rotary positions as one kernel (Transformer Engine, micro_batch_size 1)"
+    )
+    bias_activation_fusion: bool = Field(False, description="gate and activation as one kernel (GPU)")
+    bias_dropout_fusion: bool = Field(False, description="dropout and residual sum as one kernel (GPU)")
+    cross_entropy_loss_fusion: bool = Field(
+        False, description="the loss as one kernel (GPU, not in deterministic_mode)"
+    )
+    gradient_accumulation_fusion: bool = Field(
+        False, description="products that compute gradients add them up too (GPU, Apex)"
     )
     deterministic_mode: bool = Field(
         True, description="equal runs give equal bits; on GPUs by NCCL's and cuBLAS's settings too"
@@ -567,6 +593,31 @@ def needs_engine(run: Mapping[str, Any]) -> str:
                 f"{run['transformer_impl']!r}"
             )
     return ""
+
+
+def without_engine(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's keys as Megatron Core's own layers read them."""
+    return {**run, **NEEDS_ENGINE, "transformer_impl": "local"}
+
+
+def attends_by_documents(run: Mapping[str, Any]) -> bool:
+    """Whether attention is told where documents begin, in place of a mask of every token.
+
+    Transformer Engine's flash and fused attention take no mask of tokens: beside "causal" they would ignore
+    it, and a document would see those before it. Its unfused attention takes one, and alone computes in fp32.
+    """
+    return bool(
+        run.get("transformer_impl") == "transformer_engine"
+        and run["attention_backend"] != "unfused"
+        and run["params_dtype"] != "fp32"
+    )
+
+
+def pieces_of_sequence(run: Mapping[str, Any]) -> int:
+    """What a sequence's length is a multiple of: ranks share it, and fp8 counts in sixteens."""
+    tensor = run["tensor_model_parallel_size"] if run["sequence_parallel"] else 1
+    context = run["context_parallel_size"]
+    return int(tensor * (2 * context if context > 1 else 1) * (FP8_TOKENS if run["fp8"] else 1))
 
 
 def processes_per_node(run: Mapping[str, Any], nodes: int) -> int:

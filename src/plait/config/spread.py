@@ -1,6 +1,7 @@
 """Ways to spread a run that do not go together: each is a row here, and refused in planning with its reason.
 
-What has no row runs: the tests train each recipe in every way that is offered, and provoke every row.
+The tests provoke every row, and train each recipe in the ways of ``tests/train/test_matrix.py``: an axis or a
+key alone, most pairs, some of three. What has no row and is none of these is accepted, and was not tried.
 """
 
 from collections.abc import Callable, Mapping
@@ -64,6 +65,29 @@ REFUSED: dict[str, Row] = {
         lambda run: run["cpu_offloading_num_layers"] and run["pipeline_model_parallel_size"] > 1,
         "cpu_offloading_num_layers {cpu_offloading_num_layers} needs pipeline_model_parallel_size 1, not "
         "{pipeline_model_parallel_size}: Megatron Core moves no activations of pipeline stages",
+    ),
+    "a sequence of documents shared": Row(
+        lambda run: run["transformer_impl"] == "transformer_engine" and run["context_parallel_size"] > 1,
+        "context_parallel_size {context_parallel_size} needs transformer_impl local: Transformer Engine "
+        "shares a sequence only where each of its documents divides into 2 x {context_parallel_size} pieces",
+    ),
+    "documents in fp32": Row(
+        lambda run: (
+            run["transformer_impl"] == "transformer_engine"
+            and run["attention_backend"] in ("flash", "fused")
+            and run["params_dtype"] == "fp32"
+        ),
+        "attention_backend {attention_backend!r} computes in bf16 or fp16, and params_dtype is fp32; unfused "
+        "and auto compute in it",
+    ),
+    "angles of several sequences": Row(
+        lambda run: run["apply_rope_fusion"] and run["micro_batch_size"] > 1,
+        "`apply_rope_fusion` needs micro_batch_size 1, not {micro_batch_size}: its kernel knows the "
+        "positions of one sequence, and packed ones differ",
+    ),
+    "a fused loss of equal bits": Row(
+        lambda run: run["cross_entropy_loss_fusion"] and run["deterministic_mode"],
+        "`cross_entropy_loss_fusion` does not give equal bits, and `deterministic_mode` asks for them",
     ),
     "moved away and computed again": Row(
         lambda run: run["cpu_offloading_num_layers"] and run["recompute_granularity"],

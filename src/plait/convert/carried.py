@@ -8,70 +8,75 @@ Face view of every artifact is the whole model, and what is exported is what was
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from plait.convert.engine import to_hf
+from plait.convert import forms
+from plait.convert.stream import Placed
 from plait.convert.tables import carried
 from plait.errors import CheckpointError
-from plait.layout import CARRIED, HF_CONFIG, HF_PREPROCESSOR
+from plait.layout import CARRIED, HF_CONFIG, HF_PREPROCESSOR, MANIFEST, TENSORS
+from plait.models import safe
 from plait.models.specs import Spec
-from plait.models.weights import Tensors, check_shapes
+from plait.models.weights import INDEX, check_shapes
 
-PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"
+OURS = {MANIFEST, TENSORS, CARD}
+"""What is made anew with each model."""
 
-State = Mapping[str, Tensor]
+
+def take_along(source: Path, folder: Path) -> None:
+    """Copy the configs that go along with a model, of a Hugging Face folder or of a Megatron one."""
+    for name, known in (("config.json", HF_CONFIG), (PREPROCESSOR, HF_PREPROCESSOR)):
+        found = next((path for path in (source / known, source / name) if path.is_file()), None)
+        if found:
+            shutil.copyfile(found, folder / known)
 
 
-def take_along(source: Path, folder: Path, hf: State, spec: Spec) -> None:
-    """Write what goes along with a model that is converted.
+def copy_beside(source: Path, folder: Path) -> None:
+    """Copy what a Hugging Face folder has beside weights: config, tokenizer, processor, code.
 
-    Args:
-        source: its Hugging Face folder.
-        folder: the Megatron folder that is made.
-        hf: the source's tensors.
-        spec: the model.
+    Links are followed. Of a Megatron folder it is the model's configs.
     """
-    shutil.copyfile(source / "config.json", folder / HF_CONFIG)
-    if (source / PREPROCESSOR).is_file():
-        shutil.copyfile(source / PREPROCESSOR, folder / HF_PREPROCESSOR)
-    names = carried(spec)
-    if names:
-        save_file({name: hf[name].contiguous() for name in names}, folder / CARRIED)
+    if not (source / "config.json").is_file():
+        for known, name in ((HF_CONFIG, "config.json"), (HF_PREPROCESSOR, PREPROCESSOR)):
+            if (source / known).is_file():
+                shutil.copyfile(source / known, folder / name)
+        return
+    for path in sorted(source.iterdir()):
+        weights = path.suffix == ".safetensors" or path.name == INDEX
+        if path.is_file() and not weights and path.name not in OURS and path.name[0] != ".":
+            shutil.copyfile(path, folder / path.name)
+
+
+def lay_out(folder: Path, spec: Spec, dtypes: Mapping[str, str]) -> list[Placed]:
+    """Make a file with room for the tensors that Megatron has no use for; none where there are none."""
+    shapes = carried(spec)
+    if not shapes:
+        return []
+    stored = safe.lay_out(folder / CARRIED, [(name, dtypes[name], shape) for name, shape in shapes.items()])
+    form = forms.identity(shapes)
+    return [Placed(name, stored[name], form[name]) for name in shapes]
 
 
 def carry(source: Path, folder: Path) -> None:
-    """Copy what goes along from one Megatron folder to one that is made of it."""
-    shutil.copyfile(source / HF_CONFIG, folder / HF_CONFIG)
-    for name in (HF_PREPROCESSOR, CARRIED):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    """Copy what goes along, tensors too, from one Megatron folder to one that is made of it."""
+    take_along(source, folder)
+    if (source / CARRIED).is_file():
+        shutil.copyfile(source / CARRIED, folder / CARRIED)
 
 
-def hf_view(mcore: State, spec: Spec, folder: Path | str) -> State:
-    """The whole Hugging Face model: what Megatron's tensors give, and what is carried in their folder.
+def sources(folder: Path | str, spec: Spec) -> list[Placed]:
+    """Where the tensors stand that Megatron has no use for.
 
     Raises:
-        CheckpointError: the carried tensors are missing, or are not those of this model.
+        CheckpointError: they are missing, or are not those of this model.
     """
-    view, expected = Tensors(), carried(spec)
-    converted = to_hf(mcore, spec)
-    for name in converted:
-        view.add((name,), lambda name=name: {name: converted[name]})  # type: ignore[misc]
-    if not expected:
-        return view
+    shapes = carried(spec)
+    if not shapes:
+        return []
     path = Path(folder) / CARRIED
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: it holds {len(expected)} tensors of the vision tower")
-    try:
-        stored: Any = safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-    check_shapes(shapes, expected, str(path))
-    for name in expected:
-        view.add((name,), lambda name=name: {name: stored.get_tensor(name)})  # type: ignore[misc]
-    return view
+        raise CheckpointError(f"{path} is missing: it holds {len(shapes)} tensors of the vision tower")
+    stored = safe.read(path)
+    check_shapes({name: one.shape for name, one in stored.items()}, shapes, str(path))
+    form = forms.identity(shapes)
+    return [Placed(name, stored[name], form[name]) for name in shapes]

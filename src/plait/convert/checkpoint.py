@@ -6,61 +6,48 @@
     release/mp_rank_00/model_optim_rng.pt       one file a rank; mp_rank_00_000 where pp > 1
     hf_config.json                              the source's config.json, byte for byte
 
-A rank's file is ``torch.save`` of {model, args, checkpoint_version, iteration}. It is laid out
-first and its tensors are then written in place, one at a time, so memory does not grow with the
-model. The price: the zip entries carry no checksum of their own (the manifest has the digest of
-the file), which ``torch.load`` does not ask for.
+A rank's file is ``torch.save`` of {model, args, checkpoint_version, iteration}. It is laid out first, with
+room for its tensors, which are then written in place. The price: the zip entries carry no checksum of their
+own (the manifest has the digest of the file), which ``torch.load`` does not ask for.
 
 Megatron's own training writes the same below ``iter_NNNNNNN``, with Transformer Engine's names where that
-was trained; both are read here.
-
-Files are read with ``weights_only=True``. ``argparse.Namespace`` is the only class allowed in; objects of
-any other, such as Megatron's enums among the arguments, become :class:`Inert`.
+was trained, a third number in the folder's name where experts are dealt out, and ``model0``, ``model1`` and
+so on where a stage has several chunks; all of that is read here.
 """
 
 import argparse
-import mmap
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from plait.convert.carried import hf_view
-from plait.convert.engine import coverage, join, rank_shapes
+from plait.convert import forms
+from plait.convert.engine import rank_shapes
+from plait.convert.forms import Form, Place
+from plait.convert.stream import Placed
 from plait.convert.tables import entries
-from plait.convert.torch_dist import EXTRA, METADATA, read_iteration
+from plait.convert.torch_dist import EXTRA
 from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG, TRACKER
+from plait.models import archive
+from plait.models.archive import Archive, Room
 from plait.models.specs import Spec
-from plait.models.weights import check_shapes, merkle
+from plait.models.stored import Stored, StoredTensors
+from plait.models.weights import check_shapes
 from plait.parallel.grid import Grid
-from plait.tokens.vocabulary import padded_vocab_size
+from plait.tokens.vocabulary import DIVISOR, padded_vocab_size
 
 RELEASE = "release"
 FILE = "model_optim_rng.pt"
 VERSION = 3.0
+EXPERTS, CHUNKS = "expert_model_parallel_size", "virtual_pipeline_model_parallel_size"
 
-State = Mapping[str, Tensor]
 
-
-def rank_file(folder: Path, grid: Grid, tp_rank: int, pp_rank: int) -> Path:
+def rank_file(folder: Path, grid: Grid, tp_rank: int, pp_rank: int, *, ep: int | None = None) -> Path:
     """The file of a rank in a released checkpoint."""
-    return folder / RELEASE / grid.folder(tp=tp_rank, pp=pp_rank) / FILE
-
-
-class Inert:
-    """Stands for an object of a class that has no place here: nothing of that class is loaded or run."""
-
-    def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Take whatever the object would be made from, and leave it."""
-        return object.__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        """Leave its state too."""
+    return folder / RELEASE / grid.folder(tp=tp_rank, pp=pp_rank, ep=ep) / FILE
 
 
 def saved(folder: Path) -> Path:
@@ -72,26 +59,70 @@ def saved(folder: Path) -> Path:
     return folder if any(folder.glob("mp_rank_*")) else folder / RELEASE
 
 
-def write_rank(path: Path, state: State, *, outline: State, args: argparse.Namespace) -> int:
-    """Write what one rank holds; its size in bytes. Equal states give equal bytes.
+def lay_out(
+    folder: Path,
+    spec: Spec,
+    grid: Grid,
+    dtypes: Mapping[str, str],
+    *,
+    padded: bool = True,
+    ep: int = 1,
+    chunks: int = 1,
+) -> list[Placed]:
+    """Make the files of a released checkpoint, with room for the tensors; where each of them stands.
+
+    Equal models give equal bytes.
 
     Args:
-        path: the rank's file.
-        state: its tensors, computed as they are asked for.
-        outline: the same on the meta device: names, shapes and types.
-        args: the model's arguments.
+        folder: where the checkpoint goes.
+        spec: the model.
+        grid: its grid.
+        dtypes: torch's names of the types, by Hugging Face's name.
+        padded: whether the vocabulary is padded; else the model is whole.
+        ep: expert parallel ranks.
+        chunks: chunks of each stage of an interleaved pipeline.
+
+    Raises:
+        ConfigError: the model cannot be cut for this grid; no file is made.
+        CheckpointError: parts of one tensor have different types.
     """
+    cut, divisor = grid.interleaved(chunks), DIVISOR if padded else 1
+    args = megatron_args(spec, grid if padded else None)
+    for key, value in ((EXPERTS, ep), (CHUNKS, chunks)):
+        if value > 1:
+            setattr(args, key, value)
+    held = forms.of_grid(spec, cut, ep=ep, divisor=divisor)
+    placed = []
+    for place in (Place(tp, pp, number) for number in range(ep) for tp, pp in grid):
+        parts = {
+            _model(chunk, chunks): held[place._replace(pp=chunk * grid.pp + place.pp)]
+            for chunk in range(chunks)
+        }
+        path = rank_file(folder, grid, place.tp, place.pp, ep=place.ep if ep > 1 else None)
+        content = _lay_out_rank(path, parts, dtypes, args)
+        placed += [
+            Placed(n, content[part][n], one) for part, form in parts.items() for n, one in form.items()
+        ]
+    return placed
+
+
+def _lay_out_rank(
+    path: Path, parts: Mapping[str, Form], dtypes: Mapping[str, str], args: argparse.Namespace
+) -> dict[str, dict[str, Stored]]:
+    """Make a rank's file; where its tensors stand."""
+    rooms = {
+        part: {name: Room(_type_of(name, one.pieces, dtypes), one.shape) for name, one in form.items()}
+        for part, form in parts.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in outline.items()}
-    with torch.serialization.skip_data():
-        content = {"model": model, "args": args, "checkpoint_version": VERSION, "iteration": 0}
-        torch.save(content, path)
-    del model, content
-    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-        room = _load(path)["model"]
-    for name, tensor in tqdm(state.items(), desc=path.parent.name, unit="tensor", disable=None):
-        room[name].copy_(tensor)
-    return path.stat().st_size
+    archive.lay_out(path, {**rooms, "args": args, "checkpoint_version": VERSION, "iteration": 0})
+    content: dict[str, dict[str, Stored]] = Archive(path).content
+    return content
+
+
+def _model(chunk: int, chunks: int) -> str:
+    """What a file calls the model of a stage's chunk."""
+    return "model" if chunks == 1 else f"model{chunk}"
 
 
 def write_tracker(folder: Path) -> None:
@@ -99,24 +130,76 @@ def write_tracker(folder: Path) -> None:
     (folder / TRACKER).write_text(RELEASE, encoding="utf-8")
 
 
-def read_rank(folder: Path | str, grid: Grid, tp_rank: int, pp_rank: int) -> dict[str, Tensor]:
-    """What one rank of a released checkpoint holds; tensors are read as they are touched.
+def read_rank(folder: Path | str, grid: Grid, tp_rank: int, pp_rank: int) -> Mapping[str, Tensor]:
+    """What one rank of a released checkpoint holds; each tensor is read when it is asked for.
 
     Raises:
         CheckpointError: the file is missing, is not a checkpoint, or does not hold the tensors that
             the config promises a rank of this grid; the first few names are given.
     """
     folder = Path(folder)
+    spec = Spec.of(folder, HF_CONFIG)
     path = saved(folder) / grid.folder(tp=tp_rank, pp=pp_rank) / FILE
     content = _read(path)
-    spec = Spec.of(folder, HF_CONFIG)
-    names = {entry.local_engine(spec, grid): entry.local(spec, grid) for entry in entries(spec)}
-    state = {
-        names.get(name, name): tensor for name, tensor in content["model"].items() if not name.endswith(EXTRA)
-    }
+    state = _local(content["model"], spec, grid)
     expected = rank_shapes(spec, grid if is_padded(content["args"]) else None, tp_rank, pp_rank)
-    check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, expected, str(path))
-    return state
+    check_shapes({name: one.shape for name, one in state.items()}, expected, str(path))
+    return StoredTensors(state)
+
+
+def sources(folder: Path | str, spec: Spec, grid: Grid | None = None) -> list[Placed]:
+    """Where a checkpoint's tensors stand, and what they hold of the model.
+
+    Args:
+        folder: the checkpoint.
+        spec: the model.
+        grid: its grid; None is what its first rank's arguments say.
+
+    Raises:
+        CheckpointError: a file is missing, or is not a checkpoint; or does not hold the tensors that the
+            config promises a rank of this grid; the first few names are given.
+    """
+    folder = Path(folder)
+    if not saved(folder).is_dir() or not ((folder / TRACKER).is_file() or saved(folder) == folder):
+        raise CheckpointError(
+            f"{folder / TRACKER} does not say {RELEASE!r}: the checkpoint is not whole, or is not one"
+        )
+    args = first_args(folder)
+    size = grid or _grid(args)
+    ep, chunks = (int(args.get(key) or 1) for key in (EXPERTS, CHUNKS))
+    divisor = int(args.get("make_vocab_size_divisible_by") or DIVISOR)
+    found: list[Placed] = []
+    for number in range(ep if spec.num_experts else 1):
+        for tp, pp in size:
+            path = saved(folder) / size.folder(tp=tp, pp=pp, ep=number if ep > 1 else None) / FILE
+            content = _read(path)
+            for chunk in range(chunks):
+                stage, cut = chunk * size.pp + pp, size.interleaved(chunks)
+                form = forms.of_rank(spec, cut, Place(tp, stage, number), ep=ep, divisor=divisor)
+                tensors = content.get(_model(chunk, chunks))
+                if not isinstance(tensors, dict):
+                    raise CheckpointError(f"{path} has no {_model(chunk, chunks)!r}")
+                found += _placed(path, _local(tensors, spec, cut), form)
+    return found
+
+
+def _placed(path: Path, state: Mapping[str, Stored], form: Form) -> list[Placed]:
+    check_shapes(
+        {name: one.shape for name, one in state.items()},
+        {name: held.shape for name, held in form.items()},
+        str(path),
+    )
+    return [Placed(name, state[name], held) for name, held in form.items()]
+
+
+def _local(model: Mapping[str, Any], spec: Spec, grid: Grid) -> dict[str, Stored]:
+    """A rank's tensors by their local names; Transformer Engine's extra states are left out."""
+    names = {entry.local_engine(spec, grid): entry.local(spec, grid) for entry in entries(spec)}
+    return {
+        names.get(name, name): one
+        for name, one in model.items()
+        if not name.endswith(EXTRA) and isinstance(one, Stored)
+    }
 
 
 def is_padded(args: argparse.Namespace) -> bool:
@@ -130,21 +213,27 @@ def read_args(folder: Path | str, grid: Grid) -> argparse.Namespace:
     return args
 
 
+def first_args(folder: Path | str) -> dict[str, Any]:
+    """Megatron's arguments, whatever the grid is.
+
+    Raises:
+        CheckpointError: the folder has no first rank's file.
+    """
+    place = saved(Path(folder))
+    paths = sorted(place.glob(f"mp_rank_00*/{FILE}")) or [place / "mp_rank_00" / FILE]
+    return dict(vars(_read(paths[0])["args"]))
+
+
 def grid_of(folder: Path | str) -> Grid:
     """The grid that a checkpoint says it was saved on.
 
     Raises:
         CheckpointError: the folder has no first rank's file.
     """
-    place = saved(Path(folder))
-    pipelined = (place / "mp_rank_00_000").is_dir()
-    args = vars(read_args(folder, Grid(pp=2) if pipelined else Grid()))
-    if args.get("expert_model_parallel_size", 1) > 1:
-        raise CheckpointError(
-            f"{folder} was saved in Megatron's classic format by {args['expert_model_parallel_size']} expert "
-            "parallel ranks, which plait does not read",
-            hint="save it as torch_dist (--ckpt-format torch_dist), or with expert_model_parallel_size 1",
-        )
+    return _grid(first_args(folder))
+
+
+def _grid(args: Mapping[str, Any]) -> Grid:
     return Grid(
         tp=args["tensor_model_parallel_size"],
         pp=args["pipeline_model_parallel_size"],
@@ -153,30 +242,12 @@ def grid_of(folder: Path | str) -> Grid:
     )
 
 
-def read_trained(folder: Path | str, spec: Spec) -> State:
-    """Megatron's whole tensors of a training checkpoint, torch_dist or classic.
-
-    Raises:
-        CheckpointError: as :func:`read_whole` and :func:`read_iteration`.
-    """
-    if (Path(folder) / METADATA).is_file() or saved(Path(folder)) != Path(folder):
-        return read_iteration(folder, spec)
-    return read_whole(folder, grid_of(folder))
-
-
-def read_whole(folder: Path | str, grid: Grid) -> State:
-    """Megatron's whole tensors of a released checkpoint of any grid, with the true vocabulary.
-
-    Raises:
-        CheckpointError: as :func:`read_rank`; or the tracker file does not say that it is whole.
-    """
-    folder = Path(folder)
-    if not saved(folder).is_dir() or not ((folder / TRACKER).is_file() or saved(folder) == folder):
-        raise CheckpointError(
-            f"{folder / TRACKER} does not say {RELEASE!r}: the checkpoint is not whole, or is not one"
-        )
-    ranks = {(tp, pp): read_rank(folder, grid, tp, pp) for tp, pp in grid}
-    return join(ranks, Spec.of(folder, HF_CONFIG), grid)
+def _type_of(name: str, pieces: tuple[Any, ...], dtypes: Mapping[str, str]) -> str:
+    """The one type of the boxes of a tensor."""
+    found = sorted({dtypes[piece.hf] for piece in pieces})
+    if len(found) > 1:
+        raise CheckpointError(f"{name} is made of {' and '.join(found)}; a tensor has one type")
+    return found[0]
 
 
 def megatron_args(spec: Spec, grid: Grid | None) -> argparse.Namespace:
@@ -256,28 +327,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is missing", hint=f"a rank's file stands in {RELEASE}/mp_rank_TT[_PPP]/"
         )
-    content: dict[str, Any] = _load(path)
-    known = isinstance(content, dict) and {"model", "args"} <= content.keys()
+    content: dict[str, Any] = Archive(path).content
+    known = (
+        isinstance(content, dict) and "args" in content and any(str(key)[:5] == "model" for key in content)
+    )
     if not known or not isinstance(content["args"], argparse.Namespace):
         raise CheckpointError(f"{path} is not a Megatron checkpoint: it has no 'model' and 'args'")
     return content
-
-
-def _load(path: Path) -> Any:
-    try:
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        inert = [(Inert, name) for name in unknown if name != "argparse.Namespace"]
-        with torch.serialization.safe_globals([argparse.Namespace, *inert]):
-            return torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-
-
-def facts_of_iteration(folder: Path | str, spec: Spec, grid: Grid) -> dict[str, Any]:
-    """Merkle root and coverage of a training checkpoint, from what is on disk.
-
-    Raises:
-        CheckpointError: an element of the model is missing, or stored twice.
-    """
-    root = merkle(hf_view(read_trained(folder, spec), spec, folder))
-    return {"merkle": root, "coverage": coverage(spec, grid), "grid": grid.facts}

@@ -1,48 +1,35 @@
-"""A model in every format and grid, by reading the rows of its table.
+"""A model's tensors in every format and grid, from one form to another.
 
-``to_mcore`` and ``to_hf`` change the format, ``cut`` and ``join`` the grid. All four are lazy: they
-give a mapping that computes a tensor when it is asked for, so they compose without holding a model,
-and the composition of a direction with its inverse is the identity (tested, and proven for each
-artifact by its Merkle root).
-
-``coverage`` runs the very same operations on element numbers instead of weights. It finds what a
-round trip forgives: an element written twice, or a wrong cut undone by an equally wrong join.
+``to_mcore`` and ``to_hf`` change the format, ``cut`` and ``join`` the grid. All are lazy: they give a mapping
+that computes a tensor when it is asked for, so they compose without holding a model. Files are converted by
+``stream.py``, which reads the same forms.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from plait.convert.tables import Entry, carried, entries
+from plait.convert import forms
+from plait.convert.forms import Form, Move, Place, Sources
+from plait.convert.ops import Held, Shape
+from plait.convert.tables import carried
 from plait.errors import CheckpointError, PlaitError
 from plait.models.specs import Spec
-from plait.models.weights import Tensors, merkle
+from plait.models.weights import Tensors
 from plait.parallel.grid import Grid
-
-__all__ = ["coverage", "cut", "join", "merkle", "rank_shapes", "to_hf", "to_mcore"]
 
 State = Mapping[str, Tensor]
 
 
 def to_mcore(hf: State, spec: Spec) -> State:
     """Megatron's whole tensors, with the true vocabulary, from Hugging Face's."""
-
-    def fuse(entry: Entry) -> dict[str, Tensor]:
-        return {entry.mcore: entry.row.op.fuse([_take(hf, name) for name in entry.hf], entry.shape)}
-
-    return _lazy(entries(spec), lambda entry: (entry.mcore,), fuse)
+    return remade(forms.whole(spec), [(forms.identity(_converted(spec)), hf)])
 
 
 def to_hf(mcore: State, spec: Spec) -> State:
-    """Hugging Face's tensors from Megatron's whole ones."""
-
-    def split(entry: Entry) -> dict[str, Tensor]:
-        return dict(zip(entry.hf, entry.row.op.split(_take(mcore, entry.mcore), entry.shape), strict=True))
-
-    return _lazy(entries(spec), lambda entry: entry.hf, split)
+    """Hugging Face's tensors from Megatron's whole ones, but for those that Megatron has no use for."""
+    return remade(forms.identity(_converted(spec)), [(forms.whole(spec), mcore)])
 
 
 def cut(mcore: State, spec: Spec, grid: Grid, tp_rank: int, pp_rank: int) -> State:
@@ -51,15 +38,7 @@ def cut(mcore: State, spec: Spec, grid: Grid, tp_rank: int, pp_rank: int) -> Sta
     Raises:
         ConfigError: the model cannot be cut for this grid.
     """
-
-    def part(entry: Entry) -> dict[str, Tensor]:
-        op = entry.row.op
-        return {
-            entry.local(spec, grid): op.cut(_take(mcore, entry.mcore), entry.shape, tp=grid.tp, rank=tp_rank)
-        }
-
-    here = [entry for entry in entries(spec) if entry.stage(spec, grid) == pp_rank]
-    return _lazy(here, lambda entry: (entry.local(spec, grid),), part)
+    return remade(forms.of_rank(spec, grid, Place(tp_rank, pp_rank)), [(forms.whole(spec), mcore)])
 
 
 def own_experts(state: State, *, spec: Spec, grid: Grid, pp_rank: int, ep_rank: int, ep: int) -> State:
@@ -67,177 +46,84 @@ def own_experts(state: State, *, spec: Spec, grid: Grid, pp_rank: int, ep_rank: 
 
     It has an equal share of each layer's experts, in their order, numbered from 0; all else is as it was.
     """
-    share = spec.num_experts // ep
-    first = ep_rank * share
-
-    def local(entry: Entry) -> tuple[str]:
-        return (entry.local(spec, grid, first_expert=first if entry.row.is_experts else 0),)
-
-    def take(entry: Entry) -> dict[str, Tensor]:
-        return {local(entry)[0]: _take(state, entry.local(spec, grid))}
-
-    here = (entry for entry in entries(spec) if entry.stage(spec, grid) == pp_rank)
-    own = [one for one in here if not one.row.is_experts or first <= one.expert < first + share]
-    return _lazy(own, local, take)
+    held, own = (
+        forms.of_rank(spec, grid, Place(0, pp_rank, number), ep=size)
+        for number, size in ((0, 1), (ep_rank, ep))
+    )
+    places = {held[name].pieces: name for name in held}
+    found = Tensors()
+    for name, one in own.items():
+        found.add((name,), lambda n=name, s=places[one.pieces]: {n: _take(state, s)})  # type: ignore[misc]
+    return found
 
 
 def join(ranks: Mapping[tuple[int, int], State], spec: Spec, grid: Grid) -> State:
     """Megatron's whole tensors from what the ranks ``(tp, pp)`` of a grid hold.
 
     Raises:
-        CheckpointError: a rank lacks a tensor, when that is asked for.
+        CheckpointError: a rank lacks a tensor, or ranks that should hold the same one do not, when that is
+            asked for.
     """
-
-    def whole(entry: Entry) -> dict[str, Tensor]:
-        stage, name = entry.stage(spec, grid), entry.local(spec, grid)
-        parts = [_take(ranks[tp, stage], name) for tp in range(grid.tp)]
-        try:
-            return {entry.mcore: entry.row.op.join(parts, entry.shape)}
-        except CheckpointError as error:
-            raise CheckpointError(f"{entry.mcore}: {error}") from error
-
-    return _lazy(entries(spec), lambda entry: (entry.mcore,), whole)
+    held = [(forms.of_rank(spec, grid, Place(*place)), ranks[place]) for place in grid]
+    return remade(forms.whole(spec), held)
 
 
 def rank_shapes(
     spec: Spec, grid: Grid | None, tp_rank: int = 0, pp_rank: int = 0
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of what a rank holds; of Megatron's whole model where there is no grid."""
-    hf = {name: torch.empty(shape, device="meta") for name, shape in spec.shapes.items()}
-    state = to_mcore(hf, spec)
-    if grid is not None:
-        state = cut(state, spec, grid, tp_rank, pp_rank)
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    form = forms.whole(spec) if grid is None else forms.of_rank(spec, grid, Place(tp_rank, pp_rank))
+    return {name: held.shape for name, held in form.items()}
 
 
-@dataclass
-class Counts:
-    """What a proof of coverage counted."""
-
-    hf_tensors: int = 0
-    hf_elements: int = 0
-    mcore_tensors: int = 0
-    rank_tensors: int = 0
-    rank_elements: int = 0
-    replicated_elements: int = 0
-    padding_elements: int = 0
-    carried_tensors: int = 0
-    carried_elements: int = 0
-    padded: dict[str, int] = field(default_factory=dict)
-
-    def report(self) -> dict[str, Any]:
-        """The counts as JSON, after checking that they balance.
-
-        Raises:
-            CheckpointError: they do not.
-        """
-        placed = self.rank_elements - self.replicated_elements - self.padding_elements
-        if placed != self.hf_elements:
-            raise CheckpointError(f"coverage: {placed} elements were placed of {self.hf_elements}")
-        return {**vars(self), "written_once": True, "read_once": True}
-
-
-def coverage(spec: Spec, grid: Grid | None = None) -> dict[str, Any]:
-    """Prove that a conversion writes each element once and reads each element once.
-
-    Every element of the Hugging Face model gets a number from 1; the operations carry numbers where
-    they carry weights, and 0 is padding. A row's operation sees only shapes, and those are equal in
-    all layers, so numbers are followed in layer 0 and its counts hold for the others; names are
-    checked in all of them.
-
-    Args:
-        spec: the model.
-        grid: the grid it is cut for; None is Megatron's whole model, without padding.
-
-    Returns:
-        Counts of tensors and elements; ``padded`` names the padded tensors, carried ones stand beside.
-
-    Raises:
-        CheckpointError: an element is lost, doubled or misplaced; the tensor is named.
-        ConfigError: the model cannot be cut for this grid.
-    """
-    _check_names(spec, grid)
-    beside = carried(spec)
-    counts = Counts(
-        carried_tensors=len(beside),
-        carried_elements=sum(torch.Size(shape).numel() for shape in beside.values()),
+def remade(target: Form, sources: Sequence[tuple[Form, State]]) -> Tensors:
+    """The tensors of a form, made of those of others when they are asked for."""
+    states = [state for _, state in sources]
+    index = Sources(
+        ((number, name, held), held)
+        for number, (form, _) in enumerate(sources)
+        for name, held in form.items()
     )
-    seen: dict[str, tuple[int, int]] = {}
-    for entry in entries(spec):
-        if entry.row.mcore not in seen:
-            seen[entry.row.mcore] = _follow(entry, spec, grid)
-        elements, padding = seen[entry.row.mcore]
-        copies = grid.tp if grid else 1
-        replicated = elements * (copies - 1) if entry.row.op.replicated else 0
-        counts.hf_tensors += len(entry.hf)
-        counts.hf_elements += elements
-        counts.mcore_tensors += 1
-        counts.rank_tensors += copies
-        counts.rank_elements += elements + replicated + padding
-        counts.replicated_elements += replicated
-        counts.padding_elements += padding
-        if padding:
-            counts.padded[entry.mcore] = padding
-    return counts.report()
+    found = Tensors()
+    for name, held in target.items():
+        found.add((name,), lambda n=name, h=held: {n: _made(n, h, index, states)})  # type: ignore[misc]
+    return found
 
 
-def _follow(entry: Entry, spec: Spec, grid: Grid | None) -> tuple[int, int]:
-    """Follow the element numbers of one row there and back; its elements and its padding."""
-    op = entry.row.op
-    sources, elements = [], 0
-    for name in entry.hf:
-        shape = spec.shapes[name]
-        size = torch.Size(shape).numel()
-        sources.append(torch.arange(elements + 1, elements + size + 1).view(shape))
-        elements += size
-    whole = op.fuse(sources, entry.shape)
-    _check_once(whole, elements, entry.mcore)
-    if grid is None:
-        return elements, 0
-    parts = [op.cut(whole, entry.shape, tp=grid.tp, rank=rank) for rank in range(grid.tp)]
-    if op.replicated:
-        for part in parts:
-            _check_once(part, elements, entry.mcore)
-        padding = 0
-    else:
-        padding = _check_once(torch.cat([part.flatten() for part in parts]), elements, entry.mcore)
-    back = op.split(op.join(parts, entry.shape), entry.shape)
-    if not all(torch.equal(one, other) for one, other in zip(back, sources, strict=True)):
-        raise CheckpointError(f"coverage: {entry.mcore} does not come back as it went")
-    return elements, padding
+def _made(name: str, held: Held, index: Sources, states: Sequence[State]) -> Tensor:
+    """One tensor; where it is a piece of another, unmoved, it is a view of that."""
+    moves = sorted(index.moves(held), key=lambda move: move.copy)
+    if not moves:
+        raise CheckpointError(f"the checkpoint has nothing of {name}")
+    first = _box(moves[0], states)
+    is_view = first.numel() == held.elements
+    made = first.reshape(held.shape) if is_view else first.new_zeros(held.shape)
+    rows = made.reshape(held.matrix)
+    for move in moves[is_view:]:
+        box = _box(move, states)
+        if box.dtype != made.dtype:
+            raise CheckpointError(f"{name} is made of {made.dtype} and {box.dtype}; a tensor has one type")
+        place = rows[move.to_row : move.to_row + move.rows, move.to_col : move.to_col + move.cols]
+        if not move.copy:
+            place.copy_(box)
+        elif not torch.equal(place, box):
+            raise CheckpointError(f"{name}: tensor ranks hold different copies of a replicated tensor")
+    return made
 
 
-def _check_once(numbers: Tensor, elements: int, name: str) -> int:
-    """Check that each number from 1 stands once; the count of zeros, which are padding."""
-    times = torch.bincount(numbers.flatten(), minlength=elements + 1)
-    if len(times) != elements + 1 or not bool((times[1:] == 1).all()):
-        wrong = int((times[1:] != 1).sum())
-        raise CheckpointError(f"coverage: {wrong} elements of {name} are lost or written twice")
-    return int(times[0])
+def _box(move: Move, states: Sequence[State]) -> Tensor:
+    number, name, held = move.source
+    tensor = _take(states[number], name)
+    if tuple(tensor.shape) != held.shape:
+        raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, its config says {held.shape}")
+    rows = tensor.reshape(held.matrix)
+    return rows[move.row : move.row + move.rows, move.col : move.col + move.cols]
 
 
-def _check_names(spec: Spec, grid: Grid | None) -> None:
-    """Every Hugging Face name in one row, every name of a rank once, every stage with its layers."""
-    listed = [*carried(spec), *(name for entry in entries(spec) for name in entry.hf)]
-    if sorted(listed) != sorted(spec.shapes):
-        odd = sorted(set(listed) ^ set(spec.shapes)) or sorted({n for n in listed if listed.count(n) > 1})
-        raise CheckpointError(f"coverage: {odd[0]} is not in exactly one row of the table")
-    if grid is None:
-        return
-    placed = [(entry.stage(spec, grid), entry.local(spec, grid)) for entry in entries(spec)]
-    if len(set(placed)) != len(placed):
-        raise CheckpointError("coverage: two parameters have one name on one rank")
-
-
-def _lazy(
-    found: Iterable[Entry],
-    names: Callable[[Entry], tuple[str, ...]],
-    make: Callable[[Entry], Mapping[str, Tensor]],
-) -> Tensors:
-    state = Tensors()
-    for entry in found:
-        state.add(names(entry), lambda entry=entry: make(entry))  # type: ignore[misc]
-    return state
+def _converted(spec: Spec) -> dict[str, Shape]:
+    """The tensors that Megatron computes with."""
+    beside = carried(spec)
+    return {name: shape for name, shape in spec.shapes.items() if name not in beside}
 
 
 def _take(state: State, name: str) -> Tensor:

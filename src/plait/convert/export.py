@@ -1,7 +1,6 @@
 """A trained checkpoint as a complete Hugging Face folder."""
 
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,16 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from plait import files
-from plait.convert.carried import hf_view
-from plait.convert.checkpoint import read_trained
-from plait.convert.engine import coverage
+from plait.convert.carried import CARD, copy_beside
+from plait.convert.forms import coverage
+from plait.convert.layouts import lay_out_hf, trained
+from plait.convert.stream import write_leaves
 from plait.errors import CheckpointError
-from plait.layout import HF_CONFIG, MANIFEST
+from plait.layout import HF_CONFIG
 from plait.models.specs import LLAVA, SOLO, Spec
-from plait.models.weights import INDEX, FolderTensors, check_shapes, config_text, merkle, write_safetensors
+from plait.models.weights import config_text
 from plait.tokens.vocabulary import PICTURE, TURN_END
 
-CARD = "README.md"
 TEMPLATE = "chat_template.jinja"
 
 log = logging.getLogger(__name__)
@@ -37,29 +36,24 @@ def export_folder(
         chat_template: the Jinja text of the run's template; None leaves the tokenizer's own.
 
     Returns:
-        ``merkle``, read back from what was written, and ``coverage``.
+        ``merkle``, of the weights as they passed, and ``coverage``.
 
     Raises:
-        CheckpointError: the source is not the model that was trained, or the weights do not read back.
+        CheckpointError: the source is not the model that was trained, or the checkpoint lacks a part of it.
     """
     _check_source(hf_source, iteration)
     spec = Spec.of(iteration, HF_CONFIG)
-    hf = hf_view(read_trained(iteration, spec), spec, iteration)
-    _copy_all_but_weights(hf_source, folder)
-    write_safetensors(folder, hf)
-    written = FolderTensors(folder)
-    check_shapes(written.shapes, spec.shapes, str(folder))
-    root, expected = merkle(written), merkle(hf)
-    if root != expected:
-        raise CheckpointError(f"what was written has Merkle root {root[:12]}, the checkpoint {expected[:12]}")
-    _set_dtype(folder, str(written[spec.norm].dtype).removeprefix("torch."))
+    model = trained(iteration, spec)
+    copy_beside(hf_source, folder)
+    leaves = model.stream(lay_out_hf(folder, spec, model.dtypes))
+    _set_dtype(folder, model.dtypes[spec.norm])
     if chat_template is not None:
         _set_template(folder, chat_template)
     (folder / CARD).write_text(
         _card(folder, spec, iteration.name, recipe=recipe, template=chat_template or ""), encoding="utf-8"
     )
-    log.info("%d tensors -> %s", len(written), folder.name.lstrip(".").split(".")[0])
-    return {"merkle": root, "coverage": coverage(spec)}
+    log.info("%d tensors -> %s", len(leaves), folder.name.lstrip(".").split(".")[0])
+    return {"merkle": write_leaves(folder, leaves), "coverage": coverage(spec)}
 
 
 def _check_source(hf_source: Path, iteration: Path) -> None:
@@ -68,14 +62,6 @@ def _check_source(hf_source: Path, iteration: Path) -> None:
             f"{hf_source} is not what {iteration} was trained from: their config.json differ",
             hint="give the raw_hf folder that the run's model names as its source",
         )
-
-
-def _copy_all_but_weights(source: Path, folder: Path) -> None:
-    """Config, tokenizer, processor and code; links are followed."""
-    for path in sorted(source.iterdir()):
-        weights = path.suffix == ".safetensors" or path.name == INDEX
-        if path.is_file() and not weights and path.name not in (MANIFEST, CARD) and path.name[0] != ".":
-            shutil.copyfile(path, folder / path.name)
 
 
 def _set_dtype(folder: Path, dtype: str) -> None:

@@ -1,19 +1,19 @@
-"""The stages of conversion, folder to folder: each proves what it wrote by reading it back."""
+"""The stages of conversion, folder to folder; what is read is digested as it passes."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from plait import files
-from plait.convert import checkpoint, engine
-from plait.convert.carried import carry, hf_view, take_along
+from plait.convert import carried, checkpoint, layouts
+from plait.convert.forms import coverage
+from plait.convert.stream import Model, Placed, write_leaves
+from plait.convert.tables import entries
 from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG, MANIFEST
 from plait.models.specs import Spec
-from plait.models.weights import FolderTensors, check_shapes, merkle, outline
+from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
 
 GIGA = 1e9
@@ -29,24 +29,19 @@ def convert(source: Path, folder: Path) -> dict[str, Any]:
     that of its data, for tokenizers of equal size can be told apart by nothing else.
 
     Raises:
-        CheckpointError: the source does not hold what its config promises, or what was written
-            does not read back as it was.
+        CheckpointError: the source does not hold what its config promises.
     """
     spec = Spec.of(source)
-    hf = FolderTensors(source)
-    check_shapes(hf.shapes, spec.shapes, str(source))
-    mcore = engine.to_mcore(hf, spec)
-    size = checkpoint.write_rank(
-        checkpoint.rank_file(folder, Grid(), 0, 0),
-        mcore,
-        outline=engine.to_mcore(outline(hf), spec),
-        args=checkpoint.megatron_args(spec, None),
-    )
-    take_along(source, folder, hf, spec)
+    tokenizer = digest_of_tokenizer(source)
+    model = layouts.of_hf(source, spec)
+    placed = checkpoint.lay_out(folder, spec, Grid(), model.dtypes, padded=False)
+    carried.take_along(source, folder)
+    facts = _written(model, folder, placed + carried.lay_out(folder, spec, model.dtypes))
     checkpoint.write_tracker(folder)
-    log.info("%d tensors -> %d tensors, %s%s", len(hf), len(mcore), _bytes(size), hf.note)
-    facts = _facts(folder, spec, None, expected=merkle(hf))
-    return {**facts, "tokenizer": digest_of_tokenizer(source), "dtypes": dtypes(mcore)}
+    size = sum(one.stored.nbytes for one in placed)
+    note = FolderTensors(source).note
+    log.info("%d tensors -> %d tensors, %s%s", len(model.shapes), len(placed), _bytes(size), note)
+    return _facts(facts, spec, None, tokenizer, model.dtypes)
 
 
 def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
@@ -57,26 +52,64 @@ def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
         ConfigError: the model cannot be cut for this grid.
     """
     spec = Spec.of(source, HF_CONFIG)
-    whole = checkpoint.read_whole(source, Grid())
-    engine.rank_shapes(spec, grid)
-    plan = outline(whole)
-    args = checkpoint.megatron_args(spec, grid)
-    sizes = []
-    for tp, pp in grid:
-        state = engine.cut(whole, spec, grid, tp, pp)
-        shapes = engine.cut(plan, spec, grid, tp, pp)
-        path = checkpoint.rank_file(folder, grid, tp, pp)
-        sizes.append(checkpoint.write_rank(path, state, outline=shapes, args=args))
-    carry(source, folder)
+    tokenizer = _carried_digest(source)
+    model = layouts.released(source, spec, Grid())
+    placed = checkpoint.lay_out(folder, spec, grid, model.dtypes)
+    carried.take_along(source, folder)
+    facts = _written(model, folder, placed + carried.lay_out(folder, spec, model.dtypes))
     checkpoint.write_tracker(folder)
-    log.info("%d tensors -> %s, %s per rank", len(whole), grid, _bytes(max(sizes)))
-    facts = _facts(folder, spec, grid, expected=merkle(hf_view(whole, spec, source)))
-    return {**facts, "tokenizer": _carried_digest(source), "dtypes": dtypes(whole)}
+    sizes: dict[Path, int] = {}
+    for one in placed:
+        sizes[one.stored.path] = sizes.get(one.stored.path, 0) + one.stored.nbytes
+    log.info("%d tensors -> %s, %s per rank", len(model.shapes), grid, _bytes(max(sizes.values())))
+    return _facts(facts, spec, grid, tokenizer, model.dtypes)
 
 
-def root_of_shards(folder: Path, spec: Spec, grid: Grid) -> str:
-    """The Merkle root of the Hugging Face view of a released checkpoint, from what is on disk."""
-    return merkle(hf_view(checkpoint.read_whole(folder, grid), spec, folder))
+def remake(
+    source: Path,
+    folder: Path,
+    grid: Grid,
+    *,
+    to: str,
+    step: int | None = None,
+    hf: Path | None = None,
+    ep: int = 1,
+    chunks: int = 1,
+) -> dict[str, Any]:
+    """Write a model of any layout in another; the facts of its manifest.
+
+    Args:
+        source: the model, see :func:`plait.convert.layouts.opened`.
+        folder: where it goes.
+        grid: the grid of a ``classic`` target.
+        to: the target's layout, ``classic`` or ``hf``.
+        step: the iteration of the source, where it has several.
+        hf: the model's Hugging Face folder: its configs, tokenizer and code.
+        ep: expert parallel ranks of a classic target.
+        chunks: chunks of each of its stages, where its pipeline is interleaved.
+
+    Raises:
+        CheckpointError: the source is not whole, or is none that is read.
+        ConfigError: the model cannot be cut for this grid.
+    """
+    spec, model = layouts.opened(source, step=step, hf=hf)
+    origin = hf or source
+    if to == "hf":
+        carried.copy_beside(origin, folder)
+        placed = layouts.lay_out_hf(folder, spec, model.dtypes)
+    else:
+        carried.take_along(origin, folder)
+        placed = checkpoint.lay_out(folder, spec, grid, model.dtypes, ep=ep, chunks=chunks)
+        placed += carried.lay_out(folder, spec, model.dtypes)
+    merkle = _written(model, folder, placed)
+    if to != "hf":
+        checkpoint.write_tracker(folder)
+    return {"merkle": merkle, "tensors": len(model.shapes), "grid": grid.facts, "ep": ep, "chunks": chunks}
+
+
+def _written(model: Model, folder: Path, placed: list[Placed]) -> str:
+    """Write the model; its Merkle root, of what was read."""
+    return write_leaves(folder, model.stream(placed))
 
 
 def digest_of_tokenizer(source: Path) -> str:
@@ -100,24 +133,24 @@ def _carried_digest(source: Path) -> str:
     return str(facts["tokenizer"])
 
 
-def _facts(folder: Path, spec: Spec, grid: Grid | None, *, expected: str) -> dict[str, Any]:
-    size = grid or Grid()
-    root = root_of_shards(folder, spec, size)
-    if root != expected:
-        raise CheckpointError(f"what was written has Merkle root {root[:12]}, its source {expected[:12]}")
+def _facts(
+    merkle: str, spec: Spec, grid: Grid | None, tokenizer: str, types: Mapping[str, str]
+) -> dict[str, Any]:
     return {
-        "merkle": root,
-        "coverage": engine.coverage(spec, grid),
-        "grid": size.facts,
+        "merkle": merkle,
+        "coverage": coverage(spec, grid),
+        "grid": (grid or Grid()).facts,
+        "tokenizer": tokenizer,
+        "dtypes": dtypes(spec, types),
     }
 
 
-def dtypes(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def dtypes(spec: Spec, types: Mapping[str, str]) -> dict[str, list[str]]:
     """The types of a Megatron model's tensors, by part: ``vision_model`` and so on in a LLaVA model."""
     found: dict[str, set[str]] = {}
-    for name, tensor in outline(tensors).items():
-        found.setdefault(name.split(".")[0], set()).add(str(tensor.dtype).removeprefix("torch."))
-    return {part: sorted(types) for part, types in sorted(found.items())}
+    for entry in entries(spec):
+        found.setdefault(entry.mcore.split(".")[0], set()).update(types[name] for name in entry.hf)
+    return {part: sorted(some) for part, some in sorted(found.items())}
 
 
 def _bytes(size: int) -> str:

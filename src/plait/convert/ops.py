@@ -1,171 +1,194 @@
-"""What a row of a parameter table does to its tensors.
+"""Where the boxes of Hugging Face's tensors stand in Megatron's.
 
-An operation has two pairs of verbs. ``fuse`` and ``split`` change the format: Hugging Face's
-tensors to Megatron's one, and back. ``cut`` and ``join`` change the grid: Megatron's whole tensor to
-the part of one tensor rank, and back. Each pair is the other's inverse; coverage runs them on
-element numbers to prove it.
+A row of a parameter table has an operation: it says once, as boxes, what a tensor rank holds of which
+Hugging Face tensors. Everything else follows from that: fusing and splitting, cutting and joining, any grid
+to any other, what is padding, and the proof that each element is written once.
+
+Tensors are seen as matrices: rows are the first axis, columns all others together.
 
 In shapes: V = vocabulary, O = output features, D = input features, F = feed-forward size,
 G = query groups, R = query heads a group, H = head size, T = tensor ranks.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from plait.errors import CheckpointError, ConfigError
+from plait.errors import ConfigError
 from plait.models.specs import Spec
 from plait.models.towers import Tower
 from plait.tokens.vocabulary import padded_vocab_size
 
-Shape = Spec | Tower
+Shape = tuple[int, ...]
+Sizes = Spec | Tower
 """The model, or the part of it, whose sizes an operation reads."""
+
+
+class Piece(NamedTuple):
+    """A box of a Hugging Face tensor, and where it stands in the tensor that holds it."""
+
+    hf: str
+    row: int
+    col: int
+    rows: int
+    cols: int
+    at_row: int
+    at_col: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor made of boxes of others; what no box covers is padding, zeros.
+
+    Attributes:
+        shape: its shape.
+        pieces: the boxes.
+        view: rows and columns, where they are not those of the shape.
+        copy: 0 where it holds its elements first, else which copy of them it is.
+    """
+
+    shape: Shape
+    pieces: tuple[Piece, ...]
+    view: tuple[int, int] | None = None
+    copy: int = 0
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Its rows and columns."""
+        return self.view or matrix(self.shape)
+
+    @property
+    def elements(self) -> int:
+        """How many there are, padding too."""
+        return math.prod(self.shape)
+
+    @property
+    def padding(self) -> int:
+        """Elements that no box covers."""
+        return self.elements - sum(piece.rows * piece.cols for piece in self.pieces)
+
+
+def matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """A shape as rows and columns; a vector has one column.
+
+    >>> matrix((8, 3, 2, 2)), matrix((5,)), matrix(())
+    ((8, 12), (5, 1), (1, 1))
+    """
+    return (shape[0] if shape else 1), math.prod(shape[1:])
+
+
+class Part(NamedTuple):
+    """Which part of a tensor is asked for.
+
+    Attributes:
+        rank: the tensor rank.
+        tp: T.
+        divisor: the vocabulary is padded to a multiple of ``divisor`` x T; 1 leaves it as it is.
+    """
+
+    rank: int = 0
+    tp: int = 1
+    divisor: int = 1
 
 
 @dataclass(frozen=True)
 class Op:
     """One tensor that every tensor rank holds whole, such as a norm."""
 
-    replicated = True
+    def held(self, names: Sequence[str], shapes: Sequence[Shape], sizes: Sizes, part: Part) -> Held:  # noqa: ARG002
+        """What a tensor rank holds.
 
-    def fuse(self, parts: Sequence[Tensor], spec: Shape) -> Tensor:  # noqa: ARG002
-        """Megatron's tensor from Hugging Face's, in the order of the row's names."""
-        (whole,) = parts
-        return whole
-
-    def split(self, whole: Tensor, spec: Shape) -> list[Tensor]:  # noqa: ARG002
-        """Hugging Face's tensors, in the order of the row's names."""
-        return [whole]
-
-    def cut(self, whole: Tensor, spec: Shape, *, tp: int, rank: int) -> Tensor:  # noqa: ARG002
-        """The part of tensor rank ``rank`` of ``tp``."""
-        return whole
-
-    def join(self, parts: Sequence[Tensor], spec: Shape) -> Tensor:  # noqa: ARG002
-        """The whole tensor from the parts of all tensor ranks, in order.
+        Args:
+            names: Hugging Face's tensors, in the order of the table's row.
+            shapes: their shapes.
+            sizes: the model, or the part of it.
+            part: the rank.
 
         Raises:
-            CheckpointError: ranks that should hold the same tensor do not.
+            ConfigError: the tensor does not divide among so many ranks; legal numbers are named.
         """
-        first, *others = parts
-        if not all(torch.equal(first, other) for other in others):
-            raise CheckpointError("tensor ranks hold different copies of a replicated tensor")
-        return first
+        ((name,), (shape,)) = names, shapes
+        return Held(shape, (Piece(name, 0, 0, *matrix(shape), 0, 0),), copy=part.rank)
 
 
 @dataclass(frozen=True)
 class Lifted(Op):
     """A vector (W,) that Megatron holds as (1, 1, W): the class token of CLIP."""
 
-    def fuse(self, parts: Sequence[Tensor], spec: Shape) -> Tensor:  # noqa: ARG002
-        """With two axes of length 1 before it."""
-        (vector,) = parts
-        return vector[None, None]
-
-    def split(self, whole: Tensor, spec: Shape) -> list[Tensor]:  # noqa: ARG002
-        """Without them."""
-        return [whole[0, 0]]
+    def held(self, names: Sequence[str], shapes: Sequence[Shape], sizes: Sizes, part: Part) -> Held:
+        """Whole, with two axes of length 1 before it."""
+        flat = super().held(names, shapes, sizes, part)
+        return Held((1, 1, *flat.shape), flat.pieces, view=flat.matrix, copy=part.rank)
 
 
 @dataclass(frozen=True)
 class Column(Op):
     """A weight (O, D), or a bias (O,), whose output features are dealt out: rank r holds O/T rows."""
 
-    replicated = False
-    dim = 0
-
-    def cut(self, whole: Tensor, spec: Shape, *, tp: int, rank: int) -> Tensor:  # noqa: ARG002
-        """The ``rank``-th of ``tp`` equal pieces."""
-        size = _share(whole.shape[self.dim], tp, "features")
-        return whole.narrow(self.dim, rank * size, size)
-
-    def join(self, parts: Sequence[Tensor], spec: Shape) -> Tensor:  # noqa: ARG002
-        """The pieces one after the other."""
-        return parts[0] if len(parts) == 1 else torch.cat(list(parts), self.dim)
-
-
-@dataclass(frozen=True)
-class RowWise(Column):
-    """A weight (O, D) whose input features are dealt out: rank r holds D/T columns."""
-
-    dim = 1
-
-
-@dataclass(frozen=True)
-class Vocab(Column):
-    """A weight (V, D) cut by rows after rows of zeros were added, to a multiple of 128 x T."""
-
-    def cut(self, whole: Tensor, spec: Shape, *, tp: int, rank: int) -> Tensor:  # noqa: ARG002
-        """Rows of this rank; the last ranks also hold the padding."""
-        size = padded_vocab_size(len(whole), tp) // tp
-        rows = whole[rank * size : (rank + 1) * size]
-        return (
-            rows
-            if len(rows) == size
-            else torch.cat((rows, rows.new_zeros(size - len(rows), *rows.shape[1:])))
-        )
-
-    def join(self, parts: Sequence[Tensor], spec: Shape) -> Tensor:
-        """The true vocabulary; the padding is left out."""
-        whole = super().join(parts, spec)
-        assert isinstance(spec, Spec)
-        if len(whole) < spec.vocab_size:
-            raise CheckpointError(f"an embedding has {len(whole)} rows, its config says {spec.vocab_size}")
-        return whole[: spec.vocab_size]
-
-
-@dataclass(frozen=True)
-class FuseQKV(Column):
-    """Interleave q, k and v by query group, so that a cut by rows keeps each group whole.
-
-    q (G*R*H, D), k and v (G*H, D)  <->  qkv (G*(R+2)*H, D). Rows of a group: its R query heads, then
-    its key head, then its value head. Biases likewise, without D.
-    """
-
-    def fuse(self, parts: Sequence[Tensor], spec: Shape) -> Tensor:
-        """Group by group: queries, key, value."""
-        groups = spec.num_key_value_heads
-        return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1).flatten(0, 1)
-
-    def split(self, whole: Tensor, spec: Shape) -> list[Tensor]:
-        """Queries, keys and values of all groups."""
-        grouped = whole.unflatten(0, (spec.num_key_value_heads, -1))
-        queries = grouped.shape[1] - 2 * spec.head_dim
-        parts = grouped.split([queries, spec.head_dim, spec.head_dim], dim=1)
-        return [part.flatten(0, 1) for part in parts]
-
-    def cut(self, whole: Tensor, spec: Shape, *, tp: int, rank: int) -> Tensor:
-        """G/T whole groups."""
-        _share(spec.num_key_value_heads, tp, "query groups")
-        return super().cut(whole, spec, tp=tp, rank=rank)
+    def held(self, names: Sequence[str], shapes: Sequence[Shape], sizes: Sizes, part: Part) -> Held:  # noqa: ARG002
+        """The rank's rows of each tensor, one tensor after the other."""
+        pieces, at = [], 0
+        for name, shape in zip(names, shapes, strict=True):
+            rows, cols = matrix(shape)
+            share = _share(rows, part.tp, "features")
+            pieces.append(Piece(name, part.rank * share, 0, share, cols, at, 0))
+            at += share
+        return Held((at, *shapes[0][1:]), tuple(pieces))
 
 
 @dataclass(frozen=True)
 class FuseGateUp(Column):
-    """Stack gate and up; a rank's part is [gate of the rank; up of the rank].
+    """Gate over up: gate and up (F, D) -> (2*F, D); a rank holds [gate of the rank; up of the rank]."""
 
-    gate and up (F, D)  <->  (2*F, D), cut into (2*F/T, D).
+
+@dataclass(frozen=True)
+class RowWise(Op):
+    """A weight (O, D) whose input features are dealt out: rank r holds D/T columns."""
+
+    def held(self, names: Sequence[str], shapes: Sequence[Shape], sizes: Sizes, part: Part) -> Held:  # noqa: ARG002
+        """The rank's columns."""
+        ((name,), (shape,)) = names, shapes
+        rows, cols = shape
+        share = _share(cols, part.tp, "features")
+        piece = Piece(name, 0, part.rank * share, rows, share, 0, 0)
+        return Held((rows, share), (piece,))
+
+
+@dataclass(frozen=True)
+class Vocab(Op):
+    """A weight (V, D) cut by rows after rows of zeros were added; the last ranks hold the padding."""
+
+    def held(self, names: Sequence[str], shapes: Sequence[Shape], sizes: Sizes, part: Part) -> Held:  # noqa: ARG002
+        """The rank's rows of the true vocabulary; those after it are padding."""
+        ((name,), (shape,)) = names, shapes
+        vocabulary, cols = matrix(shape)
+        share = padded_vocab_size(vocabulary, part.tp, part.divisor) // part.tp
+        first = min(part.rank * share, vocabulary)
+        rows = min(share, vocabulary - first)
+        return Held((share, *shape[1:]), (Piece(name, first, 0, rows, cols, 0, 0),))
+
+
+@dataclass(frozen=True)
+class FuseQKV(Op):
+    """q, k and v interleaved by query group, so that a cut by rows keeps each group whole.
+
+    q (G*R*H, D), k and v (G*H, D) -> qkv (G*(R+2)*H, D). Rows of a group: its R query heads, then
+    its key head, then its value head. Biases likewise, without D.
     """
 
-    def fuse(self, parts: Sequence[Tensor], spec: Shape) -> Tensor:  # noqa: ARG002
-        """Gate over up."""
-        return torch.cat(list(parts))
-
-    def split(self, whole: Tensor, spec: Shape) -> list[Tensor]:  # noqa: ARG002
-        """The two halves."""
-        return list(whole.chunk(2))
-
-    def cut(self, whole: Tensor, spec: Shape, *, tp: int, rank: int) -> Tensor:
-        """This rank's rows of each half."""
-        halves = self.split(whole, spec)
-        return torch.cat([super(FuseGateUp, self).cut(half, spec, tp=tp, rank=rank) for half in halves])
-
-    def join(self, parts: Sequence[Tensor], spec: Shape) -> Tensor:
-        """All gates, then all ups."""
-        halves = zip(*(self.split(part, spec) for part in parts), strict=True)
-        return torch.cat([torch.cat(half) for half in halves])
+    def held(self, names: Sequence[str], shapes: Sequence[Shape], sizes: Sizes, part: Part) -> Held:
+        """G/T whole groups: queries, key, value of each."""
+        groups = sizes.num_key_value_heads
+        share = _share(groups, part.tp, "query groups")
+        pieces, at = [], 0
+        for group in range(part.rank * share, (part.rank + 1) * share):
+            for name, shape in zip(names, shapes, strict=True):
+                rows, cols = matrix(shape)
+                rows //= groups
+                pieces.append(Piece(name, group * rows, 0, rows, cols, at, 0))
+                at += rows
+        return Held((at, *shapes[0][1:]), tuple(pieces))
 
 
 WHOLE = Op()

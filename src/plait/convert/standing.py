@@ -11,17 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from plait import files
-from plait.convert import checkpoint, engine, folders
-from plait.convert.carried import hf_view, take_along
+from plait.convert import carried, checkpoint, folders, forms, layouts, stream, tables
 from plait.errors import CheckpointError
 from plait.fetch.lfs import refuse_pointers
 from plait.foreign import Found
 from plait.layout import HF_CONFIG, MANIFEST, TRACKER, Iteration, Megatron, Sharded
 from plait.models.specs import Spec
-from plait.models.weights import FolderTensors, Tensors, check_shapes, merkle
 from plait.parallel.grid import Grid
 
 
@@ -38,9 +34,10 @@ def model(target: Megatron | Sharded, hf: Path, settings: Mapping[str, Any]) -> 
     ranks = [checkpoint.saved(folder) / grid.folder(tp=tp, pp=pp) / checkpoint.FILE for tp, pp in grid]
     refuse_pointers(ranks)
     with _completed(folder, hf, spec) as (whole, beside):
-        root = folders.root_of_shards(whole, spec, grid)
+        model = layouts.released(whole, spec, grid)
+        root = stream.root(model.stream())
         padded = checkpoint.is_padded(checkpoint.read_args(whole, grid))
-        types = folders.dtypes(checkpoint.read_whole(whole, grid))
+        types = folders.dtypes(spec, model.dtypes)
     expected = files.read_manifest(hf, kind="hf_model")["facts"]["merkle"]
     if root != expected:
         raise CheckpointError(
@@ -48,7 +45,7 @@ def model(target: Megatron | Sharded, hf: Path, settings: Mapping[str, Any]) -> 
             f"{root[:12]}, not {expected[:12]}",
             hint="a model that was trained further is adopted as data/ckpts/RUN/iter_NNNNNNN",
         )
-    facts = {"merkle": root, "coverage": engine.coverage(spec, grid if padded else None), "grid": grid.facts}
+    facts = {"merkle": root, "coverage": forms.coverage(spec, grid if padded else None), "grid": grid.facts}
     paths = [*ranks, *(folder / name for name in (TRACKER, HF_CONFIG) if (folder / name).is_file())]
     kind = "sharded" if isinstance(target, Sharded) else "megatron"
     facts |= {"tokenizer": folders.digest_of_tokenizer(hf), "dtypes": types}
@@ -71,9 +68,8 @@ def iteration(target: Iteration, hf: Path, settings: Mapping[str, Any]) -> Found
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     refuse_pointers(found)
     with _completed(folder, hf, spec) as (whole, beside):
-        state = checkpoint.read_trained(whole, spec)
-        root = merkle(_of_shapes(hf_view(state, spec, whole), spec, str(target)))
-    facts = {"merkle": root, "coverage": engine.coverage(spec, grid), "grid": grid.facts}
+        root = stream.root(layouts.trained(whole, spec).stream())
+    facts = {"merkle": root, "coverage": forms.coverage(spec, grid), "grid": grid.facts}
     facts["tokenizer"] = folders.digest_of_tokenizer(hf)
     return _found("iteration", folder, found, facts, beside)
 
@@ -93,7 +89,9 @@ def _completed(folder: Path, hf: Path, spec: Spec) -> Iterator[tuple[Path, dict[
     """
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary)
-        take_along(hf, whole, FolderTensors(hf), spec)
+        carried.take_along(hf, whole)
+        model = layouts.of_hf(hf, spec, only=tables.carried(spec))
+        model.stream(carried.lay_out(whole, spec, model.dtypes), digests=False)
         beside = {
             path.name: path.read_bytes() for path in whole.iterdir() if not (folder / path.name).exists()
         }
@@ -107,17 +105,3 @@ def _completed(folder: Path, hf: Path, spec: Spec) -> Iterator[tuple[Path, dict[
                 (whole / path.name).unlink(missing_ok=True)
                 (whole / path.name).symlink_to(path.resolve())
         yield whole, beside
-
-
-def _of_shapes(view: Mapping[str, Tensor], spec: Spec, where: str) -> Tensors:
-    """The same tensors, each compared with its shape when it is asked for."""
-
-    def checked(name: str) -> dict[str, Tensor]:
-        tensor = view[name]
-        check_shapes({name: tuple(tensor.shape)}, {name: spec.shapes[name]}, where)
-        return {name: tensor}
-
-    tensors = Tensors()
-    for name in view:
-        tensors.add((name,), lambda name=name: checked(name))  # type: ignore[misc]
-    return tensors

@@ -8,11 +8,11 @@ Engine's fused modules give a parameter another name, the row has both.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
-from plait.convert.ops import COLUMN, ROW, VOCAB, WHOLE, FuseGateUp, FuseQKV, Lifted, Op, Shape
-from plait.models.specs import HEAD, LANGUAGE_MODEL, PROJECTOR, TOWER, Spec
+from plait.convert.ops import COLUMN, ROW, VOCAB, WHOLE, FuseGateUp, FuseQKV, Lifted, Op, Sizes
+from plait.models.specs import LANGUAGE_MODEL, PROJECTOR, TOWER, Spec
 from plait.parallel.grid import Grid
 
 Place = Literal["first", "layer", "last", "tower layer"]
@@ -28,6 +28,8 @@ class Row:
     op: Op
     place: Place
     engine: str = ""
+    tied: bool = False
+    """Whether it is a copy, which the last of several stages needs of what the first has."""
 
     def names(self, **numbers: int) -> tuple[str, tuple[str, ...]]:
         """The Megatron name and the Hugging Face names at a ``layer``, of an ``expert``."""
@@ -106,6 +108,11 @@ ENDS: tuple[Row, ...] = (
     Row("decoder.final_layernorm.weight",       ("model.norm.weight",),                 WHOLE, "last"),
     Row("output_layer.weight",                  ("lm_head.weight",),                    VOCAB, "last"),
 )
+TIED: tuple[Row, ...] = (
+    Row("decoder.final_layernorm.weight",       ("model.norm.weight",),                 WHOLE, "last"),
+    Row("output_layer.weight",                  ("model.embed_tokens.weight",),         VOCAB, "last",
+        tied=True),
+)
 PATCHES: tuple[Row, ...] = (
     Row("vision_patch.weight",                  ("model.embed_vision_patch.weight",),   COLUMN, "first"),
 )
@@ -169,9 +176,9 @@ TABLES: dict[str, tuple[Row, ...]] = {
 
 
 def rows_of(spec: Spec) -> tuple[Row, ...]:
-    """The rows of a language model; a tied one computes its logits with the embedding, and has no head."""
+    """The rows of a language model; a tied one has no head, and its last stage a copy of the embedding."""
     rows = TABLES[spec.text_architecture]
-    return tuple(row for row in rows if row.hf != (HEAD,)) if spec.tied else rows
+    return (*(row for row in rows if row not in ENDS), *TIED) if spec.tied else rows
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,7 @@ class Part:
     """A table, and the shape that its operations read."""
 
     rows: tuple[Row, ...]
-    shape: Shape
+    shape: Sizes
     places: tuple[tuple[Place, int], ...]
     """Where its rows stand, and how often."""
     experts: int = 0
@@ -227,7 +234,7 @@ class Entry:
     layer: int
     mcore: str
     hf: tuple[str, ...]
-    shape: Shape
+    shape: Sizes
     expert: int = 0
 
     def stage(self, spec: Spec, grid: Grid) -> int:
@@ -264,13 +271,45 @@ class Entry:
         return (*layer, self.expert) if self.row.is_experts else layer
 
 
-def entries(spec: Spec) -> Iterator[Entry]:
-    """Every parameter of a model, in the order of its layers."""
+def engine_name(name: str) -> str:
+    """The name that a parameter of a language model has in Transformer Engine's layers.
+
+    Args:
+        name: Megatron Core's own, below whatever the model is a part of.
+
+    Returns:
+        The same name, where they have no other.
+    """
+    for own, engine in _renamed():
+        found = own.search(name)
+        if found:
+            return name[: found.start()] + engine.format_map(found.groupdict())
+    return name
+
+
+@cache
+def _renamed() -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Patterns of names with another in Transformer Engine's layers, and that one."""
+    rows = [row for row in (*STEM, *EXPERTS) if row.engine]
+    patterns = [re.escape(row.mcore) + "$" for row in rows]
+    for place in (LAYER, EXPERT):
+        number = rf"(?P<{place[1:-1]}>\d+)"
+        patterns = [pattern.replace(re.escape(place), number) for pattern in patterns]
+    return tuple((re.compile(p), row.engine) for p, row in zip(patterns, rows, strict=True))
+
+
+def entries(spec: Spec, pp: int = 1) -> Iterator[Entry]:
+    """Every parameter of a model, in the order of its layers.
+
+    Args:
+        spec: the model.
+        pp: pipeline stages; where there are several, the last has copies of tied tensors.
+    """
     for part in parts(spec):
         for place, layers in part.places:
             for number in range(layers):
                 for row in part.rows:
-                    if row.place == place:
+                    if row.place == place and (pp > 1 or not row.tied):
                         yield from _of_row(row, part, number)
 
 

@@ -6,6 +6,7 @@ asks for names only. So a conversion holds one row of a model in memory, whateve
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
@@ -18,8 +19,11 @@ from torch import Tensor, uint8
 
 from plait.errors import CheckpointError
 from plait.files import canonical, read_object, write_json
+from plait.models import safe
+from plait.models.archive import Archive
 from plait.models.pickles import Pickled
 from plait.models.specs import EMBEDDING, HEAD
+from plait.models.stored import SIZES, Stored
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -148,6 +152,20 @@ class FolderTensors(Mapping[str, Tensor]):
             tensors.add((name,), lambda n=name, f=file: {n: self._handle(f).get_tensor(n)})  # type: ignore[misc]
         return tensors
 
+    @cached_property
+    def placed(self) -> dict[str, Stored]:
+        """Where every tensor stands, by its published name.
+
+        Raises:
+            CheckpointError: a file is not whole, or its header does not describe it.
+        """
+        files = {file: self.folder / file for file in self._where.values()}
+        found = {
+            file: safe.read(path) if path.suffix == ".safetensors" else Archive(path).content
+            for file, path in files.items()
+        }
+        return {name: found[self._where[stored]][stored] for name, stored in self._stored.items()}
+
     @property
     def note(self) -> str:
         """The end of a log line that says what was dropped; empty where nothing was."""
@@ -240,6 +258,37 @@ def write_safetensors(folder: Path, tensors: Mapping[str, Tensor], *, limit: int
         (folder / _part(number)).rename(folder / file)
         where |= dict.fromkeys(part_names, file)
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def lay_out(
+    folder: Path, dtypes: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], *, limit: int = FILE_LIMIT
+) -> dict[str, Stored]:
+    """Make safetensors files with room for tensors; where each of them stands.
+
+    Args:
+        folder: where the files go.
+        dtypes: torch's names of the types, by name.
+        shapes: the shapes.
+        limit: bytes of a file.
+    """
+    parts: list[list[str]] = [[]]
+    room = total = 0
+    for name, shape in shapes.items():
+        size = math.prod(shape) * SIZES[dtypes[name]]
+        if parts[-1] and room + size > limit:
+            parts.append([])
+            room = 0
+        parts[-1].append(name)
+        room, total = room + size, total + size
+    found: dict[str, Stored] = {}
+    where: dict[str, str] = {}
+    for number, names in enumerate(parts):
+        file = ONE if len(parts) == 1 else f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        found |= safe.lay_out(folder / file, [(name, dtypes[name], shapes[name]) for name in names])
+        where |= dict.fromkeys(names, file)
+    if len(parts) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    return found
 
 
 def _part(number: int) -> str:

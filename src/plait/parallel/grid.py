@@ -138,9 +138,10 @@ class Grid:
         stages = (stage for stage in range(self.pp) if layer in self.layers(stage, num_layers=num_layers))
         return next(stages)
 
-    def folder(self, *, tp: int, pp: int) -> str:
-        """The folder of a rank in Megatron's classic checkpoint layout."""
-        return f"mp_rank_{tp:02d}" + (f"_{pp:03d}" if self.pp > 1 else "")
+    def folder(self, *, tp: int, pp: int, ep: int | None = None) -> str:
+        """The folder of a rank in Megatron's classic layout; ``ep`` is given where experts are dealt out."""
+        stage = f"_{pp:03d}" if self.pp > 1 else ""
+        return f"mp_rank_{tp:02d}{stage}" + (f"_{ep:03d}" if ep is not None else "")
 
 
 def context_rows(length: int, rank: int, ranks: int) -> list[int]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from plait.config.run import attends_by_documents
 from plait.models.specs import Spec
 from plait.models.towers import Tower
 from plait.parallel.grid import Grid
@@ -174,6 +175,8 @@ class Layer:
         drops: whether hidden states and attention are dropped out.
         experts: experts that each token is sent to, 0 where there are none. They are taken as used evenly.
         heads_normed: whether queries and keys have norms of their own.
+        masked: whether attention has a mask of every token; a kernel that is told of documents keeps no
+            scores, but a sum for each query, and repeats no keys.
     """
 
     hidden: int
@@ -194,6 +197,7 @@ class Layer:
     drops: tuple[bool, bool] = field(default=(False, False))
     experts: int = 0
     heads_normed: bool = False
+    masked: bool = True
 
     @property
     def passed(self) -> float:
@@ -213,6 +217,8 @@ class Layer:
     @property
     def scores(self) -> float:
         """Attention's weights in fp32 as softmax gives them, and in the run's type; a mask if some drop."""
+        if not self.masked:
+            return self.own * self.heads / self.tp * FULL
         each = FULL + (self.size if self.size < FULL else 0) + (self.mask + self.size) * self.drops[1]
         return self.own * self.seen * self.heads / self.tp * each
 
@@ -220,6 +226,8 @@ class Layer:
     def attention(self) -> float:
         """Queries, and keys and values of the whole sequence, one a query head; scores."""
         queries = self.own * self.query * self.size / self.tp
+        if not self.masked:
+            return queries + self.projected + self.scores
         keys = self.batch * self.seen * self.query * self.size / self.tp
         copied = self.key < self.query or self.own < self.batch * self.seen
         return queries + keys + (keys if copied else self.projected) + self.scores
@@ -270,6 +278,7 @@ def language_layer(spec: Spec, run: Run) -> Layer:
         drops=(settings["hidden_dropout"] > 0, settings["attention_dropout"] > 0),
         experts=spec.experts_per_token,
         heads_normed=spec.qk_norm,
+        masked=not attends_by_documents(settings),
     )
 
 
@@ -301,8 +310,8 @@ def activations(stage: int, spec: Spec, run: Run) -> dict[str, float]:
     layer = language_layer(spec, run)
     layers = len(run.grid.layers(stage, num_layers=spec.num_layers))
     kept, again = _recomputed(layer, layers, run.settings)
-    shared = layer.own * (layer.seen + FULL * layer.rotary)  # a mask of bytes, and rotary angles
-    each = kept + shared + (_sight(spec, run) if stage == 0 else 0.0)
+    mask, angles = layer.own * layer.seen * layer.masked, layer.own * FULL * layer.rotary
+    each = kept + mask + angles + (_sight(spec, run) if stage == 0 else 0.0)
     last = stage == run.grid.pp - 1
     vocabulary = padded_vocab_size(spec.vocab_size, layer.tp) // layer.tp
     logits = layer.own * vocabulary * (FULL + (layer.size if layer.size < FULL else 0))

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from plait.config.run import without_engine
 from plait.convert import engine
-from plait.convert.tables import carried, entries
+from plait.convert.forms import Place, of_rank
+from plait.convert.tables import carried
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
@@ -17,8 +19,6 @@ from plait.tokens.vocabulary import padded_vocab_size
 from plait.train.build import DTYPES, build_model, freeze
 from plait.train.world import alone
 
-COPY = "output_layer.weight"
-"""The last stage's copy of a tied embedding, where the first is another."""
 EXPERTS = ".experts."
 """Within the names of the parameters that experts have."""
 Shapes = Mapping[str, tuple[int, ...]]
@@ -61,7 +61,8 @@ def ranks_of(
 ) -> Iterator[Rank]:
     """Build each rank of a grid; copies of data parallelism are equal, so there is one of them.
 
-    No process is started: every rank takes this one's place in a group that talks to nobody.
+    No process is started: every rank takes this one's place in a group that talks to nobody. Layers are
+    Megatron Core's own: Transformer Engine's have the same parameters, and are not made on the meta device.
 
     Args:
         spec: the model.
@@ -69,7 +70,7 @@ def ranks_of(
         dtype: type of the weights.
         run: the run's settings; without them nothing is shared and nothing frozen.
     """
-    settings = run or {}
+    settings = without_engine(run) if run else {}
     cp, ep = (int(settings.get(f"{axis}_parallel_size", 1)) for axis in ("context", "expert_model"))
     for (number, (tp, pp)), expert in product(enumerate(grid), range(ep)):
         place = alone(number, grid.tp, grid.pp, cp=cp, ep=ep, expert=expert)
@@ -121,16 +122,12 @@ def _check_shapes(rank: Rank, cut: Shapes) -> None:
 
 def _check_sum(spec: Spec, grid: Grid, ranks: Sequence[Rank]) -> None:
     """All ranks hold the model once: copies count once, padding rows and carried tensors not at all."""
-    replicated = {
-        (one.stage(spec, grid), one.local(spec, grid)): one.row.op.replicated for one in entries(spec)
-    }
+    forms = {rank: of_rank(spec, grid, Place(*rank)) for rank in grid}
     held = sum(
         math.prod(shape)
         for rank in ranks
         for name, shape in rank.shapes.items()
-        if not (spec.tied and name == COPY)
-        and (rank.tp == 0 or not replicated[rank.pp, name])
-        and (rank.ep == 0 or EXPERTS in name)
+        if not forms[rank.tp, rank.pp][name].copy and (rank.ep == 0 or EXPERTS in name)
     )
     padding = (
         (1 if spec.tied else 2)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from plait.config.run import AXES, Around, Run
+from plait.config.run import AXES, FP8_TOKENS, NEEDS_ENGINE, Around, Run
 from plait.models.specs import LLAVA, Spec
 from plait.models.towers import Tower
 from plait.train.hardware import NEEDS_GPU
@@ -105,7 +105,7 @@ def _fewer(settings: Values, processes: int, notes: list[str]) -> None:
 
 def _of_gpus(settings: Mapping[str, Any]) -> Values:
     """What keys for GPUs only are without one."""
-    found: Values = {key: without for key, (without, _) in NEEDS_GPU.items()}
+    found: Values = {key: without for key, (without, _) in NEEDS_GPU.items()} | NEEDS_ENGINE
     if settings["params_dtype"] == "fp16":
         found["params_dtype"] = "bf16"
     return found
@@ -151,13 +151,14 @@ def smaller(model: Mapping[str, Any], settings: Mapping[str, Any], sequence: int
     """
     spec = Spec.from_config(model)
     heads = settings["tensor_model_parallel_size"] * spec.num_attention_heads // spec.num_key_value_heads
+    head = FP8_TOKENS if settings["fp8"] else HEAD
     text = {
         "num_hidden_layers": _layers(settings),
         "num_attention_heads": heads,
         "num_key_value_heads": settings["tensor_model_parallel_size"],
-        "head_dim": HEAD,
-        "hidden_size": heads * HEAD,
-        "intermediate_size": 2 * heads * HEAD,
+        "head_dim": head,
+        "hidden_size": heads * head,
+        "intermediate_size": 2 * heads * head,
         "max_position_embeddings": sequence,
     }
     if spec.num_experts:
@@ -167,7 +168,7 @@ def smaller(model: Mapping[str, Any], settings: Mapping[str, Any], sequence: int
         text["sliding_window"] = min(spec.sliding_window, sequence // 2)
     if spec.vision is None:
         return {**model, **text}
-    wide = {"projector_hidden_size": 2 * heads * HEAD} if "projector_hidden_size" in model else {}
+    wide = {"projector_hidden_size": 2 * heads * head} if "projector_hidden_size" in model else {}
     return {
         **model,
         **wide,

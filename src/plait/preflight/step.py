@@ -54,7 +54,7 @@ def tiny_step(plan: Plan, job: Job, small: Small) -> Step:
         metrics = (root / first.run.metrics).read_text(encoding="utf-8")
     rows = [json.loads(line) for line in metrics.splitlines()]
     for row in rows:
-        if not math.isfinite(row[LOSS]) or not math.isfinite(row[NORM]):
+        if not all(math.isfinite(float(row[name])) for name in (LOSS, NORM)):
             raise CheckpointError(f"the tiny step has {LOSS} {row[LOSS]} and {NORM} {row[NORM]}")
     return Step([row[LOSS] for row in rows], time.monotonic() - began, data)
 

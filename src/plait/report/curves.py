@@ -166,14 +166,15 @@ def _loss(axis: Any, curve: Curve, name: str, exports: Sequence[int]) -> None:
 
 
 def _spikes(axis: Any, curve: Curve, name: str) -> None:
-    """Mark the iterations whose loss jumped by their numbers, and say how to see their samples."""
+    """Mark the iterations whose loss jumped, the first of a row by its number; say how to see its samples."""
     jumped = ~np.isnan(curve.spike)
     steps, losses = curve.iteration[jumped], curve.loss[jumped]
     top = np.nanmax(np.where(np.isfinite(curve.loss), curve.loss, np.nan), initial=0.0)
     heights = np.where(np.isfinite(losses), losses, top)
     label = f"spike: plait trace {name} --step {steps[-1]}"
     axis.plot(steps, heights, "v", color=COLOURS[3], markersize=6, label=label, clip_on=False)
-    for step, height in zip(steps, heights, strict=True):
+    first = ~np.isin(steps - 1, steps)
+    for step, height in zip(steps[first], heights[first], strict=True):
         axis.annotate(
             str(step), (step, height), (6, 2), textcoords="offset points", color=COLOURS[3], fontsize=8
         )

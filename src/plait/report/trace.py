@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from plait import files, layout
+from plait.config.schedule import skipped
 from plait.data.lines import read_lines
 from plait.data.webdataset import SAMPLES
 from plait.errors import DataError
@@ -32,8 +33,9 @@ def trace(name: str, step: int) -> dict[str, Any]:
         step: an iteration, from 1.
 
     Returns:
-        ``run``, ``step``, ``skipped``, ``logged`` (whether the run wrote the samples down; they are computed
-        else), ``total`` and ``sequences``: of each ``sequence`` its number in the global batch, ``shard`` and
+        ``run``, ``step``, ``skipped`` (whether a skip range leaves it out), ``trained`` (it is not yet, if it
+        is not skipped either), ``logged`` (whether the run wrote the samples down; they are computed else),
+        ``total`` and ``sequences``: of each ``sequence`` its number in the global batch, ``shard`` and
         ``pack`` or ``tar`` and ``key``, and ``documents``: ``id``, ``chat`` and ``line``, ``raw`` and
         ``raw_line``, and for packs ``start`` and ``end`` in tokens.
 
@@ -46,13 +48,16 @@ def trace(name: str, step: int) -> dict[str, Any]:
     _check_own(run, told["settings"], step)
     _check_unchanged(told["analysis"], told["digest"], "the run")
     found = lineage.of_step(Path(run.samples), step)
-    samples = found.samples if found else _computed(run, told, step)
+    left_out = found.skipped if found else _is_left_out(told["settings"], step)
+    trained = not left_out and (found is not None or step <= _reached(run, told))
+    samples = found.samples if found else _computed(run, told, step, _standing(left_out, trained))
     sequences = [{"sequence": number, **_sequence(one, told)} for number, one in samples.items()]
     _add_documents(sequences, told)
     return {
         "run": name,
         "step": step,
-        "skipped": bool(found and found.skipped),
+        "skipped": left_out,
+        "trained": trained,
         "logged": found is not None,
         "total": found.total if found else len(samples),
         "sequences": sequences,
@@ -64,14 +69,22 @@ def in_words(found: Mapping[str, Any]) -> Iterator[str]:
     listed, total = len(found["sequences"]), found["total"]
     how = "in the run's log" if found["logged"] else "computed from seed and step, not in the run's log"
     count = f"{total} sequences" if listed == total else f"{listed} of {total} sequences"
-    left_out = "; the step was left out, they trained nothing" if found["skipped"] else ""
-    yield f"step {found['step']} of {found['run']}: {count}, {how}{left_out}"
+    standing = (
+        "" if found["logged"] and found["trained"] else f"; {_standing(found['skipped'], found['trained'])}"
+    )
+    yield f"step {found['step']} of {found['run']}: {count}, {how}{standing}"
     for one in found["sequences"]:
         place = f"{one['shard']} pack {one['pack']}" if "shard" in one else f"{one['tar']} key {one['key']}"
         yield f"{one['sequence']}: {place}"
         yield from (f"   {_document(document)}" for document in one["documents"])
         if not one["documents"]:
             yield "   others made it: nothing says what it was made from"
+
+
+def _standing(left_out: bool, trained: bool) -> str:
+    if left_out:
+        return "skip_train_iteration_range leaves the step out, which trains nothing"
+    return "the step was trained" if trained else "the step is not trained yet"
 
 
 def _document(one: Mapping[str, Any]) -> str:
@@ -114,15 +127,31 @@ def _told(run: layout.Run) -> dict[str, Any]:
     raise DataError(f"{run} was not trained yet", hint="its first job writes down what it is trained on")
 
 
-def _computed(run: layout.Run, told: Mapping[str, Any], step: int) -> dict[int, Any]:
+def _is_left_out(settings: Mapping[str, Any], step: int) -> bool:
+    """Whether the run's keys have a step consume its samples and train nothing."""
+    return any(step in one for one in skipped(settings["skip_train_iteration_range"]))
+
+
+def _reached(run: layout.Run, told: Mapping[str, Any]) -> int:
+    """The last step of the run on these data, by its log, a checkpoint or a state; 0 if none."""
+    kept = [one for folder in (str(run), run.states, run.saved) for one in state.checkpoints(Path(folder))]
+    found = [
+        int(one.name.removeprefix("iter_"))
+        for one in kept
+        if files.read_manifest(one)["inputs"].get(told["analysis"]) == told["digest"]
+    ]
+    return max(lineage.last_step(Path(run.samples)), *found, 0)
+
+
+def _computed(run: layout.Run, told: Mapping[str, Any], step: int, standing: str) -> dict[int, Any]:
     """The packs that seed and step give."""
     mixture, settings = Mixed(Path(told["analysis"])), told["settings"]
     if "tokenizer" in mixture.content:
         last = lineage.last_step(Path(run.samples))
         raise DataError(
-            f"the log of {run} has no step {step}, its last is {last}; energon's order follows from the "
-            "steps before",
-            hint="train up to it",
+            f"the log of {run} has no step {step}, its last is {last}, and energon's order follows from the "
+            f"steps before; {standing}",
+            hint="train up to it, again where its log is gone",
         )
     from plait.train.batches import Order
 

@@ -27,13 +27,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "image": (IMAGE, PADDING),
 }
 
+DIVISOR = 128
+"""Megatron's ``make_vocab_size_divisible_by``: a rank's rows of the vocabulary are a multiple of it."""
+
 PICTURE = VISION_START + VISION_END
 """Where a picture stands in a rendered chat template, before its patches are counted."""
 
 
-def padded_vocab_size(size: int, tp: int) -> int:
-    """Rows of the embedding on a grid: the smallest multiple of 128 * tp that holds ``size``."""
-    return -(-size // (128 * tp)) * 128 * tp
+def padded_vocab_size(size: int, tp: int, divisor: int = DIVISOR) -> int:
+    """Rows of the embedding on a grid: the smallest multiple of ``divisor`` * tp that holds ``size``."""
+    return -(-size // (divisor * tp)) * divisor * tp
 
 
 def picture_text(rows: int, columns: int) -> str:

@@ -74,7 +74,7 @@ class Batch:
     labels: Tensor
     loss_mask: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
     pictures: Tensor | None = None
     picture_rows: Tensor | None = None
     sees_pictures: Tensor = field(default_factory=lambda: torch.zeros(1))
@@ -91,6 +91,7 @@ class Batch:
         rows = context_rows(self.input_ids.shape[1], rank, ranks)
         own = {key: value[:, rows] for key in PER_TOKEN if (value := getattr(self, key)) is not None}
         clipped = self.clipped if rank == 0 else 0
+        assert self.attention_mask is not None
         return replace(self, **own, attention_mask=self.attention_mask[:, :, rows], clipped=clipped)
 
     def to(self, device: torch.device) -> "Batch":
@@ -114,6 +115,7 @@ class Collator:
         max_resolution: longest side of a picture in pixels.
         vision: whether the model has a patch projection.
         window: the model's sliding window, in tokens.
+        by_documents: attention is told where documents begin: there is no mask.
     """
 
     seq_length: int
@@ -124,6 +126,7 @@ class Collator:
     max_resolution: int
     vision: bool
     window: int | None = None
+    by_documents: bool = False
 
     def __call__(self, packs: Sequence[Pack]) -> Batch:
         """Pad and stack: each document sees itself only and starts at position 0."""
@@ -138,7 +141,9 @@ class Collator:
             labels=torch.from_numpy(shifted(text_BS, self.pad_id)),
             loss_mask=torch.from_numpy(shifted(trained_BS, 0)).float(),
             position_ids=torch.from_numpy(positions(document_BS)),
-            attention_mask=masked_out(torch.from_numpy(document_BS), self.window),
+            attention_mask=None
+            if self.by_documents
+            else masked_out(torch.from_numpy(document_BS), self.window),
             pictures=patches,
             picture_rows=indices,
             sees_pictures=torch.zeros(1) if indices is None else (indices >= 0).any(dim=1).float(),

@@ -15,8 +15,11 @@ from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from plait.config.run import FUSED, attends_by_documents
 from plait.config.schedule import warmup_iters
 from plait.convert.engine import cut, own_experts
+from plait.convert.tables import engine_name
+from plait.convert.torch_dist import EXTRA
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
@@ -31,7 +34,7 @@ TRANSFORMER = (
     "recompute_num_layers", "hidden_dropout", "attention_dropout", "deterministic_mode", "fp8",
     "fp8_amax_compute_algo", "fp8_amax_history_len", "expert_model_parallel_size",
     "moe_router_load_balancing_type", "moe_token_dispatcher_type", "moe_grouped_gemm",
-    "transformer_impl", "tp_comm_overlap",
+    "transformer_impl", "tp_comm_overlap", *FUSED,
 )  # fmt: skip
 """Keys of a run that Megatron's ``TransformerConfig`` has too; a tower heeds no parallel ones of them."""
 DDP = ("use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather")
@@ -54,7 +57,10 @@ def loaded_later(weight: torch.Tensor) -> torch.Tensor:
 def transformer_config(
     spec: Spec, grid: Grid, *, dtype: torch.dtype, run: Mapping[str, Any] = MappingProxyType({}), **sizes: Any
 ) -> TransformerConfig:
-    """Megatron's config of a model of this shape on a grid, without fused kernels.
+    """Megatron's config of a model of this shape on a grid; kernels are fused as the run says.
+
+    One that Megatron has is never: its fused softmax takes "causal" for all of a mask, and a document would
+    see those before it.
 
     Args:
         spec: the language model's shape.
@@ -63,10 +69,10 @@ def transformer_config(
         run: the run's settings; without them nothing is dropped, computed again or shared.
         sizes: keys of a part that is not the language model, in place of its.
     """
-    chosen = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    chosen: dict[str, Any] = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "transformer_impl": "local"}
     if not sizes:
         chosen |= {key: run[key] for key in TRANSFORMER if key in run}
-        chosen |= _offloading(run) | _interleaving(run) | _balancing(run, grid)
+        chosen |= _offloading(run) | _interleaving(run) | _balancing(run, grid) | _windowed(run, spec)
         chosen |= {"attention_backend": AttnBackend[run.get("attention_backend", "auto")]}
     return TransformerConfig(
         **(sizes or _language_sizes(spec, grid)) | chosen,
@@ -81,11 +87,7 @@ def transformer_config(
         init_method=loaded_later,
         output_layer_init_method=loaded_later,
         embedding_init_method=loaded_later,
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
         persist_layer_norm=False,
     )
 
@@ -129,6 +131,12 @@ def _expert_sizes(spec: Spec, grid: Grid) -> dict[str, Any]:
 def _offloading(run: Mapping[str, Any]) -> dict[str, Any]:
     layers = run.get("cpu_offloading_num_layers", 0)
     return {"cpu_offloading": True, "cpu_offloading_num_layers": layers} if layers else {}
+
+
+def _windowed(run: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    """How many tokens before its own a token sees, where no mask says it."""
+    window = spec.sliding_window
+    return {"window_size": (window - 1, 0)} if window and attends_by_documents(run) else {}
 
 
 def _balancing(run: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
@@ -175,7 +183,8 @@ def build_model(
     chunk: int | None = None,
 ) -> PackedGPTModel | LlavaModel:
     """This rank's stage of the model, or a chunk of it; its weights are not initialised, they are loaded."""
-    language = _language_model(spec, transformer_config(spec, grid, dtype=dtype, run=run), chunk)
+    config = transformer_config(spec, grid, dtype=dtype, run=run)
+    language = _language_model(spec, config, chunk, by_documents=attends_by_documents(run))
     if spec.vision is None or spec.projector is None:
         return language
     if not language.pre_process:
@@ -186,7 +195,9 @@ def build_model(
     return LlavaModel(language, (VisionTower(tower, spec.vision), projector_of(projector, spec.projector)))
 
 
-def _language_model(spec: Spec, config: TransformerConfig, chunk: int | None) -> PackedGPTModel:
+def _language_model(
+    spec: Spec, config: TransformerConfig, chunk: int | None, *, by_documents: bool
+) -> PackedGPTModel:
     """The language model; its experts have an optimizer of their own.
 
     Megatron gives them one (and marks them so) only if they are dealt out; with one always, a checkpoint of
@@ -194,7 +205,7 @@ def _language_model(spec: Spec, config: TransformerConfig, chunk: int | None) ->
     """
     model = PackedGPTModel(
         config,
-        language_blocks(config, chunk),
+        language_blocks(config, chunk, by_documents=by_documents),
         vocab_size=padded_vocab_size(spec.vocab_size, config.tensor_model_parallel_size),
         true_vocab_size=spec.vocab_size,
         max_sequence_length=spec.max_position_embeddings,
@@ -215,13 +226,18 @@ def _language_model(spec: Spec, config: TransformerConfig, chunk: int | None) ->
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Load this rank's weights.
+    """Load this rank's weights, by Megatron Core's own names or by those that the model has.
+
+    What Transformer Engine's layers remember of fp8 stays, where it is not among them.
 
     Raises:
         CheckpointError: a name is missing or unknown, or a shape is another.
     """
+    own = model.state_dict()
+    remembered = {name: value for name, value in own.items() if EXTRA in name}
+    found = {name if name in own else engine_name(name): value for name, value in weights.items()}
     try:
-        model.load_state_dict(dict(weights), strict=True)
+        model.load_state_dict(remembered | found, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"the weights do not fit this rank's model: {error}") from error
 
@@ -271,13 +287,13 @@ def freeze(chunks: Sequence[PackedGPTModel | LlavaModel], parts: Sequence[str]) 
 def wrap(
     chunks: Sequence[PackedGPTModel | LlavaModel], run: Mapping[str, Any] = MappingProxyType({})
 ) -> list[DistributedDataParallel]:
-    """Each chunk behind Megatron's data parallel gradients.
+    """Each chunk on this rank's device, behind Megatron's data parallel gradients.
 
     Those of later chunks are reduced in one piece: while they are, an earlier chunk computes.
     """
     return [
         DistributedDataParallel(
-            chunk.config, ddp_config(run), _in_its_type(chunk), disable_bucketing=number > 0
+            chunk.config, ddp_config(run), _in_its_type(chunk.cuda()), disable_bucketing=number > 0
         )
         for number, chunk in enumerate(chunks)
     ]

@@ -198,7 +198,9 @@ def literal_devices_are_the_cpu() -> None:
 def _function(module: types.ModuleType, name: str) -> Any:
     found: Any = module
     for part in name.split("."):
-        found = getattr(found, part)
+        found = getattr(found, part, None)
+    if found is None:
+        raise RuntimeError(f"{module.__name__}.{name} is gone: review compat.LITERALS")
     while hasattr(found, "__wrapped__"):
         found = found.__wrapped__
     return getattr(found, "__func__", found)

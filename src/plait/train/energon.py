@@ -67,6 +67,7 @@ class PictureCollator:
         processor: transformers' image processor; None on stages that see no pixels.
         window: the model's sliding window, in tokens.
         multiple: what the length of sequences is a multiple of.
+        by_documents: attention is told where documents begin: there is no mask.
     """
 
     seq_length: int
@@ -75,6 +76,7 @@ class PictureCollator:
     processor: Any = None
     window: int | None = None
     multiple: int = 1
+    by_documents: bool = False
 
     def _length(self, samples: Sequence[Encoded]) -> int:
         """Of the longest, as ranks that share sequences need it."""
@@ -94,7 +96,9 @@ class PictureCollator:
             labels=torch.from_numpy(shifted(ids_BS, self.pad_id)),
             loss_mask=torch.from_numpy(shifted(trained_BS, 0)).float(),
             position_ids=torch.from_numpy(positions(document_BS)),
-            attention_mask=masked_out(torch.from_numpy(document_BS), self.window),
+            attention_mask=None
+            if self.by_documents
+            else masked_out(torch.from_numpy(document_BS), self.window),
             pictures=self._pixels(samples),
             picture_rows=torch.from_numpy(rows_BS),
             sees_pictures=torch.from_numpy((rows_BS >= 0).any(axis=1)).float(),

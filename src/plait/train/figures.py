@@ -3,7 +3,7 @@
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,16 +18,21 @@ PROBE = 1024
 """Side of the matrices whose product measures a device's peak."""
 
 
-def flops_per_token(spec: Spec, sequence: int) -> float:
+def flops_per_token(spec: Spec, sequence: int, *, freeze: Collection[str] = ()) -> float:
     """Operations of one token forward and backward: 6 a weight, and 12 L H S of attention.
 
+    A weight takes 2 forward, 2 for the gradient of what it is multiplied with and 2 for its own. A frozen
+    language model has none of its own; the others it has, for what is trained lies before it: projector or
+    tower. Attention multiplies activations alone, so it costs the same.
+
     The rule is that of PaLM's appendix B (Chowdhery et al. 2022): the embedding's lookup is none, nothing
-    that is computed again counts, and of a layer's experts those that a token is sent to. A vision tower's
-    share, which pictures and not tokens cost, is left out.
+    that is computed again counts, and of a layer's experts those that a token is sent to. The share of tower
+    and projector, which pictures and not tokens cost, is left out.
 
     Args:
         spec: the model.
         sequence: S, tokens of a sequence.
+        freeze: parts of the model that are not trained.
     """
     text = spec.lm
     used = text.experts_per_token / text.num_experts if text.num_experts else 1.0
@@ -37,7 +42,7 @@ def flops_per_token(spec: Spec, sequence: int) -> float:
         if name != EMBEDDING or text.tied  # the lookup is none; a tied model's is its output layer too
     )
     attention = 12 * text.num_layers * text.query_size * sequence
-    return 6.0 * weights + attention
+    return (4.0 if "language_model" in freeze else 6.0) * weights + attention
 
 
 def measured_peak(dtype: torch.dtype, device: torch.device) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from plait import files, layout
-from plait.config.run import Around, Asked, unfit_for_experts
+from plait.config.run import Around, Asked, pieces_of_sequence, unfit_for_experts
 from plait.config.schedule import Schedule, check_warmup
 from plait.config.spread import undivided
 from plait.errors import CheckpointError, ConfigError, DataError
@@ -41,6 +41,12 @@ class Mixed:
         path = self.folder / "mixture.yaml"
         found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         return found
+
+    @property
+    def sequence(self) -> int:
+        """Tokens of its longest sequences."""
+        read = self.content.get("decoder_seq_length")
+        return read or max(layout.Indexed.parse(shard).seq for shard, _ in self.shards)
 
     @property
     def shards(self) -> list[tuple[Path, float]]:
@@ -120,10 +126,8 @@ class Job:
 
     @property
     def pieces(self) -> int:
-        """What a sequence's length is a multiple of: ranks share it."""
-        tensor = self.settings["tensor_model_parallel_size"] if self.settings["sequence_parallel"] else 1
-        context = self.settings["context_parallel_size"]
-        return tensor * (2 * context if context > 1 else 1)
+        """What a sequence's length is a multiple of."""
+        return pieces_of_sequence(self.settings)
 
     @cached_property
     def mixture(self) -> "Mixed":
@@ -248,10 +252,8 @@ class Job:
 
     def _check_warmup(self) -> None:
         """The length of a run by epochs is known only now."""
-        sequence = self.mixture.content.get("decoder_seq_length")
         try:
-            sequence = sequence or max(layout.Indexed.parse(shard).seq for shard, _ in self.mixture.shards)
-            check_warmup(self.settings, self.train_iters, sequence)
+            check_warmup(self.settings, self.train_iters, self.mixture.sequence)
         except ValueError as error:
             raise ConfigError(
                 f"{self.run.schedule} and config/: {error}", hint="shorten the warmup, or train longer"

@@ -8,6 +8,8 @@ output of a rule, so no failure takes it away. Rank 0 does all of this, while it
 
 import json
 import logging
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,8 @@ from plait.train.job import Job
 
 KEPT = 2
 PATTERN = "iter_" + "[0-9]" * 7
+PART = ".iter_*.part"
+"""What is written, or removed, by half."""
 log = logging.getLogger(__name__)
 
 
@@ -53,8 +57,7 @@ class Kept:
 
     def inputs(self, iteration: int) -> dict[str, str]:
         """What an iteration is made from, by path and digest: the one saved before it, or the job's start."""
-        job = self.job
-        before = max((step for step in self.saves if step < iteration), default=0)
+        job, before = self.job, self._before(iteration)
         found = {path: files.digest_of_input(path) for path in (job.start, job.analysis, job.schedule)}
         if before:
             del found[job.start]
@@ -62,13 +65,16 @@ class Kept:
             found[name] = files.digest_of_input(self.path(before))
         return found
 
+    def _before(self, iteration: int) -> int:
+        """The iteration saved by this job that one is trained from; 0 where it is the job's start."""
+        return max((step for step in self.saves if step < iteration), default=0)
+
     def newest(self) -> int:
         """The iteration of the newest that this job may go on from; 0 if there is none.
 
         Others are named and left aside; what a killed job left half written is removed.
         """
-        for part in [*self.folder.glob(".*.part"), *self.waiting.glob(".*.part")]:
-            files.remove(part)
+        self._sweep()
         for kept in sorted(self._all(), key=_iteration, reverse=True):
             unfit = self._unfit(kept)
             if not unfit:
@@ -76,6 +82,12 @@ class Kept:
                 return _iteration(kept)
             log.warning("%s is left aside: %s", kept, unfit)
         return 0
+
+    def _sweep(self) -> None:
+        """Remove what killed jobs have written or removed by half."""
+        for folder in (self.folder, self.waiting, Path(str(self.job.run))):
+            for part in folder.glob(PART):
+                files.remove(part)
 
     def _end_without_optimizer(self, target: Path) -> None:
         """With `save_optim: none` nothing goes on from the run's final checkpoint, but another run."""
@@ -101,7 +113,7 @@ class Kept:
             return (
                 f"iteration {iteration} is {'a' if iteration in self.saves else 'no'} checkpoint of the run"
             )
-        before = max((step for step in self.saves if step < iteration), default=0)
+        before = self._before(iteration)
         if before and not self.path(before).is_dir():
             return f"iteration {before}, which it was trained from, does not wait here any more"
         try:
@@ -171,7 +183,10 @@ class Kept:
         return all(self.path(step).is_dir() and not self._unfit(self.path(step)) for step in ends)
 
     def publish(self) -> None:
-        """Move the job's checkpoint into place, and remove the states that it makes needless.
+        """Put the job's checkpoint into place, and remove the states that it makes needless.
+
+        Its files have two names, here and there, until all is done: Snakemake takes the manifest of a killed
+        job's target away, and the same job asked again then begins this anew.
 
         Raises:
             CheckpointError: nothing was saved for it.
@@ -182,18 +197,32 @@ class Kept:
         kept = self.path(_iteration(target))
         if not kept.is_dir():
             raise CheckpointError(f"{target} was not saved", hint="ask for it again")
-        files.remove(target)
-        kept.rename(target)
+        self._sweep()
+        _drop(target)
+        part = shutil.copytree(kept, _part_of(target), symlinks=True, copy_function=os.link)
+        files.sync(part)
+        part.rename(target)
         files.sync(target.parent, deep=False)
         with files.appears_whole(target.parent / layout.TRACKER) as tracker:
             tracker.write_text(str(_iteration(target)))
         self._end_without_optimizer(target)
-        for left in list(self._all()):
+        for left in sorted(self._all(), key=_iteration):
             if _iteration(left) <= _iteration(target):
-                files.remove(left)
+                _drop(left)
         for folder in (self.folder, self.waiting):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _part_of(folder: Path) -> Path:
+    """What a folder is called while it is there by half."""
+    return folder.with_name(f".{folder.name}.part")
+
+
+def _drop(folder: Path) -> None:
+    """Remove a folder, if it is there; whoever is killed meanwhile leaves no half of it by its name."""
+    if os.path.lexists(folder):
+        files.remove(folder.rename(_part_of(folder)))
 
 
 def _iteration(kept: Path) -> int:

@@ -19,13 +19,14 @@ from plait import files
 from plait.errors import DataError
 from plait.layout import SAMPLES
 from plait.tokens.lineage import Lineage
-from plait.train.rows import Rows
+from plait.train.rows import Rows, numbered
 
 if TYPE_CHECKING:
     from plait.train.job import Job
 
 JOB = "job.json"
 PATTERN = "dp_*.jsonl"
+FIRST = "dp_000.jsonl"
 
 
 def begin(job: "Job") -> None:
@@ -83,24 +84,11 @@ def of_step(folder: Path, iteration: int) -> Step | None:
 
 def last_step(folder: Path) -> int:
     """The last iteration that the first copy has noted; 0 if none."""
-    path, last = folder / "dp_000.jsonl", 0
-    if path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    last = max(last, int(line[len(BEGIN) : line.index(",")]))
-    return last
-
-
-BEGIN = '{"iteration": '
-"""How a row begins; rows of thousands of samples are not parsed to see that they are others."""
+    return max((step for step, _ in numbered(folder / FIRST)), default=0)
 
 
 def _rows(path: Path, iteration: int) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith(f"{BEGIN}{iteration},") and line.endswith("\n"):
-                yield json.loads(line)
+    return (json.loads(line) for step, line in numbered(path) if step == iteration)
 
 
 def _numbered(row: dict[str, Any]) -> Iterator[tuple[int, Any]]:

@@ -101,7 +101,7 @@ class LlavaModel(MegatronModule):  # type: ignore[misc]
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         *,
         pictures: Tensor | None = None,
         picture_rows: Tensor | None = None,
@@ -112,7 +112,7 @@ class LlavaModel(MegatronModule):  # type: ignore[misc]
         Args:
             input_ids: [B, S]; a picture is T times the picture's token.
             position_ids: [B, S].
-            attention_mask: [B, 1, S, S], true where attention is masked out.
+            attention_mask: as :meth:`PackedGPTModel.forward` has it.
             pictures: [I, 3, side, side], read by the first stage.
             picture_rows: [B, S], a row of all pictures' features laid end to end, or -1.
             labels: [B, S], the next token.

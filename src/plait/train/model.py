@@ -10,6 +10,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from torch import Tensor
@@ -39,6 +40,27 @@ class PackedRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]
         assert max_seq_len == positions_BS.shape[1] * parallel_state.get_context_parallel_world_size()
         angles_SBF = positions_BS.t()[..., None].float() * self.inv_freq.to(positions_BS.device)
         return torch.cat((angles_SBF, angles_SBF), dim=-1)[:, :, None, :]
+
+
+def documents_of(position_ids: Tensor) -> PackedSeqParams:
+    """Where the documents of a micro-batch begin, its sequences laid end to end; padding is one of them.
+
+    Args:
+        position_ids: [B, S], 0 at the first token of every document, and nowhere else.
+
+    Returns:
+        What :class:`plait.train.engine.DocumentAttention` reads; all else sees sequences side by side.
+    """
+    starts = torch.nonzero(position_ids.flatten() == 0).flatten()
+    bounds = torch.cat((starts, starts.new_tensor([position_ids.numel()]))).int()
+    longest = position_ids.shape[1]
+    return PackedSeqParams(
+        qkv_format="sbhd",
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
 
 
 class PackedGPTModel(GPTModel):  # type: ignore[misc]
@@ -81,7 +103,7 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         *,
         pictures: Tensor | None = None,
         picture_rows: Tensor | None = None,
@@ -93,7 +115,8 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
         Args:
             input_ids: [B, S].
             position_ids: [B, S], from 0 in every document.
-            attention_mask: [B, 1, S, S], true where attention is masked out.
+            attention_mask: [B, 1, S, S], true where attention is masked out; None if it is told where
+                documents begin.
             pictures: patches [N, P], read by the first stage of SOLO.
             picture_rows: [B, S], a row of ``pictures``, or -1 where a token is no patch.
             decoder_input: [S, B, D], embeddings in place of the first stage's own.
@@ -108,7 +131,12 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
         if decoder_input is not None and self.config.sequence_parallel:
             decoder_input = scatter_to_sequence_parallel_region(decoder_input)
         output: Tensor = super().forward(
-            input_ids, position_ids, attention_mask, decoder_input=decoder_input, labels=labels
+            input_ids,
+            position_ids,
+            attention_mask,
+            decoder_input=decoder_input,
+            labels=labels,
+            packed_seq_params=documents_of(position_ids) if attention_mask is None else None,
         )
         return output
 

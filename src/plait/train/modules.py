@@ -1,4 +1,6 @@
-"""Megatron Core's layers where its own, without Transformer Engine, refuse sequence and context parallelism.
+"""The layers of a language model: Megatron Core's own, or Transformer Engine's.
+
+Without that, Megatron Core's refuse sequence and context parallelism: here they do not.
 
 S = tokens of a sequence, C = context parallel ranks, B = sequences of a micro-batch, H = head size.
 """
@@ -11,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -44,11 +47,14 @@ class ContextAttention(DotProductAttention):  # type: ignore[misc]
         self.ranks = config.context_parallel_size
         super().__init__(replace(config, context_parallel_size=1), *args, **kwargs)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Attention [S/C, B, ...]; the mask [B, 1, S/C, S] has this rank's rows."""
+        assert attention_mask is not None, "a document would see those before it"
         if self.ranks > 1:
             key, value = _gathered(key), _gathered(value)
-        output: Tensor = super().forward(query, key, value, *args, **kwargs)
+        output: Tensor = super().forward(query, key, value, attention_mask, *args, **kwargs)
         return output
 
 
@@ -80,8 +86,27 @@ def _gathered(part: Tensor) -> Tensor:
     return whole
 
 
-def language_blocks(config: TransformerConfig, chunk: int | None = None) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage of a language model, or of a chunk of it, and the norm after them."""
+def language_blocks(
+    config: TransformerConfig, chunk: int | None = None, *, by_documents: bool = False
+) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage of a language model, or of a chunk of it, and the norm after them.
+
+    Args:
+        config: it says whose layers.
+        chunk: which of an interleaved stage.
+        by_documents: attention is told where documents begin; only Transformer Engine's can be.
+    """
+    if config.transformer_impl == "transformer_engine":
+        from plait.train import engine
+
+        layer, norm = engine.layer_of(config, by_documents=by_documents), engine.NORM
+    else:
+        layer, norm = _own_layer(config), Norm
+    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, chunk), layer_norm=norm)
+
+
+def _own_layer(config: TransformerConfig) -> ModuleSpec:
+    """Megatron Core's own."""
     layer = get_gpt_layer_local_spec(
         num_experts=config.num_moe_experts,
         normalization=config.normalization,
@@ -93,4 +118,4 @@ def language_blocks(config: TransformerConfig, chunk: int | None = None) -> Tran
     attention.core_attention = ContextAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
-    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, chunk), layer_norm=Norm)
+    return layer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import files, layout
-from plait.config.run import AXES
+from plait.config.run import AXES, attends_by_documents
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.train import debug, lease, lineage
@@ -22,8 +22,11 @@ SAME_RANKS = (*AXES, "expert_model_parallel_size", "version")
 
 def run_rank(job: Job) -> None:
     """The job on one rank of the world; it ends with its checkpoints, or with a state if asked to stop."""
+    import torch
+
     from plait.train.world import world
 
+    check_hardware(job.settings, gpu=torch.cuda.is_available())
     with ExitStack() as stack:
         allowed: Callable[[], None] = lambda: None  # noqa: E731
         if os.environ["RANK"] == "0" and not job.around["debug"]:
@@ -45,7 +48,6 @@ def axes(job: Job) -> dict[str, Any]:
 
 
 def _train(job: Job, allowed: Callable[[], None]) -> None:
-    import torch
     import torch.distributed as dist
 
     from plait.train.build import DTYPES, build_chunks, freeze, optimizer_of, schedule_of, wrap
@@ -53,9 +55,12 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     from plait.train.loop import Trainer
     from plait.train.state import Origin, TrainState, save
 
-    check_hardware(job.settings, gpu=torch.cuda.is_available())
-    spec = Spec.of(job.start, layout.HF_CONFIG)
-    chunks = build_chunks(spec, job.grid, dtype=DTYPES[job.settings["params_dtype"]], run=job.settings)
+    spec, dtype = Spec.of(job.start, layout.HF_CONFIG), DTYPES[job.settings["params_dtype"]]
+    if job.settings["tp_comm_overlap"]:
+        from plait.train.engine import share_buffers
+
+        share_buffers(job.settings, job.mixture.sequence, spec.hidden_size, dtype)
+    chunks = build_chunks(spec, job.grid, dtype=dtype, run=job.settings)
     kept = Kept(job)
     if dist.get_rank() == 0 and not job.around["debug"]:
         lineage.begin(job)
@@ -98,7 +103,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         feed=feed,
         run=job.settings,
         around=job.around,
-        flops=flops_per_token(spec, feed.seq_length),
+        flops=flops_per_token(spec, feed.seq_length, freeze=job.settings["freeze"]),
         evaluation=evaluation,
         length=job.train_iters,
         saves=kept.saves,
@@ -143,7 +148,7 @@ def _load_start(chunks: list[Any], job: Job, spec: Spec) -> None:
     """The weights of the first segment: drawn, of another run's checkpoint, or of the sharded model."""
     from megatron.core import parallel_state
 
-    from plait.convert import checkpoint, engine
+    from plait.convert import checkpoint, engine, layouts
     from plait.convert.torch_dist import METADATA
     from plait.models.common import drawn
     from plait.train.build import load_cut, load_weights, own
@@ -156,11 +161,11 @@ def _load_start(chunks: list[Any], job: Job, spec: Spec) -> None:
     elif job.settings["start_run"] and (start / METADATA).is_file():
         load_model(chunks, start)
     elif job.settings["start_run"]:
-        load_cut(chunks, checkpoint.read_trained(start, spec), spec, job.grid)
+        load_cut(chunks, layouts.whole(layouts.trained(start, spec), spec), spec, job.grid)
     elif job.around["debug"]:
-        load_cut(chunks, checkpoint.read_whole(start, checkpoint.grid_of(start)), spec, job.grid)
+        load_cut(chunks, layouts.whole(layouts.released(start, spec), spec), spec, job.grid)
     elif len(chunks) > 1:  # the layers of a rank's chunks stand in several ranks' files
-        load_cut(chunks, checkpoint.read_whole(start, job.grid), spec, job.grid)
+        load_cut(chunks, layouts.whole(layouts.released(start, spec, job.grid), spec), spec, job.grid)
     else:
         place = (
             parallel_state.get_tensor_model_parallel_rank(),
@@ -200,6 +205,7 @@ def _packed(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: int
         max_resolution=facts["max_resolution"],
         vision=spec.patch_dim > 0,
         window=spec.sliding_window,
+        by_documents=attends_by_documents(settings),
     )
     order = Order(
         weights=tuple(weight for _, weight in found),
@@ -229,11 +235,12 @@ def _energon(job: Job, spec: Spec, *, evaluates: bool, dp_rank: int, dp_size: in
     facts = files.read_manifest(mixture["tokenizer"], kind="tokenizer")["facts"]
     collate = PictureCollator(
         seq_length=mixture["decoder_seq_length"],
-        fixed=job.grid.pp > 1,
+        fixed=job.grid.pp > 1 or job.settings["tp_comm_overlap"],
         pad_id=facts["eos_id"] if spec.pad_token_id is None else spec.pad_token_id,
         multiple=job.pieces,
         processor=image_processor(Path(job.start)) if first else None,
         window=spec.sliding_window,
+        by_documents=attends_by_documents(job.settings),
     )
     return (EvaluationFeed if evaluates else EnergonFeed)(
         blend=source.folder / "metadataset.yaml",

@@ -4,6 +4,7 @@ Model, optimizer and schedule are stored by global tensors, so another grid can 
 generators' states belong to ranks; a job of other ranks starts its own.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,17 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from plait import files
 from plait.convert.carried import carry
-from plait.convert.checkpoint import facts_of_iteration
+from plait.convert.layouts import facts_of_iteration
+from plait.convert.torch_dist import EXTRA, TorchDist
 from plait.errors import LayoutError
 from plait.layout import TRAINED_WITH, Iteration
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
+from plait.train import build
 from plait.train.loader_state import loader_file
 from plait.train.writer import SaveNow
+
+log = logging.getLogger(__name__)
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 """How a distributed optimizer's state is stored: whole, so that any grid can read it."""
@@ -67,7 +72,7 @@ class TrainState:
             optimizer: take its state; without it the optimizer begins anew.
         """
         wanted = self.sharded(is_loading=True, generators=generators, optimizer=optimizer)
-        found = dist_checkpointing.load(wanted, str(folder))
+        found = dist_checkpointing.load(_held(wanted, folder), str(folder))
         load_weights(self.model, found)
         if optimizer:
             self._load_optimizer(found["optimizer"])
@@ -75,8 +80,7 @@ class TrainState:
             self.optimizer.reload_model_params()
         self.schedule.load_state_dict(found["opt_param_scheduler"])
         if generators:
-            torch.set_rng_state(found["rng_state"]["torch"])
-            get_cuda_rng_tracker().set_states(found["rng_state"]["tracker"])
+            _draw_on(found["rng_state"])
         self.iteration = found["iteration"]
 
     def _load_optimizer(self, found: Any) -> None:
@@ -100,13 +104,24 @@ def tensors(chunks: Sequence[Any]) -> dict[str, Any]:
 def load_weights(chunks: Sequence[Any], found: Mapping[str, Any]) -> None:
     """Take a model's own tensors out of what ``dist_checkpointing.load`` gave; none may lack."""
     for number, chunk in enumerate(chunks):
-        names = chunk.sharded_state_dict().keys()
-        chunk.load_state_dict({name: found[f"{number}.{name}"] for name in names}, strict=True)
+        start = f"{number}."
+        own = {name.removeprefix(start): one for name, one in found.items() if name.startswith(start)}
+        build.load_weights(chunk, own)
 
 
 def load_model(chunks: Sequence[Any], folder: Path) -> None:
     """Load the weights, and nothing else, of a checkpoint of any grid."""
-    load_weights(chunks, dist_checkpointing.load(tensors(chunks), str(folder)))
+    wanted = {name: one for name, one in tensors(chunks).items() if EXTRA not in name}
+    load_weights(chunks, dist_checkpointing.load(wanted, str(folder)))
+
+
+def _held(wanted: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What is wanted of a checkpoint, but for what Transformer Engine's layers remember and it has not.
+
+    Megatron Core's own layers remember nothing, but most of them leave an empty entry.
+    """
+    stored = TorchDist(folder).metadata.state_dict_metadata
+    return {name: one for name, one in wanted.items() if EXTRA not in name or one.unique_key in stored}
 
 
 def _interned(value: Any) -> Any:
@@ -121,6 +136,8 @@ def _interned(value: Any) -> Any:
 def _generators() -> ShardedObject:
     """The states of this rank's generators, stored by its place: copies draw alike only for equal lengths."""
     state = {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
+    if torch.cuda.is_available():
+        state["device"] = torch.cuda.get_rng_state()
     sizes = (
         parallel_state.get_pipeline_model_parallel_world_size(),
         parallel_state.get_tensor_model_parallel_world_size(),
@@ -132,6 +149,18 @@ def _generators() -> ShardedObject:
         parallel_state.get_data_parallel_rank(with_context_parallel=True),
     )
     return ShardedObject("rng_state", state, sizes, place)
+
+
+def _draw_on(states: Mapping[str, Any]) -> None:
+    """Take the states of this rank's generators, unless those of a GPU are not these."""
+    gpu = torch.cuda.is_available()
+    if ("device" in states) != gpu:
+        log.warning("generators begin anew: the checkpoint was trained with %s GPU", "no" if gpu else "a")
+        return
+    torch.set_rng_state(states["torch"])
+    if gpu:
+        torch.cuda.set_rng_state(states["device"])
+    get_cuda_rng_tracker().set_states(states["tracker"])
 
 
 @dataclass(frozen=True)

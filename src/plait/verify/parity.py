@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import files, layout
-from plait.convert import checkpoint, engine
+from plait.convert import checkpoint, engine, layouts, stream
 from plait.convert.torch_dist import METADATA
 from plait.errors import ProofError
 from plait.models.specs import Spec
@@ -34,6 +34,7 @@ def prove_converted(reference: Path, artifact: Path, proof: Path) -> dict[str, A
     load = _Sharded(artifact, grid) if manifest["kind"] == "sharded" else _Whole(artifact, spec)
     found = logits.of_megatron(spec, grid, load, inputs)
     rows = logits.compare(inputs, logits.of_transformers(reference, inputs), found)
+    facts = {**facts, "merkle": stream.root(layouts.released(artifact, spec, grid).stream())}
     root = files.check_manifest(reference)["facts"]["merkle"]
     return write(proof, artifact, facts=facts, reference=reference, root=root, rows=rows)
 
@@ -61,7 +62,8 @@ def prove_export(
     grid = Grid(**trained["grid"])
     found = logits.of_megatron(spec, grid, _Trained(iteration, spec, grid), inputs)
     rows = logits.compare(inputs, logits.of_transformers(folder, inputs), found)
-    known = {**facts, "grid": trained["grid"]}
+    root = stream.root(layouts.of_hf(folder, spec).stream())
+    known = {**facts, "grid": trained["grid"], "merkle": root}
     write(
         Path(export.proof), str(export), facts=known, reference=iteration, root=trained["merkle"], rows=rows
     )
@@ -134,7 +136,7 @@ class _Whole:
     def __call__(self, model: Any) -> None:
         from plait.train.build import load_weights
 
-        whole = checkpoint.read_whole(self.folder, Grid())
+        whole = layouts.whole(layouts.released(self.folder, self.spec, Grid()), self.spec)
         load_weights(model, engine.cut(whole, self.spec, Grid(), 0, 0))
 
 
@@ -173,5 +175,5 @@ class _Trained:
             parallel_state.get_tensor_model_parallel_rank(),
             parallel_state.get_pipeline_model_parallel_rank(),
         )
-        whole = checkpoint.read_trained(self.folder, self.spec)
+        whole = layouts.whole(layouts.trained(self.folder, self.spec), self.spec)
         load_weights(model, engine.cut(whole, self.spec, self.grid, *place))

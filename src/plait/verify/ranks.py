@@ -28,6 +28,8 @@ def run_ranks(
 
     Each sequence is shared by ``cp`` context parallel ranks, each stage is cut into ``chunks``.
 
+    GPUs are hidden from it: a fork cannot use them, and float64 is fast enough without.
+
     Forking after the imports saves seconds a rank. OpenMP's threads do not survive a fork, and a child
     would wait for them for ever: this process must have had OMP_NUM_THREADS=1 before it loaded torch.
 
@@ -94,6 +96,7 @@ def _rank(
     from plait.train.world import world
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         with world(**axes, seed=seed, rendezvous=rendezvous):
             value = function(*args)

@@ -1,0 +1,86 @@
+"""Two models tensor by tensor, and a model with what it was when it was made."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from plait import files
+from plait.convert import layouts
+from plait.convert.stream import Leaf, Model, View, read_leaves, root
+from plait.errors import CheckpointError
+from plait.layout import MANIFEST, TENSORS
+
+
+class Difference(NamedTuple):
+    """A tensor that two models do not have alike, and how it differs."""
+
+    name: str
+    how: str
+
+
+def check(path: Path) -> tuple[str, int]:
+    """Compare an artifact with its manifest: each tensor, then each file.
+
+    Returns:
+        The Merkle root of its model, and how many tensors it has.
+
+    Raises:
+        CheckpointError: a tensor is not what it was; the first is named.
+        DataError: a file is not what it was, or the manifest is missing.
+    """
+    manifest = files.read_manifest(path)
+    if not (path / TENSORS).is_file():
+        raise CheckpointError(
+            f"{path} has no {TENSORS}: it is not a model, or was made before digests of tensors were kept",
+            hint=f"ask for it again; its files can be compared with {MANIFEST} by `plait adopt`",
+        )
+    known = read_leaves(path)
+    if root(known) != manifest["facts"]["merkle"]:
+        raise CheckpointError(f"{path / TENSORS} does not have the Merkle root that {MANIFEST} records")
+    _, model = layouts.opened(path)
+    for one in differences(known, model.stream()):
+        raise CheckpointError(f"{path}: {one.name} {one.how}", hint="it is damaged: ask for it again")
+    files.check_manifest(path)
+    return root(known), len(known)
+
+
+def differences(one: dict[str, Leaf], other: dict[str, Leaf]) -> Iterator[Difference]:
+    """The tensors that two models do not have alike, in the first one's order."""
+    for name, leaf in one.items():
+        if name not in other:
+            yield Difference(name, "is missing in the second")
+            continue
+        for what, mine, theirs in zip(Leaf._fields, leaf, other[name], strict=True):
+            if mine != theirs:
+                yield Difference(name, f"has {what} {_short(theirs)}, not {_short(mine)}")
+                break
+    yield from (Difference(name, "is missing in the first") for name in other if name not in one)
+
+
+def _short(value: object) -> object:
+    return value[:12] if isinstance(value, str) else value
+
+
+def diff(one: Model, other: Model) -> Iterator[Difference]:
+    """The tensors that differ, with how far where their shapes and types are alike."""
+    left, right = one.stream(), other.stream()
+    for found in differences(left, right):
+        name = found.name
+        if name in left and name in right and left[name][:2] == right[name][:2]:
+            yield Difference(name, _how_far(one, other, name))
+        else:
+            yield found
+
+
+def _how_far(one: Model, other: Model, name: str) -> str:
+    mine, theirs = (View(model)[name].double() for model in (one, other))
+    apart = (mine - theirs).abs().flatten()
+    count, at = int((apart != 0).sum()), int(apart.argmax())
+    place: list[int] = []
+    for size in reversed(mine.shape):
+        at, rest = divmod(at, size)
+        place.insert(0, rest)
+    return (
+        f"differs in {count} of {apart.numel()} elements, most by {float(apart.max()):.3g} at {place}: "
+        f"{float(mine[tuple(place)]):.6g} and {float(theirs[tuple(place)]):.6g}"
+    )

@@ -1,0 +1,124 @@
+"""A model in any layout that is read: whatever its files are, they hold a Hugging Face model."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from plait.convert import carried, checkpoint, forms, torch_dist
+from plait.convert.engine import State, to_mcore
+from plait.convert.forms import coverage
+from plait.convert.stream import Model, Placed, View, write_leaves
+from plait.errors import CheckpointError
+from plait.layout import HF_CONFIG
+from plait.models.specs import Spec
+from plait.models.weights import FolderTensors, check_shapes, lay_out
+from plait.parallel.grid import Grid
+
+CONFIG = "config.json"
+
+
+def of_hf(folder: Path | str, spec: Spec, only: Collection[str] | None = None) -> Model:
+    """A Hugging Face folder.
+
+    Args:
+        folder: the folder.
+        spec: the model.
+        only: some of its tensors; None is all.
+
+    Raises:
+        CheckpointError: a file is not whole, or it does not hold what its config promises.
+    """
+    stored = FolderTensors(folder).placed
+    check_shapes({name: one.shape for name, one in stored.items()}, spec.shapes, str(folder))
+    shapes = {name: shape for name, shape in spec.shapes.items() if only is None or name in only}
+    form = forms.identity(shapes)
+    return Model([Placed(name, stored[name], held) for name, held in form.items()], shapes)
+
+
+def lay_out_hf(folder: Path, spec: Spec, dtypes: Mapping[str, str]) -> list[Placed]:
+    """Make safetensors files with room for a model; where each tensor stands."""
+    form = forms.identity(spec.shapes)
+    stored = lay_out(folder, dtypes, spec.shapes)
+    return [Placed(name, stored[name], held) for name, held in form.items()]
+
+
+def released(folder: Path | str, spec: Spec, grid: Grid | None = None) -> Model:
+    """A Megatron model in the classic layout.
+
+    Args:
+        folder: the checkpoint.
+        spec: the model.
+        grid: its grid; None is what the checkpoint says itself.
+
+    Raises:
+        CheckpointError: as :func:`plait.convert.checkpoint.sources`; or an element is missing.
+    """
+    placed = checkpoint.sources(folder, spec, grid) + carried.sources(folder, spec)
+    return Model(placed, spec.shapes)
+
+
+def trained(folder: Path | str, spec: Spec) -> Model:
+    """A training checkpoint, torch_dist or classic.
+
+    Raises:
+        CheckpointError: as :func:`plait.convert.torch_dist.sources`; or an element is missing or there twice.
+    """
+    folder = Path(folder)
+    is_classic = checkpoint.saved(folder) == folder and not (folder / torch_dist.METADATA).is_file()
+    placed = checkpoint.sources(folder, spec) if is_classic else torch_dist.sources(folder, spec)
+    return Model(placed + carried.sources(folder, spec), spec.shapes)
+
+
+def whole(model: Model, spec: Spec) -> State:
+    """Megatron's whole tensors of a model, each made when it is asked for."""
+    return to_mcore(View(model), spec)
+
+
+def facts_of_iteration(folder: Path | str, spec: Spec, grid: Grid) -> dict[str, Any]:
+    """Merkle root and coverage of a training checkpoint, from what is on disk.
+
+    Raises:
+        CheckpointError: an element of the model is missing, or stored twice.
+    """
+    leaves = trained(folder, spec).stream()
+    return {
+        "merkle": write_leaves(Path(folder), leaves),
+        "coverage": coverage(spec, grid),
+        "grid": grid.facts,
+    }
+
+
+def opened(path: Path, *, step: int | None = None, hf: Path | None = None) -> tuple[Spec, Model]:
+    """A model, whatever layout it is in.
+
+    Args:
+        path: a Hugging Face folder, a Megatron model in the classic layout, a training checkpoint, or a
+            folder of such checkpoints.
+        step: the iteration, where the folder has several.
+        hf: the Hugging Face folder that says what model it is, where the checkpoint has none of its config.
+
+    Raises:
+        CheckpointError: it is none of these, or is not whole.
+    """
+    place = path / f"iter_{step:07d}" if step is not None else path
+    if not place.is_dir():
+        raise CheckpointError(
+            f"{place} is no folder", hint="give a model's folder, and --step for an iteration"
+        )
+    if (place / CONFIG).is_file():
+        spec = Spec.of(place)
+        return spec, of_hf(place, spec)
+    config = (
+        hf / CONFIG
+        if hf
+        else next(
+            (one / HF_CONFIG for one in (place, path) if (one / HF_CONFIG).is_file()), place / HF_CONFIG
+        )
+    )
+    if not config.is_file():
+        raise CheckpointError(
+            f"{place} has neither {CONFIG} nor {HF_CONFIG}", hint="say which model it is by --hf FOLDER"
+        )
+    spec = Spec.of(config.parent, config.name)
+    is_iteration = (place / torch_dist.METADATA).is_file() or checkpoint.saved(place) == place
+    return spec, trained(place, spec) if is_iteration else released(place, spec)

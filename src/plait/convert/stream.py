@@ -1,0 +1,275 @@
+"""A model from files to files, box by box: memory does not grow with it, and its digests cost no second read.
+
+Each Hugging Face tensor passes through a buffer of a few rows: its boxes are read from wherever they stand,
+digested, and written to wherever they go. Sources and targets say so by their forms, whatever their formats
+and grids. The plan is checked first, from metadata alone.
+"""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.convert import forms
+from plait.convert.forms import Move, Sources
+from plait.convert.ops import Held, Shape, matrix
+from plait.errors import CheckpointError
+from plait.files import canonical, read_object, write_json
+from plait.layout import TENSORS
+from plait.models.archive import Strided
+from plait.models.stored import SIZES, Stored, read_into, write_from
+
+BLOCK = 16_000_000
+"""Bytes of a tensor that are in memory at a time."""
+THREADS = 2
+
+Bytes = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+"""Rows of a tensor, as bytes."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor in a file, and what it holds of a model.
+
+    Attributes:
+        name: its name there, for a reader.
+        stored: where it stands.
+        held: what it is made of.
+    """
+
+    name: str
+    stored: Stored
+    held: Held
+
+
+class Leaf(NamedTuple):
+    """What identifies a tensor: its type, shape, and the sha256 of its bytes."""
+
+    dtype: str
+    shape: Shape
+    sha256: str
+
+
+def root(leaves: Mapping[str, Leaf]) -> str:
+    """The Merkle root of a model: equal roots mean bit-equal models; files, order and grid do not enter."""
+    listed = sorted([name, leaf.dtype, list(leaf.shape), leaf.sha256] for name, leaf in leaves.items())
+    return hashlib.sha256(canonical(listed).encode()).hexdigest()
+
+
+def write_leaves(folder: Path, leaves: Mapping[str, Leaf]) -> str:
+    """Write down a model's tensors, beside the files that hold it; its root."""
+    write_json(
+        folder / TENSORS, {name: [one.dtype, list(one.shape), one.sha256] for name, one in leaves.items()}
+    )
+    return root(leaves)
+
+
+def read_leaves(folder: Path) -> dict[str, Leaf]:
+    """The tensors that a folder's model had when it was made.
+
+    Raises:
+        DataError: they were not written down.
+    """
+    found = read_object(folder / TENSORS)
+    return {name: Leaf(dtype, tuple(shape), sha256) for name, (dtype, shape, sha256) in found.items()}
+
+
+class Model:
+    """A Hugging Face model, whatever files it stands in."""
+
+    def __init__(self, sources: Sequence[Placed], shapes: Mapping[str, Shape]) -> None:
+        """Plan how it is read.
+
+        Args:
+            sources: where it stands.
+            shapes: its tensors.
+
+        Raises:
+            CheckpointError: an element is missing or stands twice, or a tensor has several types.
+        """
+        for one in sources:
+            _check(one)
+        forms.check_once((one.held for one in sources), shapes)
+        self.shapes = dict(shapes)
+        self.dtypes: dict[str, str] = {}
+        for one in sources:
+            for piece in one.held.pieces:
+                known = self.dtypes.setdefault(piece.hf, one.stored.dtype)
+                if known != one.stored.dtype:
+                    raise CheckpointError(
+                        f"{one.stored.path}: {one.name} has {piece.hf} as {one.stored.dtype}, not {known}"
+                    )
+        self.files = sorted({one.stored.path for one in sources})
+        self._index = Sources((one, one.held) for one in sources)
+
+    def stream(self, targets: Sequence[Placed] = (), *, digests: bool = True) -> dict[str, Leaf]:
+        """Write the model where ``targets`` say, and digest it as it passes.
+
+        Raises:
+            CheckpointError: targets do not take each element once, with its type; copies of a tensor differ,
+                or a file is cut off.
+        """
+        self._check_targets(targets)
+        index = Sources((one, one.held) for one in targets)
+        with _Files(self.files) as read, _Files({one.stored.path for one in targets}, write=True) as written:
+            one = _Pass(self, index, read, written, digests=digests)
+            with ThreadPoolExecutor(THREADS) as pool:
+                leaves = list(pool.map(one, self.shapes))
+        return dict(zip(self.shapes, leaves, strict=True))
+
+    def _check_targets(self, targets: Sequence[Placed]) -> None:
+        if not targets:
+            return
+        forms.check_once((one.held for one in targets), self.shapes)
+        for one in targets:
+            for piece in one.held.pieces:
+                if self.dtypes[piece.hf] != one.stored.dtype:
+                    raise CheckpointError(
+                        f"{one.name} is {one.stored.dtype}, {piece.hf} in it is {self.dtypes[piece.hf]}"
+                    )
+
+    def moves(self, name: str) -> list[Move]:
+        """Where the boxes of a tensor stand."""
+        return list(self._index.moves(forms.identity({name: self.shapes[name]})[name]))
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one.
+
+        Raises:
+            CheckpointError: copies of it differ, or a file is cut off.
+        """
+        shape, dtype = self.shapes[name], getattr(torch, self.dtypes[name])
+        rows, cols = matrix(shape)
+        found = torch.empty(shape, dtype=dtype)
+        size = found.element_size()
+        if found.numel():
+            room = found.reshape(rows, cols).view(torch.uint8).numpy()
+            with _Files(self.files) as read:
+                for move in sorted(self.moves(name), key=lambda one: one.copy):
+                    _fetch(move, room, 0, rows, size, read, name)
+        return found
+
+
+class View(Mapping[str, Tensor]):
+    """A model's tensors, each read when it is asked for."""
+
+    def __init__(self, model: Model) -> None:
+        """Take the model."""
+        self.model = model
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.model.tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.model.shapes)
+
+    def __len__(self) -> int:
+        return len(self.model.shapes)
+
+
+class _Files:
+    """Open files by path."""
+
+    def __init__(self, paths: Iterable[Path], *, write: bool = False) -> None:
+        self._paths, self._flags, self._stack = paths, os.O_RDWR if write else os.O_RDONLY, ExitStack()
+
+    def __enter__(self) -> Self:
+        self.open = {path: os.open(path, self._flags) for path in self._paths}
+        for fd in self.open.values():
+            self._stack.callback(os.close, fd)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+class _Pass:
+    """Takes one tensor after the other through a thread's buffer."""
+
+    def __init__(
+        self, model: Model, targets: Sources, read: _Files, written: _Files, *, digests: bool
+    ) -> None:
+        self.model, self.targets, self.read, self.written = model, targets, read, written
+        self.digests, self._own = digests, threading.local()
+
+    def __call__(self, name: str) -> Leaf:
+        """Read, digest and write a tensor."""
+        shape, dtype = self.model.shapes[name], self.model.dtypes[name]
+        size, (rows, cols) = SIZES[dtype], matrix(shape)
+        sources = sorted(self.model.moves(name), key=lambda one: one.copy)
+        targets = list(self.targets.moves(forms.identity({name: shape})[name]))
+        sha = hashlib.sha256()
+        step = max(1, BLOCK // max(1, cols * size))
+        for start in range(0, rows, step):
+            stop = min(rows, start + step)
+            room = self._room((stop - start) * cols * size).reshape(stop - start, cols * size)
+            for move in sources:
+                _fetch(move, room, start, stop, size, self.read, name)
+            if self.digests:
+                sha.update(room.data)
+            for move in targets:
+                _deliver(move, room, start, stop, size, self.written)
+        return Leaf(dtype, shape, sha.hexdigest() if self.digests else "")
+
+    def _room(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        room = getattr(self._own, "room", None)
+        if room is None or len(room) < size:
+            room = self._own.room = np.empty(size, dtype=np.uint8)
+        return room[:size]
+
+
+def _within(move: Move, start: int, stop: int) -> tuple[int, int, int]:
+    """What of a box lies in rows of its tensor: its first row there, in the file's tensor, and how many."""
+    first, last = max(start, move.to_row), min(stop, move.to_row + move.rows)
+    return first - start, move.row + first - move.to_row, last - first
+
+
+def _fetch(move: Move, room: Bytes, start: int, stop: int, size: int, files: _Files, name: str) -> None:
+    """Read what a box has of rows of a tensor; compare it where it is a copy."""
+    at, row, count = _within(move, start, stop)
+    if count <= 0:
+        return
+    stored, width = move.source.stored, move.source.held.matrix[1] * size
+    place = room[at : at + count, move.to_col * size : (move.to_col + move.cols) * size]
+    straight = move.copy == 0 and place.flags.c_contiguous and place.shape[1] == width
+    rows = place if straight else np.empty((count, width), dtype=np.uint8)
+    read_into(files.open[stored.path], stored.offset + row * width, rows.reshape(-1).data, stored.path)
+    if straight:
+        return
+    box = rows[:, move.col * size : (move.col + move.cols) * size]
+    if not move.copy:
+        place[:] = box
+    elif not np.array_equal(place, box):
+        raise CheckpointError(
+            f"{stored.path}: {move.source.name} is not another rank's: they hold different copies of {name}"
+        )
+
+
+def _deliver(move: Move, room: Bytes, start: int, stop: int, size: int, files: _Files) -> None:
+    """Write what a box takes of rows of a tensor."""
+    at, row, count = _within(move, start, stop)
+    if count <= 0:
+        return
+    stored, width = move.source.stored, move.source.held.matrix[1] * size
+    box = room[at : at + count, move.to_col * size : (move.to_col + move.cols) * size]
+    assert box.shape[1] == width, "boxes of a target are as wide as it is"
+    content = np.ascontiguousarray(box).reshape(-1)
+    write_from(files.open[stored.path], stored.offset + row * width, content.data)
+
+
+def _check(one: Placed) -> None:
+    if isinstance(one.stored, Strided):
+        raise CheckpointError(f"{one.stored.path}: {one.name} is not stored row by row")
+    if one.stored.shape != one.held.shape:
+        raise CheckpointError(
+            f"{one.stored.path}: {one.name} has shape {one.stored.shape}, its config says {one.held.shape}"
+        )
