@@ -6,10 +6,20 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from plait.models.families.rope import Rope
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 
-ARCHITECTURES = {"patch_dim": "SoloForCausalLM", "num_experts": "MixtralForCausalLM"}
+ARCHITECTURES = {
+    "patch_dim": "SoloForCausalLM",
+    "num_experts": "MixtralForCausalLM",
+    "attention_bias": "Qwen2ForCausalLM",
+    "qk_norm": "Qwen3ForCausalLM",
+    "rope": "LlamaForCausalLM",
+}
+
+SCALED = Rope(kind="llama3", factor=8.0, original_max_position_embeddings=16)
+STRETCHED = Rope(kind="linear", factor=2.5)
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Case:
 
 
 def spec_of(**changes):
-    """A tiny Mistral; SOLO where ``patch_dim`` is given, Mixtral where ``num_experts`` is."""
+    """A tiny Mistral; SOLO where ``patch_dim`` is given, Mixtral where ``num_experts`` is, and so on."""
     named = [name for key, name in ARCHITECTURES.items() if changes.get(key)]
     values = {
         "architecture": named[0] if named else "MistralForCausalLM",
@@ -43,11 +53,20 @@ def spec_of(**changes):
 
 @st.composite
 def specs(draw):
-    """MHA, GQA and MQA models, dense and of experts, whose numbers are small and mostly unlike each other."""
+    """MHA, GQA and MQA models of every family, whose numbers are small and mostly unlike each other."""
     groups = draw(st.sampled_from((1, 2, 4)))
     kind = draw(
         st.sampled_from(
-            ({}, {"patch_dim": 12}, {"patch_dim": 27}, {"num_experts": 3, "experts_per_token": 2})
+            (
+                {},
+                {"patch_dim": 12},
+                {"patch_dim": 27},
+                {"num_experts": 3, "experts_per_token": 2},
+                {"attention_bias": True},
+                {"qk_norm": True},
+                {"rope": SCALED},
+                {"rope": STRETCHED},
+            )
         )
     )
     return spec_of(
@@ -58,6 +77,7 @@ def specs(draw):
         num_attention_heads=groups * draw(st.integers(1, 3)),
         num_key_value_heads=groups,
         head_dim=draw(st.sampled_from((2, 4, 6))),
+        tied=draw(st.booleans()),
         **kind,
     )
 

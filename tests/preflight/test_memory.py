@@ -204,6 +204,35 @@ def test_activations_are_those_that_the_backward_pass_waits_with(case, groups):
             assert told["activations"] / (grid.pp - stage) == pytest.approx(found, rel=0.015)
 
 
+QWEN3 = {
+    **{key: value for key, value in CONFIG.items() if key != "sliding_window"},
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["bf16", "tensor parallel", "selective"])
+def test_norms_of_heads_keep_queries_and_keys(case):
+    grid, keys = ACTIVATIONS[case]
+    run, spec = settings(grid, **keys), Spec.from_config(QWEN3)
+    told = memory.activations(0, spec, memory.Run(run, grid, 1, SEQUENCE, gpu=False))
+    for found in run_ranks(saved, grid, spec, grid, run):
+        assert told["activations"] + told["logits"] * 4 / 6 == pytest.approx(found, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"copies": 2, "use_distributed_optimizer": True}], ids=["alone", "shared"]
+)
+def test_a_tied_embedding_is_held_once(keys):
+    run, spec = settings(Grid(2, 1), **keys), Spec.from_config({**QWEN3, "tie_word_embeddings": True})
+    copies = keys.get("copies", 1)
+    found = run_ranks(held, Grid(2, 1), spec, Grid(2, 1), run, copies=copies)
+    for rank in ranks.checked(spec, Grid(2, 1), run):
+        told = memory.static(rank, memory.Run(run, Grid(2, 1), copies, SEQUENCE))
+        ours = found[rank.tp :: 2]
+        assert {one["weights"] for one in ours} == {told["weights"]}
+        assert sum(one["moments"] for one in ours) == told["moments"] * copies
+
+
 @pytest.mark.parametrize("grid", [Grid(), Grid(2, 1)], ids=str)
 def test_experts_keep_the_tokens_that_are_sent_to_them(grid):
     """Within 8 %: the router's own values are left out, and experts are taken as used evenly."""

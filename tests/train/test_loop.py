@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from ties import stage_of
 from transformers import MistralConfig, MistralForCausalLM
 
 from plait.config.run import Around
@@ -143,7 +144,7 @@ def train_rank(weights, config, grid, path, dtype=torch.float32, **keys):
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),
     )
-    load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, tp, pp)))
+    load_weights(inner, stage_of(weights, spec, grid, tp, pp))
     model = wrap([inner], run)
     optimizer = optimizer_of(model, run)
     schedule = schedule_of(optimizer, run, train_iters=STEPS, sequence=24)

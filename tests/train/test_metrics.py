@@ -1,6 +1,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,8 @@ def test_operations_of_a_token_are_those_of_the_rule_and_of_a_count(sequence, fr
     flops = flops_per_token(spec, sequence, freeze=freeze)
 
     assert flops == passes * (weights + norms) + 12 * 3 * 64 * sequence
+    tied = replace(spec, tied=True)  # the embedding is its output layer: the same products
+    assert flops_per_token(tied, sequence, freeze=freeze) == flops
     config = LlamaConfig(**SIZES, attn_implementation="eager")
     assert counted(config, sequence, frozen=frozen) == flops - passes * norms
 

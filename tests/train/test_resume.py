@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from test_loop import AROUND, RUN, STEPS, feed, lr_at, model, plain  # noqa: F401 - two are fixtures
+from ties import stage_of
 
 from plait import files
-from plait.convert import engine
 from plait.errors import LayoutError
 from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
@@ -43,7 +43,7 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({}), 
         same = manifest["facts"]["grid"] == grid.facts and manifest["settings"]["copies"] == dp[1]
         state.load(before, generators=same, optimizer=settings.get("load_optim", True))
     else:
-        load_weights(inner, dict(engine.cut(engine.to_mcore(weights, spec), spec, grid, *place)))
+        load_weights(inner, stage_of(weights, spec, grid, *place))
         optimizer.reload_model_params()
     target = run / f"iter_{stop:07d}"
     source = run / "source"

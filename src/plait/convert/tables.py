@@ -121,6 +121,10 @@ QKV_BIAS: tuple[Row, ...] = (
                                                 "self_attn.k_proj.bias",
                                                 "self_attn.v_proj.bias",                op=FuseQKV()),
 )
+QK_NORM: tuple[Row, ...] = (
+    layer("self_attention.q_layernorm.weight",  "self_attn.q_norm.weight",              op=WHOLE),
+    layer("self_attention.k_layernorm.weight",  "self_attn.k_norm.weight",              op=WHOLE),
+)
 TOWER_ENDS: tuple[Row, ...] = (
     Row("conv1.weight",                         ("embeddings.patch_embedding.weight",), WHOLE, "first"),
     Row("position_embeddings.weight",           ("embeddings.position_embedding.weight",), WHOLE, "first"),
@@ -165,9 +169,16 @@ TABLES: dict[str, tuple[Row, ...]] = {
     "MistralForCausalLM": MISTRAL,
     "LlamaForCausalLM": MISTRAL,
     "Qwen2ForCausalLM": MISTRAL + QKV_BIAS,
+    "Qwen3ForCausalLM": MISTRAL + QK_NORM,
     "MixtralForCausalLM": STEM + EXPERTS + ENDS,
     "SoloForCausalLM": MISTRAL + PATCHES,
 }
+
+
+def rows_of(spec: Spec) -> tuple[Row, ...]:
+    """The rows of a language model; a tied one has no head, and its last stage a copy of the embedding."""
+    rows = TABLES[spec.text_architecture]
+    return (*(row for row in rows if row not in ENDS), *TIED) if spec.tied else rows
 
 
 @dataclass(frozen=True)
@@ -186,15 +197,15 @@ def parts(spec: Spec) -> Iterator[Part]:
     """The tables that a model is a sum of."""
     language: tuple[tuple[Place, int], ...] = (("first", 1), ("layer", spec.num_layers), ("last", 1))
     if spec.vision is None or spec.projector is None:
-        yield Part(TABLES[spec.architecture], spec, language, spec.num_experts)
+        yield Part(rows_of(spec), spec, language, spec.num_experts)
         return
     seen: tuple[tuple[Place, int], ...] = (("first", 1), ("tower layer", spec.vision.used_layers))
     tower_rows = tuple(row.below("vision_model.", TOWER) for row in TOWERS[spec.vision.kind])
     yield Part(tower_rows, spec.vision, seen)
     both = PROJECTION + (PROJECTION_BIAS if spec.projector.bias else ())
     yield Part(tuple(row.below("vision_projection.", PROJECTOR) for row in both), spec, (("first", 1),))
-    rows = TABLES[spec.text_architecture]
-    yield Part(tuple(row.below("language_model.", LANGUAGE_MODEL) for row in rows), spec, language)
+    rows = tuple(row.below("language_model.", LANGUAGE_MODEL) for row in rows_of(spec))
+    yield Part(rows, spec, language)
 
 
 def carried(spec: Spec) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from plait import files
 from plait.config.paths import local
 from plait.errors import CheckpointError
-from plait.models.specs import Spec
+from plait.models.specs import EMBEDDING, HEAD, Spec
 from plait.models.weights import FolderTensors, Tensors, check_shapes, config_text, fingerprint
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NORM = re.compile(r"(norm|layer_norm\d)\.weight$")
-EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
-"""The tensors with one row a token."""
+EMBEDDINGS = (EMBEDDING, HEAD)
 
 
 def normal(name: str, shape: tuple[int, ...], *, std: float, seed: int) -> Tensor:
@@ -88,37 +87,16 @@ def open_base(base: Path, *, known: Collection[str]) -> tuple[dict[str, Any], Fo
     Raises:
         CheckpointError: they do not agree, or the model is of another kind.
     """
-    config, tensors, tied = open_language_model(base, known=known)
-    if tied:
-        Spec.from_config(files.read_object(base / "config.json"), where=str(base / "config.json"))
-    return config, tensors
-
-
-def open_language_model(
-    folder: Path, *, known: Collection[str]
-) -> tuple[dict[str, Any], FolderTensors, bool]:
-    """As :func:`open_base`, and whether the output layer is the embedding; the config says that it is not.
-
-    Raises:
-        CheckpointError: config and tensors do not agree, or the model is of another kind.
-    """
-    path = folder / "config.json"
-    found = files.read_object(path)
-    tied = bool(found.get("tie_word_embeddings"))
-    config = {**found, "tie_word_embeddings": False}
+    path = base / "config.json"
+    config = files.read_object(path)
     spec = Spec.from_config(config, where=str(path))
     if spec.architecture not in known:
         raise CheckpointError(
-            f"{folder} is a {spec.architecture}", hint=f"this model is made from {' or '.join(known)}"
+            f"{base} is a {spec.architecture}", hint=f"this model is made from {' or '.join(known)}"
         )
-    tensors = FolderTensors(folder)
-    embedding, head = EMBEDDINGS
-    expected = {name: shape for name, shape in spec.shapes.items() if not tied or name != head}
-    stored = {name: shape for name, shape in tensors.shapes.items() if not tied or name != head}
-    check_shapes(stored, expected, str(folder))
-    if tied and head in tensors and fingerprint(tensors[head]) != fingerprint(tensors[embedding]):
-        raise CheckpointError(f"{folder} ties its output layer to the embedding, and holds another one")
-    return config, tensors, tied
+    tensors = FolderTensors(base)
+    check_shapes(tensors.shapes, spec.shapes, str(base))
+    return config, tensors
 
 
 def with_rows(base: FolderTensors, *, vocab_size: int, policy: str, std: float, seed: int) -> Tensors:

@@ -12,7 +12,7 @@ from plait.config.paths import local
 from plait.errors import CheckpointError
 from plait.fetch.lfs import refuse_pointers
 from plait.layout import MANIFEST
-from plait.models.common import open_language_model
+from plait.models.common import open_base
 from plait.models.specs import ARCHITECTURES, LLAVA, Spec
 from plait.models.tower import PREPROCESSOR, is_tower, open_tower, preprocessor_of
 from plait.models.towers import Tower
@@ -103,7 +103,7 @@ def check_and_complete(source: Path, folder: Path, tensors: FolderTensors) -> li
         assert spec.vision is not None
         written = _complete_preprocessor(folder, spec.vision)
     else:
-        open_language_model(folder, known=[name for name in ARCHITECTURES if name != LLAVA])
+        open_base(folder, known=[name for name in ARCHITECTURES if name != LLAVA])
         written = []
     return [*written, *_complete_tokenizer(source, folder), *_complete_generation(folder)]
 

@@ -22,7 +22,7 @@ from plait.models.common import (
     check_carried,
     copy_tokenizer,
     drawn,
-    open_language_model,
+    open_base,
     read_named,
     tokenizer_facts,
     with_rows,
@@ -53,7 +53,7 @@ def llava(folder: Path, settings: LlavaModel, *, base: Path, vision: Path, token
     Args:
         folder: where it goes.
         settings: its entry of ``config: raw_hf``.
-        base: a Mistral-, Llama- or Qwen2-shaped model.
+        base: a Mistral, Llama, Qwen2 or Qwen3 model.
         vision: a CLIP or SigLIP tower, or the whole model that it is a part of.
         tokenizer: the base's tokenizer with a token for pictures and one for padding, of any names.
 
@@ -156,12 +156,12 @@ def _language_model(
 
     A base may have more rows than its tokenizer has tokens; it keeps them.
     """
-    config, stored, tied = open_language_model(base, known=tuple(TEXT_ARCHITECTURES.values()))
+    config, stored = open_base(base, known=tuple(TEXT_ARCHITECTURES.values()))
     rows = max(facts["vocab_size"], config["vocab_size"])
     std = config.get("initializer_range", STD)
     grown = with_rows(stored, vocab_size=rows, policy=settings.new_rows, std=std, seed=settings.seed)
     embedding, head = EMBEDDINGS
-    if tied:
+    if config.get("tie_word_embeddings"):
         grown.add((head,), lambda: {head: grown[embedding].clone()})
     ids = {"bos_token_id": facts["bos_id"], "eos_token_id": facts["eos_id"]}
     return {**config, **ids, "vocab_size": rows}, stored, grown

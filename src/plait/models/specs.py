@@ -13,23 +13,27 @@ from typing import Any, Self
 
 from plait.errors import CheckpointError
 from plait.files import read_object
-from plait.models.towers import Projector, Tower, check_size, part
+from plait.models.families import BY_ARCHITECTURE, BY_TEXT_TYPE
+from plait.models.families.fields import check_size, part, refuse_unknown
+from plait.models.families.rope import PLAIN, Rope
+from plait.models.towers import Projector, Tower
 
 SOLO = "SoloForCausalLM"
 LLAMA = "LlamaForCausalLM"
-QWEN2 = "Qwen2ForCausalLM"
 MIXTRAL = "MixtralForCausalLM"
 LLAVA = "LlavaForConditionalGeneration"
-ARCHITECTURES = ("MistralForCausalLM", LLAMA, QWEN2, MIXTRAL, SOLO, LLAVA)
-TEXT_ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": LLAMA, "qwen2": QWEN2}
+ARCHITECTURES = (*BY_ARCHITECTURE, LLAVA)
+TEXT_ARCHITECTURES = {name: family.architecture for name, family in BY_TEXT_TYPE.items()}
 """The language models of LLaVA, by the ``model_type`` of its ``text_config``."""
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""The tensors with one row a token; a tied model computes its logits with the first, and has no other."""
 LANGUAGE_MODEL, TOWER, PROJECTOR = "language_model.", "vision_tower.vision_model.", "multi_modal_projector."
 """Where the parts of a LLaVA model stand in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """The shape of a Mistral-, Llama-, Qwen2- or Mixtral-like model.
+    """The shape of a model of one of :data:`ARCHITECTURES`.
 
     It is SOLO's where ``patch_dim`` is not 0, the language model's of LLaVA where there is a tower, and a
     mixture of experts where ``num_experts`` is not 0.
@@ -48,6 +52,9 @@ class Spec:
     max_position_embeddings: int
     sliding_window: int | None = None
     attention_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = False
+    rope: Rope = PLAIN
     num_experts: int = 0
     experts_per_token: int = 0
     patch_dim: int = 0
@@ -79,30 +86,15 @@ class Spec:
         architecture = _architecture(config, where)
         text = _text_config(config, where) if architecture == LLAVA else config
         kind = str(text["architectures"][0])
-        _refuse_the_unknown(text, where, kind)
-        heads = _size(text, "num_attention_heads", where)
-        hidden = _size(text, "hidden_size", where)
+        found = BY_ARCHITECTURE[kind].read(text, where)
         return cls(
             architecture=architecture,
             text_architecture=kind,
-            vocab_size=_size(text, "vocab_size", where),
-            hidden_size=hidden,
-            intermediate_size=_size(text, "intermediate_size", where),
-            num_layers=_size(text, "num_hidden_layers", where),
-            num_attention_heads=heads,
-            num_key_value_heads=_size(text, "num_key_value_heads", where, default=heads),
-            head_dim=_size(text, "head_dim", where, default=hidden // heads),
-            rms_norm_eps=_number(_get(text, "rms_norm_eps", where), "rms_norm_eps", where),
-            rope_theta=_rope_theta(text, where),
-            max_position_embeddings=_size(text, "max_position_embeddings", where),
-            sliding_window=_sliding_window(text, kind),
-            attention_bias=kind == QWEN2,
-            **(_experts(text, where) if kind == MIXTRAL else {}),
-            patch_dim=3 * _size(config, "vision_patch_size", where) ** 2 if architecture == SOLO else 0,
+            **found,
             dtype=next(
                 (c[k] for c in (config, text) for k in ("dtype", "torch_dtype") if c.get(k)), "float32"
             ),
-            **(_pictures(config, hidden, where) if architecture == LLAVA else {}),
+            **(_pictures(config, found["hidden_size"], where) if architecture == LLAVA else {}),
         )
 
     @property
@@ -118,6 +110,11 @@ class Spec:
             image_token_id=None,
             pad_token_id=None,
         )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config.json of the language model; :meth:`from_config` reads the same shape out of it."""
+        return BY_ARCHITECTURE[self.text_architecture].write(self)
 
     @property
     def norm(self) -> str:
@@ -148,18 +145,20 @@ class Spec:
 
     def _language_shapes(self) -> dict[str, tuple[int, ...]]:
         v, d = self.vocab_size, self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, d)}
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (v, d)}
         if self.patch_dim:
             shapes["model.embed_vision_patch.weight"] = (d, self.patch_dim)
         for layer in range(self.num_layers):
             shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self._layer().items()}
-        return shapes | {"model.norm.weight": (d,), "lm_head.weight": (v, d)}
+        return shapes | {"model.norm.weight": (d,)} | ({} if self.tied else {HEAD: (v, d)})
 
     def _layer(self) -> dict[str, tuple[int, ...]]:
         d, o, k = self.hidden_size, self.query_size, self.key_size
+        norms = ("q_norm", "k_norm") if self.qk_norm else ()
         biases = {"q_proj": o, "k_proj": k, "v_proj": k} if self.attention_bias else {}
         return {
             **{f"self_attn.{name}.bias": (size,) for name, size in biases.items()},
+            **{f"self_attn.{name}.weight": (self.head_dim,) for name in norms},
             "input_layernorm.weight": (d,),
             "self_attn.q_proj.weight": (o, d),
             "self_attn.k_proj.weight": (k, d),
@@ -190,24 +189,6 @@ def _gated(gate: str, up: str, down: str, d: int, f: int) -> tuple[tuple[str, tu
     return (gate, (f, d)), (up, (f, d)), (down, (d, f))
 
 
-def _get(config: Mapping[str, Any], key: str, where: str) -> Any:
-    if config.get(key) is None:
-        raise CheckpointError(f"{where} has no {key}")
-    return config[key]
-
-
-def _size(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
-    """A whole number above zero, which may be left out only where there is a default."""
-    value = config.get(key)
-    return check_size(_get(config, key, where) if default is None else value or default, key, where)
-
-
-def _number(value: Any, key: str, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-        raise CheckpointError(f"{where}: {key} is {value!r}, expected a number above 0")
-    return value
-
-
 def _architecture(config: Mapping[str, Any], where: str) -> str:
     found = config.get("architectures") or ["none"]
     if not isinstance(found, list) or len(found) != 1 or found[0] not in ARCHITECTURES:
@@ -227,25 +208,20 @@ def _text_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where} has a language model of type {text.get('model_type')!r}",
             hint=f"plait converts {', '.join(TEXT_ARCHITECTURES)}",
         )
-    tied = {"tie_word_embeddings": True} if config.get("tie_word_embeddings") else {}
-    return {**TEXT_DEFAULTS[kind], **text, **tied, "architectures": [kind]}
+    if config.get("tie_word_embeddings") or text.get("tie_word_embeddings"):
+        raise CheckpointError(
+            f"{where} ties the output layer to the embedding; plait trains untied LLaVA models only",
+            hint="build it from its parts by kind `llava`, which unties its base",
+        )
+    return {**BY_ARCHITECTURE[kind].defaults, **text, "architectures": [kind]}
 
 
-_COMMON = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6}
-TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
-    LLAMA: {
-        **_COMMON, "vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048,
-    },
-    "MistralForCausalLM": {
-        **_COMMON, "vocab_size": 32000, "intermediate_size": 14336, "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-    },
-    QWEN2: {
-        **_COMMON, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-    },
-}  # fmt: skip
-"""What a ``text_config`` leaves out has the default of transformers."""
+OF_LLAVA = (
+    "text_config", "vision_config", "projector_hidden_act", "projector_hidden_size", "vision_feature_layer",
+    "vision_feature_select_strategy", "multimodal_projector_bias", "image_token_id", "image_token_index",
+    "image_seq_length", "tie_word_embeddings", "ignore_index", "vocab_size", "hidden_size",
+)  # fmt: skip
+"""Fields of a LLaVA config beside its parts'; the last three say again what the parts, or losses, say."""
 
 
 def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[str, Any]:
@@ -253,6 +229,7 @@ def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[s
     vision = part(config, "vision_config", where)
     if not vision:
         raise CheckpointError(f"{where} has no vision_config")
+    refuse_unknown(config, OF_LLAVA, where)
     vision = {"model_type": "clip_vision_model", **vision}
     if config.get("projector_hidden_act", "gelu") != "gelu":
         raise CheckpointError(
@@ -266,7 +243,9 @@ def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[s
     )
     projector = Projector(
         input_size=tower.hidden_size,
-        hidden_size=_size(config, "projector_hidden_size", where, default=hidden_size),
+        hidden_size=check_size(
+            config.get("projector_hidden_size") or hidden_size, "projector_hidden_size", where
+        ),
         output_size=hidden_size,
         bias=config.get("multimodal_projector_bias", True),
     )
@@ -278,62 +257,3 @@ def _pictures(config: Mapping[str, Any], hidden_size: int, where: str) -> dict[s
         "image_token_id": token,
         "pad_token_id": None if pad is None or pad < 0 else pad,
     }
-
-
-def _sliding_window(config: Mapping[str, Any], architecture: str) -> int | None:
-    """The window in tokens, with the defaults of transformers; Qwen2 with one is refused."""
-    if architecture == QWEN2:
-        return None
-    window: int | None = config.get("sliding_window", None if architecture in (LLAMA, MIXTRAL) else 4096)
-    return window
-
-
-def _experts(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """How many experts a Mixtral has, and how many of them a token sees."""
-    experts = _size(config, "num_local_experts", where, default=8)
-    chosen = _size(config, "num_experts_per_tok", where, default=2)
-    if not 2 <= chosen <= experts:
-        raise CheckpointError(
-            f"{where} sends a token to {chosen} of {experts} experts; Megatron's router weighs 2 or more",
-            hint="num_experts_per_tok is from 2 to num_local_experts",
-        )
-    if config.get("router_jitter_noise"):
-        raise CheckpointError(f"{where} has router_jitter_noise, which plait does not train with")
-    return {"num_experts": experts, "experts_per_token": chosen}
-
-
-def _slides(config: Mapping[str, Any]) -> bool:
-    """Whether some layers of a Qwen2 attend within a window, which plait has for all layers or for none."""
-    return bool(config.get("use_sliding_window")) or "sliding_attention" in (config.get("layer_types") or ())
-
-
-def _refuse_the_unknown(config: Mapping[str, Any], where: str, architecture: str) -> None:
-    """Refuse what would change the numbers and has no row in the tables."""
-    if config.get("tie_word_embeddings"):
-        raise CheckpointError(
-            f"{where} ties the output layer to the embedding; plait trains untied models only",
-            hint="save it untied: the embedding again as lm_head.weight, and tie_word_embeddings false",
-        )
-    if architecture == QWEN2 and _slides(config):
-        raise CheckpointError(f"{where} has use_sliding_window, which plait cannot convert yet")
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key):
-            raise CheckpointError(f"{where} has {key}; plait converts models without biases")
-    activation = config.get("hidden_act", "silu")
-    if activation != "silu":
-        raise CheckpointError(f"{where} has hidden_act {activation!r}; plait converts silu models")
-    heads = _size(config, "num_attention_heads", where)
-    groups = _size(config, "num_key_value_heads", where, default=heads)
-    if heads % groups:
-        raise CheckpointError(f"{where}: {heads} attention heads do not divide into {groups} key-value heads")
-
-
-def _rope_theta(config: Mapping[str, Any], where: str) -> float:
-    """The rotary base: transformers 5 writes ``rope_parameters``, 4 writes ``rope_theta``."""
-    rope = part(config, "rope_parameters", where) or part(config, "rope_scaling", where)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise CheckpointError(
-            f"{where} scales its rotary embedding ({kind!r}), which plait cannot convert yet"
-        )
-    return float(_number(rope.get("rope_theta", config.get("rope_theta", 10000.0)), "rope_theta", where))

@@ -12,7 +12,8 @@ from plait import files
 from plait.config.model import TowerModel
 from plait.errors import CheckpointError
 from plait.models.common import drawn
-from plait.models.towers import DEFAULTS, KINDS, Tower, part
+from plait.models.families.fields import part
+from plait.models.towers import DEFAULTS, KINDS, Tower
 from plait.models.weights import FolderTensors, Tensors, check_shapes, config_text, merkle, write_safetensors
 
 PREPROCESSOR = "preprocessor_config.json"

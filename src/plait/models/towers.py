@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from plait.errors import CheckpointError
+from plait.models.families.fields import check_size, refuse_unknown
 
 Shapes = dict[str, tuple[int, ...]]
 KINDS = {"clip_vision_model": "clip", "siglip_vision_model": "siglip"}
@@ -28,6 +29,8 @@ SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
     "patch_size",
 )  # fmt: skip
+OTHERS = ("num_channels", "vision_use_head", "projection_dim", "dropout", "vocab_size")
+"""Fields beside those of :data:`DEFAULTS`; towers have no dropout here, and no projection of their own."""
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 FEATURE_LAYERS = (-2, -1)
 
@@ -72,6 +75,7 @@ class Tower:
                 hint=f"plait converts towers of 3 channels with {', '.join(ACTIVATIONS)}",
             )
         _check_sizes(found, where)
+        refuse_unknown(config, {*DEFAULTS[kind], *OTHERS}, where)
         if feature_layer not in FEATURE_LAYERS:
             raise CheckpointError(f"{where} projects hidden state {feature_layer}; plait knows -2 and -1")
         if kind == "siglip" and drop_class_token:
@@ -164,32 +168,6 @@ class Tower:
     @staticmethod
     def _mlp(name: str, f: int, w: int) -> Shapes:
         return _linear(f"{name}.fc1", f, w) | _linear(f"{name}.fc2", w, f)
-
-
-def check_size(value: Any, key: str, where: str) -> int:
-    """A size of a config.
-
-    Raises:
-        CheckpointError: it is no whole number above zero.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(
-            f"{where}: {key} is {value!r}, expected a whole number above 0",
-            hint="plait knows models of one size in all layers and square pictures and patches only",
-        )
-    return value
-
-
-def part(config: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
-    """A config within a config; empty where there is none.
-
-    Raises:
-        CheckpointError: it is no object.
-    """
-    value = config.get(key) or {}
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: {key} is {value!r}, expected an object with keys")
-    return value
 
 
 def _check_sizes(found: Mapping[str, Any], where: str) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from plait.files import canonical, read_object, write_json
 from plait.models import safe
 from plait.models.archive import Archive
 from plait.models.pickles import Pickled
+from plait.models.specs import EMBEDDING, HEAD
 from plait.models.stored import SIZES, Stored
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -68,25 +69,43 @@ class FolderTensors(Mapping[str, Tensor]):
     """The weights of a Hugging Face folder, by the names that published models have.
 
     They are safetensors, or ``pytorch_model.bin`` where there are none. The buffers of old files are left
-    out and named in ``dropped``.
+    out and named in ``dropped``, and so is an output layer that the config ties to the embedding.
     """
 
     def __init__(self, folder: Path | str) -> None:
         """Find the files.
 
         Raises:
-            CheckpointError: there are no weights in the folder, a listed file is missing, or one is broken.
+            CheckpointError: there are no weights in the folder, a listed file is missing, or one is broken;
+                or the output layer is tied and is not the embedding.
         """
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}
         self._where = self._locate()
         found = list(self._where)
-        self.dropped = tuple(name for name in found if any(kind.fullmatch(name) for kind in BUFFERS.values()))
+        self._tied = self._copies(found)
+        buffers = (name for name in found if any(kind.fullmatch(name) for kind in BUFFERS.values()))
+        self.dropped = (*buffers, *self._tied)
         self._stored = {
             SHORT_TOWER.sub("vision_tower.vision_model.", name): name
             for name in found
             if name not in self.dropped
         }
+
+    def _copies(self, found: Collection[str]) -> tuple[str, ...]:
+        """The output layer's tensor, where the config says that it is the embedding."""
+        config = self.folder / "config.json"
+        if not {EMBEDDING, HEAD} <= {*found} or not config.is_file():
+            return ()
+        if not read_object(config).get("tie_word_embeddings"):
+            return ()
+        embedding, head = (fingerprint(self._handle(self._where[n]).get_tensor(n)) for n in (EMBEDDING, HEAD))
+        if embedding != head:
+            raise CheckpointError(
+                f"{self.folder} ties its output layer to the embedding, and holds another one",
+                hint="if the output layer is its own, set tie_word_embeddings to false in config.json",
+            )
+        return (HEAD,)
 
     def _locate(self) -> dict[str, str]:
         """The file of every tensor, by the name that it has there."""
@@ -153,7 +172,8 @@ class FolderTensors(Mapping[str, Tensor]):
         counts = {
             words: sum(bool(kind.fullmatch(name)) for name in self.dropped) for words, kind in BUFFERS.items()
         }
-        return "".join(f", {count} {words} left out" for words, count in counts.items() if count)
+        tied = "".join(f", {name} left out: it is the embedding" for name in self._tied)
+        return "".join(f", {count} {words} left out" for words, count in counts.items() if count) + tied
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:
@@ -277,20 +297,24 @@ def _part(number: int) -> str:
 
 def _parts(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
     part: dict[str, Tensor] = {}
+    taken: set[int] = set()
     size = 0
     for name, tensor in tensors.items():
         if part and size + tensor.nbytes > limit:
             yield part
-            part, size = {}, 0
-        part[name] = _alone(tensor)
+            part, taken, size = {}, set(), 0
+        part[name] = _alone(tensor, taken)
+        taken.add(part[name].untyped_storage().data_ptr())
         size += tensor.nbytes
     yield part
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor in storage of its own: safetensors refuses views of one storage."""
+def _alone(tensor: Tensor, taken: Collection[int]) -> Tensor:
+    """The tensor in storage of its own: safetensors refuses views of one storage, and two of one."""
     tensor = tensor.detach().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    storage = tensor.untyped_storage()
+    own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in taken
+    return tensor if own else tensor.clone()
 
 
 def fingerprint(tensor: Tensor) -> str:

@@ -3,7 +3,7 @@
 Weights, gradients and the optimizer's state follow from the sizes of a rank's parameters, to the byte.
 Activations are counted as in Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
 Transformer Models" (section 4): each tensor that the backward pass needs, for each layer and each
-micro-batch that is under way; here for the layers of Mistral and Llama without fused kernels. What is left
+micro-batch that is under way; here for layers of Mistral, Llama and Qwen without fused kernels. What is left
 out: buffers of NCCL and of kernels, fragments, the driver. They take 1 to 3 GB more on a GPU.
 
 S = tokens of a sequence, s = those of a rank (S / context parallel size), b = sequences of a micro-batch,
@@ -202,6 +202,7 @@ class Layer:
         size: e.
         drops: whether hidden states and attention are dropped out.
         experts: experts that each token is sent to, 0 where there are none. They are taken as used evenly.
+        heads_normed: whether queries and keys have norms of their own.
         masked: whether attention has a mask of every token; a kernel that is told of documents keeps no
             scores, but a sum for each query, and repeats no keys.
     """
@@ -223,6 +224,7 @@ class Layer:
     size: int
     drops: tuple[bool, bool] = field(default=(False, False))
     experts: int = 0
+    heads_normed: bool = False
     masked: bool = True
 
     @property
@@ -271,8 +273,9 @@ class Layer:
         inner = self.own * self.inner * self.size / self.tp * (5 if self.gated else 2)
         if self.experts:
             inner = self.experts * (inner + 2 * self.own * self.hidden * self.size)
+        heads = self.own * (self.query + self.key) * self.norm / self.tp * self.heads_normed
         masks = 2 * self.passed / self.size * self.mask * self.drops[0]
-        return 2 * (self.normed + self.passed) + context + angles + inner + masks
+        return 2 * (self.normed + self.passed) + heads + context + angles + inner + masks
 
     @property
     def whole(self) -> float:
@@ -302,6 +305,7 @@ def language_layer(spec: Spec, run: Run) -> Layer:
         size=run.size,
         drops=(settings["hidden_dropout"] > 0, settings["attention_dropout"] > 0),
         experts=spec.experts_per_token,
+        heads_normed=spec.qk_norm,
         masked=not attends_by_documents(settings),
     )
 

@@ -144,7 +144,11 @@ def _check_sum(spec: Spec, grid: Grid, ranks: Sequence[Rank]) -> None:
         for name, shape in rank.shapes.items()
         if not forms[rank.tp, rank.pp][name].copy and (rank.ep == 0 or EXPERTS in name)
     )
-    padding = 2 * spec.hidden_size * (padded_vocab_size(spec.vocab_size, grid.tp) - spec.vocab_size)
+    padding = (
+        (1 if spec.tied else 2)
+        * spec.hidden_size
+        * (padded_vocab_size(spec.vocab_size, grid.tp) - spec.vocab_size)
+    )
     expected = parameters(spec) - sum(map(math.prod, carried(spec).values()))
     if held - padding != expected:
         raise CheckpointError(

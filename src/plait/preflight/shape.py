@@ -69,7 +69,7 @@ def _longer(plan: Plan, _: str, source: Any) -> Values:
 
 
 def _solo(plan: Plan, name: str, source: Any) -> Values:
-    seen = {"architectures": [SOLO], "vision_patch_size": source.patch_size}
+    seen = {"architectures": [SOLO], "model_type": "solo", "vision_patch_size": source.patch_size}
     return {**_longer(plan, name, source), **seen}
 
 

@@ -105,6 +105,7 @@ def _language_sizes(spec: Spec, grid: Grid) -> dict[str, Any]:
         "layernorm_epsilon": spec.rms_norm_eps,
         "add_bias_linear": False,
         "add_qkv_bias": spec.attention_bias,
+        "qk_layernorm": spec.qk_norm,
         "gated_linear_unit": True,
         **(_expert_sizes(spec, grid) if spec.num_experts else {}),
         "activation_func": F.silu,
@@ -213,8 +214,9 @@ def _language_model(
         vp_stage=chunk,
         parallel_output=True,
         scatter_embedding_sequence_parallel=False,
-        share_embeddings_and_output_weights=False,
+        share_embeddings_and_output_weights=spec.tied,
         rotary_base=spec.rope_theta,
+        rope=spec.rope,
         patch_dim=spec.patch_dim,
     )
     for name, parameter in model.named_parameters():

@@ -78,7 +78,9 @@ A norm before experts is fused in neither, and only the former give it such a na
 def layer_of(config: TransformerConfig, *, by_documents: bool) -> ModuleSpec:
     """A layer of a language model, whose attention is told where documents begin, or has a mask of tokens."""
     layer = get_gpt_layer_with_transformer_engine_spec(
-        num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
     )
     attention = layer.submodules.self_attention
     core, mask = ATTENTION[by_documents]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plait.models.specs import Spec
+from plait.models.specs import EMBEDDING, Spec
 
 if TYPE_CHECKING:
     from plait.train.batches import Batch
@@ -39,7 +39,7 @@ def flops_per_token(spec: Spec, sequence: int, *, freeze: Collection[str] = ()) 
     weights = sum(
         math.prod(shape) * (used if ".experts." in name else 1.0)
         for name, shape in text.shapes.items()
-        if "embed_tokens" not in name
+        if name != EMBEDDING or text.tied  # the lookup is none; a tied model's is its output layer too
     )
     attention = 12 * text.num_layers * text.query_size * sequence
     return (4.0 if "language_model" in freeze else 6.0) * weights + attention

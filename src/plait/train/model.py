@@ -15,11 +15,23 @@ from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from torch import Tensor
 
+from plait.models.families.rope import KINDS, PLAIN, Rope
+
 
 class PackedRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]
     """Rotary angles by each token's own position, which restarts with every document of a pack."""
 
     position_ids: Tensor | None = None
+    inv_freq: Tensor
+
+    def __init__(self, *args: Any, rope: Rope, **kwargs: Any) -> None:
+        """Take RotaryEmbedding's arguments, but for its scaling, which is the model's own."""
+        super().__init__(*args, **kwargs)
+        if rope.kind == "linear":
+            self.inv_freq = self.inv_freq / rope.factor
+        elif rope.kind == "llama3":
+            told = {key: getattr(rope, key) for key in KINDS[rope.kind]}
+            self.inv_freq = self._apply_scaling(self.inv_freq, **told)
 
     def forward(self, max_seq_len: int, *_: Any, **__: Any) -> Tensor:
         """Angles [S, B, 1, H] of the micro-batch whose ``position_ids`` [B, S] were set before."""
@@ -52,10 +64,16 @@ def documents_of(position_ids: Tensor) -> PackedSeqParams:
 
 
 class PackedGPTModel(GPTModel):  # type: ignore[misc]
-    """One pipeline stage of a Mistral- or Llama-shaped model, or of SOLO where ``patch_dim`` is not 0."""
+    """One pipeline stage of a language model, or of SOLO where ``patch_dim`` is not 0."""
 
     def __init__(
-        self, *args: Any, true_vocab_size: int, rotary_base: float, patch_dim: int = 0, **kwargs: Any
+        self,
+        *args: Any,
+        true_vocab_size: int,
+        rotary_base: float,
+        rope: Rope = PLAIN,
+        patch_dim: int = 0,
+        **kwargs: Any,
     ) -> None:
         """Take GPTModel's arguments; ``patch_dim`` is P, rows from ``true_vocab_size`` on are padding."""
         super().__init__(*args, position_embedding_type="rope", rotary_base=rotary_base, **kwargs)
@@ -64,6 +82,7 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
             kv_channels=self.config.kv_channels,
             rotary_percent=1.0,
             rotary_base=rotary_base,
+            rope=rope,
             use_cpu_initialization=self.config.use_cpu_initialization,
         )
         if patch_dim and self.pre_process:
@@ -75,6 +94,10 @@ class PackedGPTModel(GPTModel):  # type: ignore[misc]
                 bias=False,
                 gather_output=True,
             )
+
+    def _is_in_embd_group(self) -> bool:
+        """Whether to sum up the embeddings of first and last stage where they are tied: both are loaded."""
+        return False
 
     def forward(
         self,

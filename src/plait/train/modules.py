@@ -107,8 +107,15 @@ def language_blocks(
 
 def _own_layer(config: TransformerConfig) -> ModuleSpec:
     """Megatron Core's own."""
-    layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization=config.normalization)
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts,
+        normalization=config.normalization,
+        qk_layernorm=config.qk_layernorm,
+    )
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
-    layer.submodules.self_attention.submodules.core_attention = ContextAttention
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = ContextAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = Norm
     return layer

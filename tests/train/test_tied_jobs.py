@@ -1,0 +1,51 @@
+"""`plait train` itself on a tied model with norms of heads, and its export, proven."""
+
+import numpy as np
+import pytest
+from jobs import TARGET, packed
+from makers import Maker
+
+from plait import files
+from plait.convert.export import export_folder
+from plait.models.specs import Spec
+from plait.models.weights import FolderTensors
+from plait.parallel.grid import Grid
+from plait.verify import logits, parity
+from plait.verify.ranks import run_ranks  # noqa: F401 - loaded before ranks are forked
+
+WAYS = {
+    "tensors": {"tensor_model_parallel_size": 2},
+    "copies": {"data_parallel_size": 2, "use_distributed_optimizer": True},
+}
+
+
+def tied(maker):
+    return maker.foreign("Qwen3", tied=True, head_dim=12, num_hidden_layers=2, initializer_range=0.2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tied_model_is_trained_and_exported_tied(way, tmp_path):
+    places = {}
+    for name, keys in (("alone", {}), (way, WAYS[way])):
+        (tmp_path / name).mkdir()
+        place = packed(tmp_path / name, model=tied, hidden_dropout=0.0, global_batch_size=2, **keys)
+        place.train(env={"OMP_NUM_THREADS": "1"})
+        places[name] = place
+    for key in ("lm loss", "grad norm"):
+        rows = [[row[key] for row in place.rows()] for place in places.values()]
+        assert np.allclose(*rows, atol=1e-5, rtol=1e-5)
+    iteration = places[way].root / TARGET
+    source = tied(Maker(places[way].root / "made"))
+
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    facts = export_folder(source, iteration, folder, recipe="chat", chat_template=None)
+
+    assert Spec.of(folder).tied
+    assert "lm_head.weight" not in FolderTensors(folder).shapes
+    assert facts["merkle"] == files.read_manifest(iteration)["facts"]["merkle"]
+    spec = Spec.of(folder)
+    cases, grid = logits.cases(spec), Grid(WAYS[way].get("tensor_model_parallel_size", 1))
+    found = logits.of_megatron(spec, grid, parity._Trained(iteration, spec, grid), cases)
+    assert logits.failures(logits.compare(cases, logits.of_transformers(folder, cases), found)) == []

@@ -1,0 +1,159 @@
+"""Each family computes in Megatron Core, on every grid, what transformers computes."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import megatron.core.models.gpt  # noqa: F401 - loaded once here, not in every forked rank
+import pytest
+import torch
+import transformers.models.llama.modeling_llama
+from ties import stage_of
+
+from plait.models.build import build
+from plait.models.specs import Spec
+from plait.models.weights import FolderTensors
+from plait.parallel.grid import Grid
+from plait.preflight.ranks import checked
+from plait.verify import logits, parity
+
+LONG = pytest.mark.long
+SCALED = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+STRETCHED = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
+FAMILIES = {
+    "llama": ("Llama", {}),
+    "llama, scaled": ("Llama", {"rope_parameters": SCALED}),
+    "llama, stretched": ("Llama", {"rope_parameters": STRETCHED}),
+    "llama, scaled and tied": ("Llama", {"rope_parameters": SCALED, "tied": True}),
+    "mistral v0.1": ("Mistral", {"sliding_window": 8}),
+    "mistral v0.3": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2, tied": ("Qwen2", {"tied": True}),
+    "qwen3": ("Qwen3", {"head_dim": 12}),
+    "qwen3, tied": ("Qwen3", {"head_dim": 12, "tied": True}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "initializer_range": 0.3}),
+}
+GRIDS = [Grid(1, 1), Grid(2, 1), Grid(1, 2), Grid(2, 2)]
+SHORT = {
+    "llama": Grid(1, 1), "llama, scaled": Grid(2, 1), "llama, stretched": Grid(1, 2),
+    "llama, scaled and tied": Grid(2, 2), "qwen2, tied": Grid(1, 1), "qwen3": Grid(2, 1),
+    "qwen3, tied": Grid(1, 2),
+}  # fmt: skip
+"""What is tried in the short run; the long one tries every family on every grid."""
+CASES = [
+    pytest.param(name, grid, id=f"{name}, {grid}", marks=() if SHORT.get(name) == grid else LONG)
+    for name in FAMILIES
+    for grid in GRIDS
+]
+
+
+def folder_of(maker, name):
+    kind, sizes = FAMILIES[name]
+    return maker.foreign(kind, **{"name": f"-{name}", "initializer_range": 0.1, **sizes})
+
+
+class Loaded:
+    """Loads a rank from the Hugging Face folder itself."""
+
+    def __init__(self, folder: Path, grid: Grid) -> None:
+        self.spec, self.grid = Spec.of(folder), grid
+        self.weights = FolderTensors(folder)
+
+    def __call__(self, model):
+        from megatron.core import parallel_state as ps
+
+        from plait.train.build import load_weights
+
+        tp, pp = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
+        load_weights(model, stage_of(self.weights, self.spec, self.grid, tp, pp))
+
+
+@pytest.mark.parametrize(("name", "grid"), CASES)
+def test_the_logits_are_those_of_transformers(maker, name, grid):
+    folder = folder_of(maker, name)
+    spec = Spec.of(folder)
+    inputs = logits.cases(spec)
+
+    found = logits.of_megatron(spec, grid, Loaded(folder, grid), inputs)
+
+    rows = logits.compare(inputs, logits.of_transformers(folder, inputs), found)
+    assert logits.failures(rows) == []
+    assert min(row["max_abs_logit"] for row in rows) > 0.5
+
+
+@pytest.mark.parametrize("name", ["llama, scaled", "llama, stretched", "qwen3", "qwen2, tied"])
+def test_what_a_family_adds_is_seen_by_the_logits(maker, name):
+    """A model without it computes otherwise: scaling, norms of heads, the tie."""
+    folder = folder_of(maker, name)
+    theirs = logits.of_transformers(folder, inputs := logits.cases(Spec.of(folder))[:1])[torch.float32][0]
+    other = {"llama": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **other.get(name.split(",")[0], {}))
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "q_norm" in parameter_name:
+                parameter.fill_(1.0)
+        if name.endswith("tied"):
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.roll(1, 0))
+        changed = model(input_ids=inputs[0].input_ids).logits
+    assert (changed - theirs).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama, scaled", "qwen2, tied", "qwen3"])
+def test_a_family_is_proven_through_the_stages(maker, name, tmp_path):
+    """Convert, shard and prove, as the workflow does."""
+    folder = folder_of(maker, name)
+    found = parity.prove_converted(folder, maker.shards(folder, 2, 2), tmp_path / "parity.json")
+    assert found["passed"]
+
+
+SEEING = {"qwen3": Grid(2, 1), "llama, scaled": Grid(1, 2), "qwen2, tied": Grid(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [
+        pytest.param(name, tower, marks=() if (name, tower) == ("qwen3", "clip") else LONG)
+        for name in SEEING
+        for tower in ("clip", "siglip")
+    ],
+)
+def test_a_llava_over_any_family(maker, name, tower, tmp_path):
+    """A tied base is untied when the model is built."""
+    folder = maker.llava(f"{tower}-{name}", base=folder_of(maker, name), tower=maker.tower(tower))
+    grid = SEEING[name]
+    found = parity.prove_converted(folder, maker.shards(folder, grid.tp, grid.pp), tmp_path / "parity.json")
+    assert {row["case"] for row in found["logits"]} == {"text", "packed", "one picture", "several pictures"}
+
+
+@pytest.mark.parametrize("grid", [Grid(2, 1), Grid(1, 2)], ids=str)
+def test_a_solo_over_a_tied_and_scaled_llama(maker, grid):
+    """Its base stays tied, and its class computes with the base's angles."""
+    source = {"kind": "solo", "base": "b", "tokenizer": "t", "patch_size": 4}
+    parts = [folder_of(maker, "llama, scaled and tied"), maker.vision]
+    folder = maker._once("solo-tied", "hf_model", lambda f: build(f, source, parts))
+    spec = Spec.of(folder)
+    assert (spec.tied, spec.rope.kind) == (True, "llama3")
+    inputs = logits.cases(spec)
+
+    found = logits.of_megatron(spec, grid, Loaded(folder, grid), inputs)
+
+    rows = logits.compare(inputs, logits.of_transformers(folder, inputs), found)
+    assert len(rows) == 3
+    assert logits.failures(rows) == []
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_ranks_on_the_meta_device_hold_a_tied_model(maker, grid):
+    """The first stage has the embedding, the last of several a copy, and nobody a head of its own."""
+    spec = Spec.of(folder_of(maker, "qwen3, tied"))
+    for rank in checked(spec, grid, {"params_dtype": "fp32"}):
+        ends = [name for name in rank.shapes if name.startswith(("embedding.", "output_layer."))]
+        first, last = rank.pp == 0, rank.pp == grid.pp - 1
+        assert ends == ["embedding.word_embeddings.weight"] * first + ["output_layer.weight"] * (
+            last and not first
+        )
+        assert "decoder.layers.0.self_attention.q_layernorm.weight" in rank.shapes
