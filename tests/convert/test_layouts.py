@@ -35,6 +35,7 @@ def megatron_config(spec):
         "rope_theta": spec.rope_theta,
         "num_hidden_layers": spec.num_layers,
         "sliding_window": None,
+        "tie_word_embeddings": spec.tied,
         **{
             key: getattr(spec, key)
             for key in (
@@ -67,15 +68,24 @@ WAYS = [
 ]  # fmt: skip
 
 
+KINDS = {
+    "dense": {},
+    "experts": {"num_experts": 4, "experts_per_token": 2},
+    "tied": {"architecture": "LlamaForCausalLM", "tied": True},
+    "biased, tied": {"architecture": "Qwen2ForCausalLM", "tied": True, "attention_bias": True},
+    "head norms": {"architecture": "Qwen3ForCausalLM", "qk_norm": True},
+}
+
+
 @pytest.mark.parametrize("grid", WAYS, ids=str)
-@pytest.mark.parametrize("kind", ["dense", "experts"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_any_grid_leads_to_any_other_and_back(kind, grid, tmp_path):
-    keys = {"num_experts": 4, "experts_per_token": 2} if kind == "experts" else {}
+    keys = KINDS[kind]
     spec = spec_of(num_key_value_heads=4, num_attention_heads=8, intermediate_size=32, vocab_size=300, **keys)
     source = folder_of(spec, tmp_path / "hf", torch.bfloat16)
     root = merkle(FolderTensors(source))
 
-    first = remade(source, tmp_path / "first", grid, ep=2 if keys else 1)
+    first = remade(source, tmp_path / "first", grid, ep=2 if kind == "experts" else 1)
     chunks = 2 if grid.pp < 3 and not grid.first else 1
     other = Grid(5 - min(grid.tp, 4) if grid.tp in (1, 4) else 2, 2)
     second = remade(tmp_path / "first", tmp_path / "second", other, chunks=chunks)

@@ -109,7 +109,7 @@ ENDS: tuple[Row, ...] = (
     Row("output_layer.weight",                  ("lm_head.weight",),                    VOCAB, "last"),
 )
 TIED: tuple[Row, ...] = (
-    Row("decoder.final_layernorm.weight",       ("model.norm.weight",),                 WHOLE, "last"),
+    ENDS[0],
     Row("output_layer.weight",                  ("model.embed_tokens.weight",),         VOCAB, "last",
         tied=True),
 )
