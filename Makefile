@@ -8,7 +8,7 @@ VENV := .venv
 CORES ?= 2
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: tiny env dev test tiny-test test-long test-cluster check format config goldens image
+.PHONY: tiny env dev test tiny-test test-long test-cluster check format config goldens image mutants bench
 
 tiny: env
 	snakemake --cores $(CORES)
@@ -77,3 +77,11 @@ image: env
 	for name in $(IMAGES); do \
 	  apptainer $(if $(PULL),pull,build) --force envs/$$name.sif.part $(if $(PULL),$(PULL):$$name,envs/$$name.def) \
 	  && mv envs/$$name.sif.part envs/$$name.sif || exit 2; done
+
+# Faults of a converter, each with the check of a proof that finds it.
+mutants: dev
+	OMP_NUM_THREADS=1 python tests/verify/mutants.py
+
+# Figures as ratios, each pair measured in one run: conversion, packing, shards, a step's overhead.
+bench: dev
+	for one in tests/bench/bench_*.py; do echo "== $$one"; python $$one || exit 1; done

@@ -1,18 +1,15 @@
 """The proof passes on every grid, and no classic fault of a converter passes it."""
 
-import dataclasses
 import json
-from pathlib import Path
 
 import megatron.core.models.gpt  # noqa: F401 - loaded once here, not in every forked rank
 import pytest
 import torch
 import transformers.models.mistral.modeling_mistral  # noqa: F401
+from mutants import prove
 
 from plait import files
-from plait.convert import ops, tables
 from plait.errors import PlaitError, ProofError
-from plait.models.specs import Spec
 from plait.models.weights import merkle
 from plait.parallel.grid import Grid
 from plait.verify import logits, parity
@@ -57,165 +54,7 @@ def test_a_sliding_window_is_proven(maker, tmp_path):
     files.write_json(source / "config.json", {**config, "sliding_window": 8})
     facts = files.read_manifest(maker.hf())["facts"]
     files.write_manifest(source, kind="hf_model", settings={}, facts=facts)
-    prove_with(source, tmp_path / "run", 2, 1)
-
-
-# Faults. Each changes the converter as a tired engineer might, in both directions at once, so that a
-# round trip and with it the Merkle root may well agree; and each must be caught by some part of the proof.
-
-
-class SwappedGateUp(ops.FuseGateUp):
-    def held(self, names, shapes, sizes, part):
-        return super().held(names[::-1], shapes[::-1], sizes, part)
-
-
-class CutAsOne(ops.Op):
-    """Tensors stacked one after the other, and then cut without regard to where they meet."""
-
-    def held(self, names, shapes, sizes, part):
-        rows = [(name, row) for name, shape in zip(names, shapes, strict=True) for row in range(shape[0])]
-        share, cols = len(rows) // part.tp, shapes[0][1]
-        mine = rows[part.rank * share : (part.rank + 1) * share]
-        pieces = [ops.Piece(name, row, 0, 1, cols, at, 0) for at, (name, row) in enumerate(mine)]
-        return ops.Held((share, cols), tuple(pieces))
-
-
-class HeadsForGroups(ops.Op):
-    """Named in seed 003: k and v reshaped with the number of heads, undone by the same mistake."""
-
-    def held(self, names, shapes, sizes, part):
-        heads = sizes.num_attention_heads // part.tp
-        pieces, at = [], 0
-        for head in range(part.rank * heads, (part.rank + 1) * heads):
-            for name, shape in zip(names, shapes, strict=True):
-                rows, cols = ops.matrix(shape)
-                rows //= sizes.num_attention_heads
-                pieces.append(ops.Piece(name, head * rows, 0, rows, cols, at, 0))
-                at += rows
-        return ops.Held((at, *shapes[0][1:]), tuple(pieces))
-
-
-class QKVByColumns(ops.FuseQKV):
-    def held(self, names, shapes, sizes, part):
-        whole = super().held(names, shapes, sizes, ops.Part())
-        share = whole.shape[1] // part.tp
-        pieces = tuple(piece._replace(col=part.rank * share, cols=share) for piece in whole.pieces)
-        return ops.Held((whole.shape[0], share), pieces)
-
-
-class ReversedRanks(ops.RowWise):
-    def held(self, names, shapes, sizes, part):
-        return super().held(names, shapes, sizes, part._replace(rank=part.tp - 1 - part.rank))
-
-
-def with_op(name, op):
-    """Give the rows whose Megatron name ends so another operation."""
-
-    def change(monkeypatch):
-        for architecture, table in tables.TABLES.items():
-            rows = tuple(
-                dataclasses.replace(row, op=op) if row.mcore.endswith(name) else row for row in table
-            )
-            assert rows != table
-            monkeypatch.setitem(tables.TABLES, architecture, rows)
-
-    return change
-
-
-def off_by_one_stage(monkeypatch):
-    """The second stage's layers in a circle: each holds its neighbour's weights."""
-    straight = tables.Entry.local
-
-    def turned(self, spec, grid, **experts):
-        name = straight(self, spec, grid, **experts)
-        layers = grid.layers(self.stage(spec, grid), num_layers=spec.num_layers)
-        if self.row.place != "layer":
-            return name
-        return self.row.names(layer=(self.layer - layers.start + 1) % len(layers))[0]
-
-    monkeypatch.setattr(tables.Entry, "local", turned)
-
-
-def split_one_layer_late(monkeypatch):
-    """Stage 0 takes a layer more than its share."""
-    straight = Grid.layers
-
-    def late(self, stage, *, num_layers):
-        found = straight(self, stage, num_layers=num_layers)
-        shift = 1 if self.pp > 1 else 0
-        return range(found.start + (shift if stage else 0), found.stop + (0 if stage else shift))
-
-    monkeypatch.setattr(Grid, "layers", late)
-
-
-def missing_head(monkeypatch):
-    for architecture, table in tables.TABLES.items():
-        rows = tuple(row for row in table if row.mcore != "output_layer.weight")
-        monkeypatch.setitem(tables.TABLES, architecture, rows)
-
-
-def head_from_embedding(monkeypatch):
-    """Both vocabulary rows read the embedding: what a careless tie does."""
-    for architecture, table in tables.TABLES.items():
-        rows = tuple(
-            dataclasses.replace(row, hf=("model.embed_tokens.weight",))
-            if row.mcore == "output_layer.weight"
-            else row
-            for row in table
-        )
-        monkeypatch.setitem(tables.TABLES, architecture, rows)
-
-
-def wrong_rope_base(monkeypatch):
-    straight = Spec.from_config.__func__
-
-    def changed(cls, config, **where):
-        return dataclasses.replace(straight(cls, config, **where), rope_theta=1_000_000.0)
-
-    monkeypatch.setattr(Spec, "from_config", classmethod(changed))
-
-
-def default_norm_eps(monkeypatch):
-    straight = Spec.from_config.__func__
-
-    def changed(cls, config, **where):
-        return dataclasses.replace(straight(cls, config, **where), rms_norm_eps=1e-2)
-
-    monkeypatch.setattr(Spec, "from_config", classmethod(changed))
-
-
-def norms_swapped(monkeypatch):
-    """input_layernorm and post_attention_layernorm in each other's place."""
-    swap = {"input_layernorm.weight": "post_attention_layernorm.weight"}
-    swap |= {new: old for old, new in swap.items()}
-    for architecture, table in tables.TABLES.items():
-        rows = []
-        for row in table:
-            below = row.hf[0].removeprefix("model.layers.{layer}.")
-            rows.append(
-                dataclasses.replace(row, hf=(f"model.layers.{{layer}}.{swap[below]}",))
-                if below in swap
-                else row
-            )
-        monkeypatch.setitem(tables.TABLES, architecture, tuple(rows))
-
-
-FAULTS = {
-    "gate and up swapped": (with_op("linear_fc1.weight", SwappedGateUp()), "logits"),
-    "gate and up cut as one": (with_op("linear_fc1.weight", CutAsOne()), "logits"),
-    "qkv not interleaved": (with_op("linear_qkv.weight", CutAsOne()), "logits"),
-    "qkv by heads, not groups": (with_op("linear_qkv.weight", HeadsForGroups()), "logits"),
-    "row for column": (with_op("linear_proj.weight", ops.COLUMN), "shapes"),
-    "column for row": (with_op("linear_qkv.weight", QKVByColumns()), "shapes"),
-    "ranks in reverse": (with_op("linear_fc2.weight", ReversedRanks()), "logits"),
-    "layers of a stage turned": (off_by_one_stage, "logits"),
-    "pipeline split off by one": (split_one_layer_late, "names"),
-    "head missing": (missing_head, "coverage"),
-    "head read from the embedding": (head_from_embedding, "coverage"),
-    "wrong rope base": (wrong_rope_base, "logits"),
-    "wrong norm epsilon": (default_norm_eps, "logits"),
-    "norms in each other's place": (norms_swapped, "logits"),
-}
+    prove(source, tmp_path / "run", Grid(2, 1))
 
 
 @pytest.fixture
@@ -239,42 +78,12 @@ def lively(maker):
     return source
 
 
-def prove_with(source: Path, root: Path, tp: int, pp: int) -> None:
-    """Convert, cut and prove with whatever the converter is now."""
-    from makers import made
-
-    from plait.convert import folders
-
-    root.mkdir()
-    whole = made(root / "whole", "megatron", lambda f: folders.convert(source, f))
-    cut = made(root / "cut", "sharded", lambda f: folders.shard(whole, f, Grid(tp, pp)))
-    parity.prove_converted(source, cut, root / "parity.json")
-
-
 def test_the_lively_model_is_proven_without_a_fault(lively, tmp_path):
-    prove_with(lively, tmp_path / "run", 2, 2)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_no_fault_of_a_converter_passes_the_proof(fault, lively, tmp_path, monkeypatch):
-    change, killer = FAULTS[fault]
-    change(monkeypatch)
-    with pytest.raises(PlaitError) as caught:
-        prove_with(lively, tmp_path / "run", 2, 2)
-    assert not (tmp_path / "run" / "parity.json").exists()
-    said = str(caught.value)
-    words = {
-        "logits": "max abs difference",
-        "merkle": "Merkle root",
-        "coverage": "coverage: ",
-        "shapes": "size mismatch",
-        "names": "key(s) in state_dict",
-    }
-    assert words[killer] in said, said
+    prove(lively, tmp_path / "run", Grid(2, 2))
 
 
 def test_a_flipped_byte_of_a_shard_is_named(lively, tmp_path):
-    prove_with(lively, tmp_path / "run", 2, 1)
+    prove(lively, tmp_path / "run", Grid(2, 1))
     path = next((tmp_path / "run" / "cut").rglob("*.pt"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
