@@ -13,11 +13,13 @@ from plait.config.plan import VERSIONS
 def test_help_ends_with_an_example_that_the_command_understands(stage, capsys):
     with pytest.raises(SystemExit) as end:
         parser().parse_args([stage, "--help"])
-    last = capsys.readouterr().out.partition("example:\n")[2].split()
+    examples = capsys.readouterr().out.partition("example:\n")[2].strip().splitlines()
 
     assert end.value.code == 0
-    assert last[:2] == ["plait", stage]
-    assert parser().parse_args(last[1:]).run.__module__ == f"plait.cli.{stage}"
+    assert examples
+    for words in map(str.split, examples):
+        assert words[:2] == ["plait", stage]
+        assert parser().parse_args(words[1:]).run.__module__ == f"plait.cli.{stage}"
 
 
 def test_help_lists_every_stage(capsys):
