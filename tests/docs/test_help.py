@@ -1,5 +1,6 @@
 """Every command explains itself, fast."""
 
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from plait.config.plan import VERSIONS
 def test_help_ends_with_an_example_that_the_command_understands(stage, capsys):
     with pytest.raises(SystemExit) as end:
         parser().parse_args([stage, "--help"])
-    examples = capsys.readouterr().out.partition("example:\n")[2].strip().splitlines()
+    examples = re.split(r"\n  (?=plait )", capsys.readouterr().out.partition("example:\n")[2].strip())
 
     assert end.value.code == 0
     assert examples
