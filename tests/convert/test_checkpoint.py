@@ -215,6 +215,7 @@ def test_bf16_and_every_kind_of_attention_come_back(maker, tmp_path, groups):
 
     name = f"bf16-{groups}"
     hf = shutil.copytree(maker.hf(f"g{groups}", num_key_value_heads=groups), tmp_path / name)
+    (hf / "plait.json").unlink()
     halved = {key: value.bfloat16() for key, value in FolderTensors(hf).items()}
     save_file(halved, hf / "model.safetensors", metadata={"format": "pt"})
 

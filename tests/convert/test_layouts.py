@@ -16,8 +16,8 @@ from strategies import grids, spec_of, specs, weights
 
 from plait import files
 from plait.cli.main import main
-from plait.convert import checkpoint, compare, folders, layouts, stream
-from plait.errors import CheckpointError, DataError
+from plait.convert import checkpoint, compare, folders, layouts, stream, tables
+from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models import safe
 from plait.models.specs import Spec
 from plait.models.stored import Stored
@@ -448,3 +448,104 @@ def test_a_full_disk_leaves_nothing(maker, tmp_path):
     assert "error:" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not list(tmp_path.iterdir())
+
+
+# What a reviewer found
+
+
+def test_a_torch_dist_checkpoint_of_another_size_is_refused_by_name(tmp_path):
+    source = folder_of(spec_of(), tmp_path / "hf")
+    remade(source, tmp_path / "iter_0000001", to="torch_dist")
+    path = tmp_path / "iter_0000001/hf_config.json"
+    config = json.loads(path.read_text())
+    for change in (
+        {"num_hidden_layers": 2},
+        {"intermediate_size": 16},
+        {"hidden_size": 8},
+        {"vocab_size": 700},
+    ):
+        path.write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match=r"has shape \(.*, its config says \("):
+            layouts.opened(tmp_path / "iter_0000001")
+
+
+def test_a_step_of_a_run_takes_its_config_along(tmp_path):
+    source = folder_of(spec_of(), tmp_path / "hf", torch.bfloat16)
+    (tmp_path / "run").mkdir()
+    remade(source, tmp_path / "run/iter_0000100", to="torch_dist")
+    remade(tmp_path / "run", tmp_path / "cut", Grid(2, 1), step=100)
+    facts = remade(tmp_path / "cut", tmp_path / "back", to="hf")
+    config = json.loads((tmp_path / "back/config.json").read_text())
+    assert config.pop("dtype") == "bfloat16"
+    assert config == json.loads((source / "config.json").read_text())
+    assert facts["merkle"] == merkle(FolderTensors(source))
+
+
+def test_the_folder_of_another_model_is_not_taken_for_its_own(tmp_path):
+    source = folder_of(spec_of(), tmp_path / "hf")
+    other = folder_of(spec_of(rope_theta=5e5), tmp_path / "other")
+    for origin, sentence in ((other, "is not"), (tmp_path / "nowhere", r"has no config.json")):
+        (tmp_path / "x").mkdir()
+        with pytest.raises(CheckpointError, match=sentence):
+            folders.remake(source, tmp_path / "x", Grid(), to="classic", hf=origin)
+        (tmp_path / "x").rmdir()
+
+
+@pytest.mark.parametrize("kind", ["shards", "megatron"])
+def test_a_flipped_bit_of_the_source_is_found_on_the_way(maker, tmp_path, kind):
+    source = maker.shards(maker.hf(), 2, 1) if kind == "shards" else maker.megatron(maker.hf())
+    target = shutil.copytree(source, tmp_path / "x")
+    one = next(p for p in checkpoint.sources(target, Spec.of(maker.hf())) if _is(p, "layers.1.mlp"))
+    with one.stored.path.open("r+b") as file:
+        file.seek(one.stored.offset + 5)
+        byte = file.read(1)[0]
+        file.seek(one.stored.offset + 5)
+        file.write(bytes([byte ^ 1]))
+    (tmp_path / "y").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"not what it was .* model.layers.1.mlp.gate_proj.weight has sha256"
+    ):
+        folders.remake(target, tmp_path / "y", Grid(), to="hf")
+
+
+@pytest.mark.parametrize(("experts", "ep", "legal"), [(4, 3, "1, 2, 4"), (4, 8, "1, 2, 4"), (0, 2, "1")])
+def test_experts_that_do_not_divide_are_refused(experts, ep, legal, tmp_path):
+    keys = {"num_experts": experts, "experts_per_token": 2} if experts else {}
+    source = folder_of(spec_of(**keys), tmp_path / "hf")
+    with pytest.raises(ConfigError, match=f"do not divide among {ep} expert") as refused:
+        remade(source, tmp_path / "x", ep=ep)
+    assert refused.value.hint == f"ep may be {legal}"
+
+
+def test_a_parameter_by_two_names_is_refused(maker, tmp_path):
+    source = shutil.copytree(maker.shards(maker.hf(), 2, 1), tmp_path / "x")
+    path = checkpoint.rank_file(source, Grid(2, 1), 0, 0)
+    content = torch.load(path, weights_only=False)
+    norm = "decoder.layers.0.input_layernorm.weight"
+    content["model"][tables.engine_name(norm)] = content["model"][norm] + 1
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="stands there by two names"):
+        layouts.released(source, Spec.of(maker.hf()))
+
+
+def test_numbers_that_are_none_are_equal_to_themselves(tmp_path):
+    source = folder_of(spec_of(), tmp_path / "hf")
+    tensors = load_file(source / WEIGHTS)
+    tensors["model.layers.0.input_layernorm.weight"][2] = float("nan")
+    save_file(tensors, source / WEIGHTS, metadata={"format": "pt"})
+    remade(source, tmp_path / "cut", Grid(2, 1))
+    spec, model = layouts.opened(tmp_path / "cut")
+    assert dict(layouts.whole(model, spec))["decoder.layers.0.input_layernorm.weight"].isnan().any()
+
+
+def test_words_of_another_layout_are_refused(maker, tmp_path, capsys):
+    assert main(["convert", str(maker.hf()), f"{tmp_path}/x", "--to", "hf", "--tp", "2"]) == 2
+    assert "--tp says nothing of a hf target" in capsys.readouterr().err
+
+
+def test_old_weights_do_not_go_along(maker, tmp_path):
+    source = shutil.copytree(maker.hf(), tmp_path / "x")
+    for name in ("pytorch_model.bin", "tf_model.h5", "pytorch_model.bin.index.json"):
+        (source / name).write_bytes(b"old")
+    remade(source, tmp_path / "y", to="hf")
+    assert not [path.name for path in (tmp_path / "y").iterdir() if path.suffix in (".bin", ".h5")]

@@ -6,7 +6,7 @@ from makers import save
 from megatron.core import parallel_state as ps
 
 from plait import files
-from plait.convert import checkpoint, engine, layouts, stream, torch_dist
+from plait.convert import checkpoint, engine, folders, layouts, stream, torch_dist
 from plait.convert.carried import carry
 from plait.convert.export import export_folder
 from plait.errors import CheckpointError
@@ -194,3 +194,32 @@ def test_seed_2_the_vocabulary_is_the_tokenizers_whatever_its_size(maker):
         assert spec.vocab_size == size == len(FolderTensors(hf)["lm_head.weight"])
         back = stream.View(layouts.released(maker.shards(hf, 2, 1), spec))
         assert len(back["model.embed_tokens.weight"]) == len(back["lm_head.weight"]) == size
+
+
+def loaded(spec, grid, folder, shards):
+    """Whether Megatron's own reader gives this rank what its shard has."""
+    from megatron.core import parallel_state as ps
+
+    from plait.train.state import load_model
+
+    model = build_model(spec, grid, dtype=torch.float32)
+    load_model([model], folder)
+    place = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
+    expected = checkpoint.read_rank(shards, grid, *place)
+    found = model.state_dict()
+    return all(torch.equal(found[name], expected[name]) for name in expected), len(expected)
+
+
+@pytest.mark.parametrize("kind", ["solo", "llava", "mixtral", "tied"])
+@pytest.mark.parametrize("grid", [Grid(2, 1), Grid(1, 2)], ids=str)
+def test_a_torch_dist_checkpoint_that_is_written_here_is_read_by_megatron(maker, kind, grid, tmp_path):
+    hf = maker.foreign("Qwen2", tied=True) if kind == "tied" else getattr(maker, kind)()
+    spec, folder = Spec.of(hf), tmp_path / "iter_0000001"
+    folder.mkdir()
+    facts = folders.remake(hf, folder, Grid(), to="torch_dist")
+
+    equal = run_ranks(loaded, grid, spec, grid, folder, maker.shards(hf, grid.tp, grid.pp))
+
+    assert all(same and count for same, count in equal)
+    assert layouts.opened(folder)[1].stream() == layouts.of_hf(hf, spec).stream()
+    assert facts["merkle"] == files.read_manifest(hf)["facts"]["merkle"]

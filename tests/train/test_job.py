@@ -12,6 +12,7 @@ from plait.errors import CheckpointError, ConfigError, DataError
 from plait.train.job import Job
 
 SETTINGS = {
+    "data_streams": None,
     "tensor_model_parallel_size": 2,
     "pipeline_model_parallel_size": 1,
     "virtual_pipeline_model_parallel_size": None,
@@ -42,7 +43,7 @@ SETTINGS = {
     "tp_comm_overlap": False,
     "apply_rope_fusion": False,
 }
-MIXTRAL = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4}
+MIXTRAL = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_key_value_heads": 4}
 START = "data/models/sharded/m-megatron-tp2-pp1"
 SHARD = "data/megatron_format/f_d_pack64/shard_00000"
 
@@ -78,7 +79,8 @@ def job(tmp_path, monkeypatch):
             "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
             "num_attention_heads": 4, "rms_norm_eps": 1e-5, "max_position_embeddings": 128,
         }  # fmt: skip
-        config = {"architectures": ["LlamaForCausalLM"], **sizes, **(model or {})}
+        own = {} if model and "text_config" in model else sizes
+        config = {"architectures": ["LlamaForCausalLM"], **own, **(model or {})}
         Path(START, "hf_config.json").write_text(json.dumps(config))
         Path("data/analysis/x").mkdir(parents=True)
         mixed = mixture or {"sources": [{"prefix": SHARD, "weight": 1.0}]}

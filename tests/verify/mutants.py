@@ -231,12 +231,12 @@ def no_tied_copy(patch):
 
 
 def norms_in_bf16(patch):
-    straight = checkpoint._type_of
+    straight = checkpoint.type_of
 
     def halved(name, pieces, dtypes):
         return "bfloat16" if "layernorm" in name else straight(name, pieces, dtypes)
 
-    patch.setattr(checkpoint, "_type_of", halved)
+    patch.setattr(checkpoint, "type_of", halved)
 
 
 def dropped_expert(patch):

@@ -67,7 +67,9 @@ def others(target, folder, maker):
     return folder
 
 
-@pytest.mark.parametrize("target", ASKED)
+@pytest.mark.parametrize(
+    "target", [pytest.param(one, marks=[pytest.mark.long] * (one == CUT)) for one in ASKED]
+)
 def test_it_is_linked_checked_and_used_and_stays_as_it_is(target, project, adopt, put, maker, tmp_path):
     asked, rules = ASKED[target]
     put(maker.hf(), HF)

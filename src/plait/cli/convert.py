@@ -37,7 +37,7 @@ def add(stages: Subparsers) -> None:
     add_settings(parser)
     elsewhere = parser.add_argument_group("outside data/, where no path says it")
     elsewhere.add_argument(
-        "--to", choices=("classic", "hf"), help="the target's layout (default: classic, of a checkpoint too)"
+        "--to", choices=("classic", "torch_dist", "hf"), help="the target's layout (default: classic)"
     )
     for name, what in SIZES.items():
         elsewhere.add_argument(f"--{name}", type=int, metavar="N", help=what)
@@ -52,7 +52,7 @@ def add(stages: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the model and its manifest."""
-    if Path(args.target).parts[:1] == ("data",):
+    if Path(layout.inside(args.target)).parts[:1] == ("data",):
         _inside(args)
     else:
         _elsewhere(args)
@@ -84,7 +84,14 @@ def _elsewhere(args: argparse.Namespace) -> None:
     target = Path(args.target)
     if target.exists():
         raise LayoutError(f"{target} stands there already", hint="name a folder that does not")
-    grid = Grid(tp=args.tp or 1, pp=args.pp or 1, first=args.first, last=args.last)
+    sizes = {name: getattr(args, name) for name in SIZES if name != "step"}
+    given = [f"--{name}" for name, size in sizes.items() if size is not None]
+    if given and args.to in ("hf", "torch_dist"):
+        raise LayoutError(f"{given[0]} says nothing of a {args.to} target", hint="it is of a classic one")
+    tp, pp, ep, chunks = (1 if sizes[name] is None else sizes[name] for name in ("tp", "pp", "ep", "vpp"))
+    if min(ep, chunks) < 1:
+        raise LayoutError(f"--ep {ep} --vpp {chunks}: sizes start at 1")
+    grid = Grid(tp=tp, pp=pp, first=args.first, last=args.last)
     with files.appears_whole(target, folder=True) as folder:
         facts = folders.remake(
             Path(args.source),
@@ -93,8 +100,8 @@ def _elsewhere(args: argparse.Namespace) -> None:
             to=args.to or "classic",
             step=args.step,
             hf=args.hf,
-            ep=args.ep or 1,
-            chunks=args.vpp or 1,
+            ep=ep,
+            chunks=chunks,
         )
         files.write_manifest(folder, kind="converted", settings={}, facts=facts)
     print(f"{target}: {facts['tensors']} tensors; merkle {facts['merkle']}")  # noqa: T201

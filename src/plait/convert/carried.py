@@ -16,9 +16,10 @@ from plait.errors import CheckpointError
 from plait.layout import CARRIED, HF_CONFIG, HF_PREPROCESSOR, MANIFEST, TENSORS
 from plait.models import safe
 from plait.models.specs import Spec
-from plait.models.weights import INDEX, check_shapes
+from plait.models.weights import check_shapes
 
 PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".ckpt", ".onnx"}
 OURS = {MANIFEST, TENSORS, CARD}
 """What is made anew with each model."""
 
@@ -42,7 +43,7 @@ def copy_beside(source: Path, folder: Path) -> None:
                 shutil.copyfile(source / known, folder / name)
         return
     for path in sorted(source.iterdir()):
-        weights = path.suffix == ".safetensors" or path.name == INDEX
+        weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
         if path.is_file() and not weights and path.name not in OURS and path.name[0] != ".":
             shutil.copyfile(path, folder / path.name)
 

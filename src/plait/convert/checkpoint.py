@@ -26,7 +26,7 @@ from torch import Tensor
 from plait.convert import forms
 from plait.convert.engine import rank_shapes
 from plait.convert.forms import Form, Place
-from plait.convert.stream import Placed
+from plait.convert.stream import Placed, type_of
 from plait.convert.tables import entries
 from plait.convert.torch_dist import EXTRA
 from plait.errors import CheckpointError
@@ -111,7 +111,7 @@ def _lay_out_rank(
 ) -> dict[str, dict[str, Stored]]:
     """Make a rank's file; where its tensors stand."""
     rooms = {
-        part: {name: Room(_type_of(name, one.pieces, dtypes), one.shape) for name, one in form.items()}
+        part: {name: Room(type_of(name, one.pieces, dtypes), one.shape) for name, one in form.items()}
         for part, form in parts.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,11 +195,14 @@ def _placed(path: Path, state: Mapping[str, Stored], form: Form) -> list[Placed]
 def _local(model: Mapping[str, Any], spec: Spec, grid: Grid) -> dict[str, Stored]:
     """A rank's tensors by their local names; Transformer Engine's extra states are left out."""
     names = {entry.local_engine(spec, grid): entry.local(spec, grid) for entry in entries(spec)}
-    return {
-        names.get(name, name): one
-        for name, one in model.items()
-        if not name.endswith(EXTRA) and isinstance(one, Stored)
-    }
+    found: dict[str, Stored] = {}
+    for name, one in model.items():
+        own = names.get(name, name)
+        if own in found:
+            raise CheckpointError(f"{one.path}: {own} stands there by two names, {name} is one")
+        if not name.endswith(EXTRA) and isinstance(one, Stored):
+            found[own] = one
+    return found
 
 
 def is_padded(args: argparse.Namespace) -> bool:
@@ -240,14 +243,6 @@ def _grid(args: Mapping[str, Any]) -> Grid:
         first=args.get("decoder_first_pipeline_num_layers"),
         last=args.get("decoder_last_pipeline_num_layers"),
     )
-
-
-def _type_of(name: str, pieces: tuple[Any, ...], dtypes: Mapping[str, str]) -> str:
-    """The one type of the boxes of a tensor."""
-    found = sorted({dtypes[piece.hf] for piece in pieces})
-    if len(found) > 1:
-        raise CheckpointError(f"{name} is made of {' and '.join(found)}; a tensor has one type")
-    return found[0]
 
 
 def megatron_args(spec: Spec, grid: Grid | None) -> argparse.Namespace:

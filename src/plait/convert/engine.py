@@ -95,25 +95,34 @@ def _made(name: str, held: Held, index: Sources, states: Sequence[State]) -> Ten
     moves = sorted(index.moves(held), key=lambda move: move.copy)
     if not moves:
         raise CheckpointError(f"the checkpoint has nothing of {name}")
-    first = _box(moves[0], states)
+    read: dict[tuple[int, str], Tensor] = {}
+    first = _box(moves[0], states, read)
     is_view = first.numel() == held.elements
     made = first.reshape(held.shape) if is_view else first.new_zeros(held.shape)
     rows = made.reshape(held.matrix)
     for move in moves[is_view:]:
-        box = _box(move, states)
+        box = _box(move, states, read)
         if box.dtype != made.dtype:
             raise CheckpointError(f"{name} is made of {made.dtype} and {box.dtype}; a tensor has one type")
         place = rows[move.to_row : move.to_row + move.rows, move.to_col : move.to_col + move.cols]
         if not move.copy:
             place.copy_(box)
-        elif not torch.equal(place, box):
+        elif not torch.equal(_bytes(place), _bytes(box)):
             raise CheckpointError(f"{name}: tensor ranks hold different copies of a replicated tensor")
     return made
 
 
-def _box(move: Move, states: Sequence[State]) -> Tensor:
+def _bytes(tensor: Tensor) -> Tensor:
+    """Its bytes: numbers that are none are equal to themselves there."""
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def _box(move: Move, states: Sequence[State], read: dict[tuple[int, str], Tensor]) -> Tensor:
+    """A box of a tensor, which is read once for all of its boxes."""
     number, name, held = move.source
-    tensor = _take(states[number], name)
+    if (number, name) not in read:
+        read[number, name] = _take(states[number], name)
+    tensor = read[number, name]
     if tuple(tensor.shape) != held.shape:
         raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, its config says {held.shape}")
     rows = tensor.reshape(held.matrix)

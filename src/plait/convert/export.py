@@ -46,7 +46,7 @@ def export_folder(
     model = trained(iteration, spec)
     copy_beside(hf_source, folder)
     leaves = model.stream(lay_out_hf(folder, spec, model.dtypes))
-    _set_dtype(folder, model.dtypes[spec.norm])
+    set_dtype(folder, model.dtypes[spec.norm])
     if chat_template is not None:
         _set_template(folder, chat_template)
     (folder / CARD).write_text(
@@ -64,7 +64,7 @@ def _check_source(hf_source: Path, iteration: Path) -> None:
         )
 
 
-def _set_dtype(folder: Path, dtype: str) -> None:
+def set_dtype(folder: Path, dtype: str) -> None:
     """Say the type of the trained weights, where it is not the source's."""
     config = files.read_object(folder / "config.json")
     key = "torch_dtype" if "torch_dtype" in config else "dtype"

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from plait import files
-from plait.convert import carried, checkpoint, layouts
+from plait.convert import carried, checkpoint, layouts, torch_dist
+from plait.convert.compare import differences
+from plait.convert.export import set_dtype
 from plait.convert.forms import coverage
-from plait.convert.stream import Model, Placed, write_leaves
+from plait.convert.stream import Model, Placed, read_leaves, root, write_leaves
 from plait.convert.tables import entries
 from plait.errors import CheckpointError
-from plait.layout import HF_CONFIG, MANIFEST
+from plait.layout import HF_CONFIG, MANIFEST, TENSORS
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
@@ -36,12 +38,12 @@ def convert(source: Path, folder: Path) -> dict[str, Any]:
     model = layouts.of_hf(source, spec)
     placed = checkpoint.lay_out(folder, spec, Grid(), model.dtypes, padded=False)
     carried.take_along(source, folder)
-    facts = _written(model, folder, placed + carried.lay_out(folder, spec, model.dtypes))
+    merkle = _written(model, folder, placed + carried.lay_out(folder, spec, model.dtypes), source)
     checkpoint.write_tracker(folder)
     size = sum(one.stored.nbytes for one in placed)
     note = FolderTensors(source).note
     log.info("%d tensors -> %d tensors, %s%s", len(model.shapes), len(placed), _bytes(size), note)
-    return _facts(facts, spec, None, tokenizer, model.dtypes)
+    return _facts(merkle, spec, None, tokenizer, model.dtypes)
 
 
 def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
@@ -56,13 +58,13 @@ def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
     model = layouts.released(source, spec, Grid())
     placed = checkpoint.lay_out(folder, spec, grid, model.dtypes)
     carried.take_along(source, folder)
-    facts = _written(model, folder, placed + carried.lay_out(folder, spec, model.dtypes))
+    merkle = _written(model, folder, placed + carried.lay_out(folder, spec, model.dtypes), source)
     checkpoint.write_tracker(folder)
     sizes: dict[Path, int] = {}
     for one in placed:
         sizes[one.stored.path] = sizes.get(one.stored.path, 0) + one.stored.nbytes
     log.info("%d tensors -> %s, %s per rank", len(model.shapes), grid, _bytes(max(sizes.values())))
-    return _facts(facts, spec, grid, tokenizer, model.dtypes)
+    return _facts(merkle, spec, grid, tokenizer, model.dtypes)
 
 
 def remake(
@@ -82,7 +84,7 @@ def remake(
         source: the model, see :func:`plait.convert.layouts.opened`.
         folder: where it goes.
         grid: the grid of a ``classic`` target.
-        to: the target's layout, ``classic`` or ``hf``.
+        to: the target's layout: ``classic``, ``torch_dist`` or ``hf``.
         step: the iteration of the source, where it has several.
         hf: the model's Hugging Face folder: its configs, tokenizer and code.
         ep: expert parallel ranks of a classic target.
@@ -92,24 +94,43 @@ def remake(
         CheckpointError: the source is not whole, or is none that is read.
         ConfigError: the model cannot be cut for this grid.
     """
-    spec, model = layouts.opened(source, step=step, hf=hf)
-    origin = hf or source
+    spec, model, origin = layouts.found(source, step=step, hf=hf)
+    place = source / f"iter_{step:07d}" if step is not None else source
     if to == "hf":
         carried.copy_beside(origin, folder)
         placed = layouts.lay_out_hf(folder, spec, model.dtypes)
     else:
         carried.take_along(origin, folder)
-        placed = checkpoint.lay_out(folder, spec, grid, model.dtypes, ep=ep, chunks=chunks)
-        placed += carried.lay_out(folder, spec, model.dtypes)
-    merkle = _written(model, folder, placed)
-    if to != "hf":
+        placed = carried.lay_out(folder, spec, model.dtypes)
+    if to == "classic":
+        placed += checkpoint.lay_out(folder, spec, grid, model.dtypes, ep=ep, chunks=chunks)
+    elif to == "torch_dist":
+        placed += torch_dist.lay_out(folder, spec, model.dtypes)
+    merkle = _written(model, folder, placed, place)
+    if to == "classic":
         checkpoint.write_tracker(folder)
+    elif to == "hf":
+        set_dtype(folder, model.dtypes[spec.norm])
     return {"merkle": merkle, "tensors": len(model.shapes), "grid": grid.facts, "ep": ep, "chunks": chunks}
 
 
-def _written(model: Model, folder: Path, placed: list[Placed]) -> str:
-    """Write the model; its Merkle root, of what was read."""
-    return write_leaves(folder, model.stream(placed))
+def _written(model: Model, folder: Path, placed: list[Placed], source: Path) -> str:
+    """Write the model; its Merkle root, of what was read.
+
+    Raises:
+        CheckpointError: that is not what its source's manifest says; the first tensor that differs is named.
+    """
+    leaves = model.stream(placed)
+    known = files.read_manifest(source)["facts"].get("merkle") if (source / MANIFEST).is_file() else None
+    if known not in (None, root(leaves)):
+        kept = read_leaves(source) if (source / TENSORS).is_file() else {}
+        one = next(differences(kept, leaves), None) if kept else None
+        raise CheckpointError(
+            f"{source} is not what it was when it was made: "
+            + (f"{one.name} {one.how}" if one else f"Merkle root {root(leaves)[:12]}, not {known[:12]}"),
+            hint="it is damaged: ask for it again",
+        )
+    return write_leaves(folder, leaves)
 
 
 def digest_of_tokenizer(source: Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from plait.convert.ops import Held, Part, Piece, Shape, matrix
 from plait.convert.tables import Entry, carried, entries
-from plait.errors import CheckpointError
+from plait.errors import CheckpointError, ConfigError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import DIVISOR
@@ -53,6 +53,12 @@ def of_rank(spec: Spec, grid: Grid, place: Place, *, ep: int = 1, divisor: int =
     Raises:
         ConfigError: the model cannot be cut for this grid.
     """
+    if ep > 1 and (not spec.num_experts or spec.num_experts % ep):
+        legal = [n for n in range(1, spec.num_experts + 1) if spec.num_experts % n == 0] or [1]
+        raise ConfigError(
+            f"{spec.num_experts} experts do not divide among {ep} expert parallel ranks",
+            hint=f"ep may be {', '.join(map(str, legal))}",
+        )
     found = {}
     share = max(1, spec.num_experts // ep)
     for entry in entries(spec, pp=grid.pp):
@@ -62,7 +68,7 @@ def of_rank(spec: Spec, grid: Grid, place: Place, *, ep: int = 1, divisor: int =
             continue
         held = _held(entry, spec, Part(place.tp, grid.tp, divisor))
         # experts stand on one of the ranks that share them, all else on each
-        copy = held.copy + (0 if entry.row.is_experts else place.ep * grid.tp)
+        copy = held.copy + (0 if entry.row.is_experts else place.ep * 2 * grid.tp)
         first = place.ep * share if entry.row.is_experts else 0
         found[entry.local(spec, grid, first_expert=first)] = replace(held, copy=copy)
     return found

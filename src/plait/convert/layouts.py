@@ -89,7 +89,13 @@ def facts_of_iteration(folder: Path | str, spec: Spec, grid: Grid) -> dict[str, 
 
 
 def opened(path: Path, *, step: int | None = None, hf: Path | None = None) -> tuple[Spec, Model]:
-    """A model, whatever layout it is in.
+    """A model, whatever layout it is in; see :func:`found`."""
+    spec, model, _ = found(path, step=step, hf=hf)
+    return spec, model
+
+
+def found(path: Path, *, step: int | None = None, hf: Path | None = None) -> tuple[Spec, Model, Path]:
+    """A model, whatever layout it is in, and the folder of its config.
 
     Args:
         path: a Hugging Face folder, a Megatron model in the classic layout, a training checkpoint, or a
@@ -98,27 +104,25 @@ def opened(path: Path, *, step: int | None = None, hf: Path | None = None) -> tu
         hf: the Hugging Face folder that says what model it is, where the checkpoint has none of its config.
 
     Raises:
-        CheckpointError: it is none of these, or is not whole.
+        CheckpointError: it is none of these, or is not whole; or ``hf`` is of another model.
     """
     place = path / f"iter_{step:07d}" if step is not None else path
     if not place.is_dir():
         raise CheckpointError(
             f"{place} is no folder", hint="give a model's folder, and --step for an iteration"
         )
-    if (place / CONFIG).is_file():
-        spec = Spec.of(place)
-        return spec, of_hf(place, spec)
-    config = (
-        hf / CONFIG
-        if hf
-        else next(
-            (one / HF_CONFIG for one in (place, path) if (one / HF_CONFIG).is_file()), place / HF_CONFIG
-        )
-    )
-    if not config.is_file():
+    known = (place / CONFIG, place / HF_CONFIG, path / HF_CONFIG)
+    own = next((config for config in known if config.is_file()), None)
+    config = hf / CONFIG if hf else own
+    if config is None or not config.is_file():
         raise CheckpointError(
-            f"{place} has neither {CONFIG} nor {HF_CONFIG}", hint="say which model it is by --hf FOLDER"
+            f"{config.parent if config else place} has no {CONFIG}",
+            hint="say which model it is by --hf FOLDER, its Hugging Face folder",
         )
+    if own and config.read_bytes() != own.read_bytes():
+        raise CheckpointError(f"{own} is not {config}", hint="leave --hf out, or give the model's own folder")
     spec = Spec.of(config.parent, config.name)
+    if own == place / CONFIG:
+        return spec, of_hf(place, spec), config.parent
     is_iteration = (place / torch_dist.METADATA).is_file() or checkpoint.saved(place) == place
-    return spec, trained(place, spec) if is_iteration else released(place, spec)
+    return spec, trained(place, spec) if is_iteration else released(place, spec), config.parent

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from plait.convert import forms
 from plait.convert.forms import Move, Sources
-from plait.convert.ops import Held, Shape, matrix
+from plait.convert.ops import Held, Piece, Shape, matrix
 from plait.errors import CheckpointError
 from plait.files import canonical, read_object, write_json
 from plait.layout import TENSORS
@@ -49,6 +49,18 @@ class Placed:
     name: str
     stored: Stored
     held: Held
+
+
+def type_of(name: str, pieces: Iterable[Piece], dtypes: Mapping[str, str]) -> str:
+    """The one type of the boxes of a tensor.
+
+    Raises:
+        CheckpointError: they have several.
+    """
+    found = sorted({dtypes[piece.hf] for piece in pieces})
+    if len(found) > 1:
+        raise CheckpointError(f"{name} is made of {' and '.join(found)}; a tensor has one type")
+    return found[0]
 
 
 class Leaf(NamedTuple):
@@ -153,8 +165,9 @@ class Model:
         size = found.element_size()
         if found.numel():
             room = found.reshape(rows, cols).view(torch.uint8).numpy()
-            with _Files(self.files) as read:
-                for move in sorted(self.moves(name), key=lambda one: one.copy):
+            moves = sorted(self.moves(name), key=lambda one: one.copy)
+            with _Files({move.source.stored.path for move in moves}) as read:
+                for move in moves:
                     _fetch(move, room, 0, rows, size, read, name)
         return found
 

@@ -236,6 +236,8 @@ class Entry:
     hf: tuple[str, ...]
     shape: Sizes
     expert: int = 0
+    layers: int = 1
+    """How many layers have the row."""
 
     def stage(self, spec: Spec, grid: Grid) -> int:
         """The pipeline stage that holds the parameter."""
@@ -310,11 +312,11 @@ def entries(spec: Spec, pp: int = 1) -> Iterator[Entry]:
             for number in range(layers):
                 for row in part.rows:
                     if row.place == place and (pp > 1 or not row.tied):
-                        yield from _of_row(row, part, number)
+                        yield from _of_row(row, part, number, layers)
 
 
-def _of_row(row: Row, part: Part, layer: int) -> Iterator[Entry]:
+def _of_row(row: Row, part: Part, layer: int, layers: int) -> Iterator[Entry]:
     """A row at a layer: once, or once an expert."""
     for number in range(part.experts if row.is_experts else 1):
         mcore, hf = row.names(layer=layer, expert=number)
-        yield Entry(row=row, layer=layer, mcore=mcore, hf=hf, shape=part.shape, expert=number)
+        yield Entry(row=row, layer=layer, mcore=mcore, hf=hf, shape=part.shape, expert=number, layers=layers)

@@ -9,23 +9,33 @@ axis counts experts.
 Names are those of Transformer Engine's layers, also where Megatron's local layers were trained.
 """
 
+import io
 import pickle
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from plait.convert.ops import Held, Part, Piece, matrix
-from plait.convert.stream import Placed
+import torch
+
+from plait.convert.ops import VOCAB, Held, Part, Piece, matrix
+from plait.convert.stream import Placed, type_of
 from plait.convert.tables import Entry, entries
 from plait.errors import CheckpointError
-from plait.models.archive import Archive
+from plait.files import write_json
+from plait.models.archive import BROKEN, Archive, Room, append, check_pickle
 from plait.models.specs import Spec
 from plait.models.stored import Stored
 
-METADATA = ".metadata"
+METADATA, DATA = ".metadata", "__0_0.distcp"
+BACKENDS = {
+    "sharded_backend": "torch_dist", "sharded_backend_version": 1,
+    "common_backend": "torch", "common_backend_version": 1,
+}  # fmt: skip
+"""What Megatron asks of a checkpoint before it reads it."""
 EXTRA = "_extra_state"
 """Transformer Engine's own entries carry this in their names; nothing else may be ignored."""
 
@@ -84,12 +94,20 @@ class TorchDist:
         """
         path = self.folder / METADATA
         try:
-            with path.open("rb") as file:
-                return _Unpickler(file).load()
+            text = path.read_bytes()
+            check_pickle(text)
+            found = _Unpickler(io.BytesIO(text)).load()
         except FileNotFoundError as error:
             raise CheckpointError(f"{path} is missing: {self.folder} is no torch_dist checkpoint") from error
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        except BROKEN as error:
+            words = str(error).partition("\n")[0] or type(error).__name__
+            raise CheckpointError(f"{path} cannot be read: {words}") from error
+        known = all(
+            isinstance(getattr(found, name, None), dict) for name in ("state_dict_metadata", "storage_data")
+        )
+        if not known:
+            raise CheckpointError(f"{path} cannot be read: it is no metadata of a checkpoint")
+        return found
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -105,7 +123,9 @@ class TorchDist:
         """
         from torch.distributed.checkpoint.metadata import MetadataIndex
 
-        info = self.metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+        info = self.metadata.storage_data.get(MetadataIndex(name, chunk.offsets))
+        if info is None:
+            raise CheckpointError(f"{self.folder / METADATA} does not say where a chunk of {name} stands")
         path = self.folder / info.relative_path
         if path.name != info.relative_path or getattr(info, "transform_descriptors", None):
             raise CheckpointError(f"{self.folder}: {name} is stored in a way that plait does not read")
@@ -141,9 +161,112 @@ def sources(folder: Path | str, spec: Spec) -> list[Placed]:
         raise CheckpointError(f"{folder} has {unknown[0]}, which a {spec.architecture} has not")
     found = []
     for name, stack in stacks.items():
+        _check_stack(folder, name, stored.shapes[name], stack, spec)
         chunks = stored.metadata.state_dict_metadata[name].chunks
         found += [Placed(name, stored.chunk(name, one), _held(stack, one, spec)) for one in chunks]
     return found
+
+
+def lay_out(folder: Path, spec: Spec, dtypes: Mapping[str, str]) -> list[Placed]:
+    """Make the files of a checkpoint of the weights alone, with room for them; where each tensor stands.
+
+    It is what Megatron's trainer writes, with a chunk for each layer, and expert, of each parameter; any grid
+    reads it.
+
+    Args:
+        folder: the iteration's folder.
+        spec: the model.
+        dtypes: torch's names of the types, by Hugging Face's name.
+    """
+    path, rows = folder / DATA, list(entries(spec))
+    chunks = [_one(entry, spec) for entry in rows]
+    rooms = [
+        Room(type_of(entry.mcore, chunk.held.pieces, dtypes), chunk.sizes)
+        for entry, chunk in zip(rows, chunks, strict=True)
+    ]
+    ends = [0]
+    with path.open("wb") as file:
+        for room in rooms:
+            ends.append(ends[-1] + append(file, room, path))
+    _write_metadata(folder, chunks, rooms, ends)
+    stored = [Archive(path, start, end - start).content for start, end in pairwise(ends)]
+    return [Placed(chunk.name, one, chunk.held) for chunk, one in zip(chunks, stored, strict=True)]
+
+
+def _check_stack(
+    folder: Path | str,
+    name: str,
+    shape: tuple[int, ...],
+    stack: list[tuple[Entry, tuple[int, ...]]],
+    spec: Spec,
+) -> None:
+    """A stack has as many layers and experts as the model, and each the shape that the config says.
+
+    The vocabulary may have rows of padding.
+    """
+    entry, at = stack[0]
+    one = entry.row.op.held(entry.hf, [spec.shapes[n] for n in entry.hf], entry.shape, Part()).shape
+    depth = tuple(max(place[axis] for _, place in stack) + 1 for axis in range(len(at)))
+    expected = (*depth, *one)
+    same = (
+        expected[1:] == shape[1:] and expected[0] <= shape[0] if entry.row.op == VOCAB else expected == shape
+    )
+    if not same:
+        raise CheckpointError(f"{folder}: {name} has shape {shape}, its config says {expected}")
+
+
+class _Chunk(NamedTuple):
+    """A parameter of one layer, and of one expert, in the stack of all."""
+
+    name: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    stack: tuple[int, ...]
+    held: Held
+
+
+def _one(entry: Entry, spec: Spec) -> _Chunk:
+    whole = entry.row.op.held(entry.hf, [spec.shapes[name] for name in entry.hf], entry.shape, Part())
+    at = entry.place_in_stack
+    sizes = (*(1 for _ in at), *whole.shape)
+    offsets = (*at, *(0 for _ in whole.shape))
+    depth = (entry.layers, *([spec.num_experts] if entry.row.is_experts else ()))[: len(at)]
+    held = replace(whole, shape=sizes, view=whole.matrix)
+    return _Chunk(_trained_name(entry), offsets, sizes, (*depth, *whole.shape), held)
+
+
+def _trained_name(entry: Entry) -> str:
+    """The name that the trainer gives: Transformer Engine's, but for a vision tower, which keeps its own."""
+    return entry.stacked[-1 if entry.row.place == "tower layer" else 0]
+
+
+def _write_metadata(
+    folder: Path, chunks: Sequence[_Chunk], rooms: Sequence[Room], ends: Sequence[int]
+) -> None:
+    """Write what torch and Megatron read first."""
+    from torch.distributed.checkpoint import filesystem
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    found: dict[str, Any] = {}
+    storage: dict[Any, Any] = {}
+    for number, (chunk, room) in enumerate(zip(chunks, rooms, strict=True)):
+        offsets, sizes = torch.Size(chunk.offsets), torch.Size(chunk.sizes)
+        properties = TensorProperties(dtype=getattr(torch, room.dtype))
+        entry = found.setdefault(chunk.name, TensorStorageMetadata(properties, torch.Size(chunk.stack), []))
+        index = MetadataIndex(chunk.name, offsets, len(entry.chunks))
+        entry.chunks.append(ChunkStorageMetadata(offsets, sizes))
+        start, end = ends[number], ends[number + 1]
+        storage[index] = filesystem._StorageInfo(DATA, start, end - start)  # noqa: SLF001 - its reader's class
+    with (folder / METADATA).open("wb") as file:
+        pickle.dump(Metadata(found, storage_data=storage), file)
+    torch.save({}, folder / "common.pt")
+    write_json(folder / "metadata.json", BACKENDS)
 
 
 def _held(stack: list[tuple[Entry, tuple[int, ...]]], chunk: Any, spec: Spec) -> Held:

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 import zlib
@@ -26,18 +27,36 @@ STORAGES = {
     "HalfStorage": "float16", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
     "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8",
 }  # fmt: skip
-PICKLE, LIMIT = "data.pkl", 1 << 30
+PICKLE, LIMIT = "data.pkl", 1 << 28
+REFUSED = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4"}
+"""What no file of torch has in its pickle."""
 HEADER = struct.Struct("<4s22xHH")
 """A record's header: its mark, and the lengths of the name and of what stands between that and the bytes."""
 BROKEN = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, ValueError, LookupError, TypeError,
     AttributeError, AssertionError, OverflowError, MemoryError, RecursionError, NotImplementedError,
+    RuntimeError, zlib.error,
 )  # fmt: skip
 """What changed bytes make of a pickle or of an archive."""
 
 
+def check_pickle(text: bytes) -> None:
+    """Refuse a pickle that asks for more memory than it has bytes, before it is read.
+
+    Raises:
+        UnpicklingError: it does.
+        ValueError: it is cut off, or holds what is no instruction.
+    """
+    for instruction, argument, place in pickletools.genops(text):
+        name = instruction.name
+        if name in REFUSED or (name.endswith("PUT") and int(argument or 0) > len(text)):
+            raise pickle.UnpicklingError(f"{name} at byte {place} has no place in a checkpoint")
+
+
 class Inert:
     """Stands for an object of a class that has no place here: nothing of that class is loaded or run."""
+
+    __slots__ = ()
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """Take whatever the object would be made from, and leave it."""
@@ -45,6 +64,15 @@ class Inert:
 
     def __setstate__(self, state: Any) -> None:
         """Leave its state too."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Leave what it would hold."""
+
+    def append(self, value: Any) -> None:
+        """Leave what it would hold."""
+
+    def extend(self, values: Any) -> None:
+        """Leave what it would hold."""
 
 
 class _Record(NamedTuple):
@@ -72,10 +100,17 @@ class Archive:
         """
         try:
             with self.path.open("rb") as file, zipfile.ZipFile(_Window(file, self)) as archive:
-                names = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+                found = archive.infolist()
+                names = {info.filename.partition("/")[2]: info for info in found}
+                if len(names) != len(found):
+                    raise ValueError("a record stands twice")
                 if names[PICKLE].file_size > LIMIT:
                     raise ValueError(f"{PICKLE} has {names[PICKLE].file_size} bytes")
+                self._offset(file.fileno(), names[PICKLE])
                 text = archive.read(names[PICKLE])
+                if "byteorder" in names and archive.read(names["byteorder"]) != b"little":
+                    raise ValueError("its numbers are big-endian")
+                check_pickle(text)
                 records = {
                     name.removeprefix("data/"): (self._offset(file.fileno(), info), info.file_size)
                     for name, info in names.items()
@@ -91,9 +126,11 @@ class Archive:
 
     def _offset(self, fd: int, info: zipfile.ZipInfo) -> int:
         """Where a record's bytes begin in the file."""
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{info.filename} is compressed")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise ValueError(f"{info.filename} is compressed or encrypted")
         place = self.start + info.header_offset
+        if place < self.start:
+            raise ValueError(f"{info.filename} does not lie in the file")
         mark, name, extra = HEADER.unpack(os.pread(fd, HEADER.size, place))
         offset: int = place + HEADER.size + name + extra
         if mark != b"PK\x03\x04" or offset + info.file_size > self.start + self.length:
@@ -231,7 +268,7 @@ _FULL = 0xFFFFFFFF
 """Stands in a field of four bytes for a number that the entry has in eight, elsewhere."""
 
 
-def lay_out(path: Path, content: dict[str, Any]) -> None:
+def lay_out(path: Path, content: Any) -> None:
     """Write a file of ``torch.save`` with holes where tensors are due; :class:`Archive` says where.
 
     Args:
@@ -241,23 +278,34 @@ def lay_out(path: Path, content: dict[str, Any]) -> None:
     Raises:
         CheckpointError: a tensor is of a type that has no storage of its own.
     """
+    with path.open("wb") as file:
+        append(file, content, path)
+
+
+def append(file: io.BufferedWriter, content: Any, path: Path) -> int:
+    """Write the same behind what a file has already; its bytes.
+
+    Raises:
+        CheckpointError: as :func:`lay_out`.
+    """
+    base = file.tell()
     text, rooms = _pickled(content, path)
     fixed = {PICKLE: text, "byteorder": b"little", "version": b"3\n"}
     records: list[tuple[str, bytes, int]] = [(name, data, len(data)) for name, data in fixed.items()]
     records += [(f"data/{n}", b"", Stored(path, 0, *room).nbytes) for n, room in enumerate(rooms)]
-    with path.open("wb") as file:
-        central = [_record(file, f"archive/{name}", data, size) for name, data, size in records]
-        start = file.tell()
-        file.write(b"".join(central))
-        size, end = file.tell() - start, file.tell()
-        count = len(central)
-        file.write(_END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, count, count, size, start))
-        file.write(_LOCATE64.pack(b"PK\x06\x07", 0, end, 1))
-        few, short, low = min(count, 0xFFFF), min(size, _FULL), min(start, _FULL)
-        file.write(_END.pack(b"PK\x05\x06", 0, 0, few, few, short, low, 0))
+    central = [_record(file, base, f"archive/{name}", data, size) for name, data, size in records]
+    start = file.tell() - base
+    file.write(b"".join(central))
+    end = file.tell() - base
+    size, count = end - start, len(central)
+    file.write(_END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, count, count, size, start))
+    file.write(_LOCATE64.pack(b"PK\x06\x07", 0, end, 1))
+    few, short, low = min(count, 0xFFFF), min(size, _FULL), min(start, _FULL)
+    file.write(_END.pack(b"PK\x05\x06", 0, 0, few, few, short, low, 0))
+    return file.tell() - base
 
 
-def _pickled(content: dict[str, Any], path: Path) -> tuple[bytes, list[Room]]:
+def _pickled(content: Any, path: Path) -> tuple[bytes, list[Room]]:
     """The pickle of an object, and its tensors by the number of their record."""
     import torch
 
@@ -287,9 +335,9 @@ def _pickled(content: dict[str, Any], path: Path) -> tuple[bytes, list[Room]]:
     return room.getvalue(), rooms
 
 
-def _record(file: io.BufferedWriter, name: str, data: bytes, size: int) -> bytes:
-    """Write a record, or leave a hole of its size; its entry in the directory."""
-    text, place = name.encode(), file.tell()
+def _record(file: io.BufferedWriter, base: int, name: str, data: bytes, size: int) -> bytes:
+    """Write a record of the archive from ``base`` on, or leave a hole of its size; its directory's entry."""
+    text, place = name.encode(), file.tell() - base
     wide = size >= _FULL
     extra = struct.pack("<2H2Q", 1, 16, size, size) if wide else b""
     bare = place + _LOCAL.size + len(text) + len(extra) + 4
@@ -297,7 +345,7 @@ def _record(file: io.BufferedWriter, name: str, data: bytes, size: int) -> bytes
     crc, short = zlib.crc32(data), _FULL if wide else size
     file.write(_LOCAL.pack(b"PK\x03\x04", 45, 0x800, 0, 0, 0, crc, short, short, len(text), len(extra)))
     file.write(text + extra + data)
-    file.seek(place + _LOCAL.size + len(text) + len(extra) + size)
+    file.seek(base + place + _LOCAL.size + len(text) + len(extra) + size)
     far = struct.pack("<2H3Q", 1, 24, size, size, place)
     head = (b"PK\x01\x02", 45, 45, 0x800, 0, 0, 0, crc, _FULL, _FULL, len(text), len(far), 0, 0, 0, 0, _FULL)
     return _CENTRAL.pack(*head) + text + far
