@@ -29,6 +29,7 @@ KILLERS = {
     "coverage": "coverage: ",
     "logits": "max abs difference",
     "merkle": "merkle root",
+    "digests": "not what it was when it was made",
     "shapes": "size mismatch",
     "names": "key(s) in state_dict",
     "copies": "different copies",
@@ -75,45 +76,12 @@ class CutAsOne(ops.Op):
         return ops.Held((share, cols), tuple(pieces))
 
 
-class HeadsForGroups(ops.Op):
-    """Named in LLaVA-JP: k and v reshaped with the number of heads, undone by the same mistake."""
-
-    def held(self, names, shapes, sizes, part):
-        heads = sizes.num_attention_heads // part.tp
-        pieces, at = [], 0
-        for head in range(part.rank * heads, (part.rank + 1) * heads):
-            for name, shape in zip(names, shapes, strict=True):
-                rows, cols = ops.matrix(shape)
-                rows //= sizes.num_attention_heads
-                pieces.append(ops.Piece(name, head * rows, 0, rows, cols, at, 0))
-                at += rows
-        return ops.Held((at, *shapes[0][1:]), tuple(pieces))
-
-
 class QKVByColumns(ops.FuseQKV):
     def held(self, names, shapes, sizes, part):
         whole = super().held(names, shapes, sizes, ops.Part())
         share = whole.shape[1] // part.tp
         pieces = tuple(piece._replace(col=part.rank * share, cols=share) for piece in whole.pieces)
         return ops.Held((whole.shape[0], share), pieces)
-
-
-class Interleaved(ops.FuseQKV):
-    """Rotary rows of queries and keys in pairs, as Megatron-LLM has them."""
-
-    def held(self, names, shapes, sizes, part):
-        straight = super().held(names, shapes, sizes, part)
-        half = sizes.head_dim // 2
-        pieces = []
-        for piece in straight.pieces:
-            if piece.hf == names[2]:
-                pieces.append(piece)
-                continue
-            for row in range(piece.rows):
-                head, within = divmod(row, 2 * half)
-                there = head * 2 * half + (within % half) * 2 + within // half
-                pieces.append(piece._replace(row=piece.row + row, rows=1, at_row=piece.at_row + there))
-        return dataclasses.replace(straight, pieces=tuple(pieces))
 
 
 class MissingGroup(ops.FuseQKV):
@@ -304,8 +272,8 @@ MUTANTS = {
     "gate and up swapped": Mutant("dense", row("linear_fc1.weight", op=SwappedGateUp()), "logits"),
     "gate and up cut as one": Mutant("dense", row("linear_fc1.weight", op=CutAsOne()), "logits"),
     "qkv stacked, not interleaved": Mutant("dense", row("linear_qkv.weight", op=CutAsOne()), "logits"),
-    "qkv by heads, not groups": Mutant("dense", row("linear_qkv.weight", op=HeadsForGroups()), "logits"),
-    "rotary rows in pairs": Mutant("dense", row("linear_qkv.weight", op=Interleaved()), "logits"),
+    "qkv by heads, not groups": Mutant("dense", row("linear_qkv.weight", op=ops.QKVByHeads()), "logits"),
+    "rotary rows in pairs": Mutant("dense", row("linear_qkv.weight", op=ops.PairedQKV()), "logits"),
     "a group of qkv missing": Mutant("dense", row("linear_qkv.weight", op=MissingGroup()), "coverage"),
     "column for row": Mutant("dense", row("linear_qkv.weight", op=QKVByColumns()), "shapes"),
     "row for column": Mutant("dense", row("linear_proj.weight", op=ops.COLUMN), "shapes"),
@@ -324,9 +292,9 @@ MUTANTS = {
         "dense", row("pre_mlp_layernorm.weight", hf=(HF + "input_layernorm.weight",)), "coverage"
     ),
     "norms in bf16": Mutant("dense", norms_in_bf16, "types"),
-    "half a block not written": Mutant("dense", lost_block, "merkle"),
+    "half a block not written": Mutant("dense", lost_block, "digests"),
     "tied head not copied": Mutant("tied", no_tied_copy, "names"),
-    "biases of qkv by heads": Mutant("tied", row("linear_qkv.bias", op=HeadsForGroups()), "logits"),
+    "biases of qkv by heads": Mutant("tied", row("linear_qkv.bias", op=ops.QKVByHeads()), "logits"),
     "experts turned": Mutant("experts", turned_experts, "logits"),
     "an expert dropped": Mutant("experts", dropped_expert, "coverage"),
     "w1 and w3 swapped": Mutant("experts", row("}.linear_fc1.weight", op=SwappedGateUp()), "logits"),

@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.convert import forms
+from plait.convert import forms, old
 from plait.convert.engine import rank_shapes
 from plait.convert.forms import Form, Place
+from plait.convert.ops import Part
 from plait.convert.stream import Placed, type_of
 from plait.convert.tables import entries
 from plait.convert.torch_dist import EXTRA
@@ -40,7 +41,8 @@ from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import DIVISOR, padded_vocab_size
 
 RELEASE = "release"
-FILE = "model_optim_rng.pt"
+FILE, OTHER_FILE = "model_optim_rng.pt", "model_rng.pt"
+VOCABULARIES = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
 VERSION = 3.0
 EXPERTS, CHUNKS = "expert_model_parallel_size", "virtual_pipeline_model_parallel_size"
 
@@ -164,23 +166,42 @@ def sources(folder: Path | str, spec: Spec, grid: Grid | None = None) -> list[Pl
         raise CheckpointError(
             f"{folder / TRACKER} does not say {RELEASE!r}: the checkpoint is not whole, or is not one"
         )
-    args = first_args(folder)
+    first = _first(folder)
+    args = vars(first["args"])
     size = grid or _grid(args)
+    combined = False
     ep, chunks = (int(args.get(key) or 1) for key in (EXPERTS, CHUNKS))
     divisor = int(args.get("make_vocab_size_divisible_by") or DIVISOR)
     found: list[Placed] = []
     for number in range(ep if spec.num_experts else 1):
         for tp, pp in size:
-            path = saved(folder) / size.folder(tp=tp, pp=pp, ep=number if ep > 1 else None) / FILE
+            path = _file(saved(folder) / size.folder(tp=tp, pp=pp, ep=number if ep > 1 else None))
             content = _read(path)
+            _check_rank(path, content, first, spec)
+            if old.is_megatron_llm(content.get("model")):
+                found += old.megatron_llm(path, content["model"], spec, size, (tp, pp))
+                continue
             for chunk in range(chunks):
                 stage, cut = chunk * size.pp + pp, size.interleaved(chunks)
                 form = forms.of_rank(spec, cut, Place(tp, stage, number), ep=ep, divisor=divisor)
                 tensors = content.get(_model(chunk, chunks))
                 if not isinstance(tensors, dict):
                     raise CheckpointError(f"{path} has no {_model(chunk, chunks)!r}")
-                found += _placed(path, _local(tensors, spec, cut), form)
+                state = _local(tensors, spec, cut)
+                combined |= old.is_llava_jp(state)
+                if combined:
+                    part = Part(tp, size.tp, old.padding_of(state, VOCABULARIES, spec, size.tp, divisor))
+                    form = forms.of_rank(spec, cut, Place(tp, stage, number), ep=ep, divisor=part.divisor)
+                    found += old.llava_jp(path, state, form, spec, part)
+                else:
+                    found += _placed(path, state, form)
     return found
+
+
+def _file(folder: Path) -> Path:
+    """A rank's file: Megatron-LLM's distributed optimizer leaves the model in one of another name."""
+    other = folder / OTHER_FILE
+    return other if other.is_file() and not (folder / FILE).is_file() else folder / FILE
 
 
 def _placed(path: Path, state: Mapping[str, Stored], form: Form) -> list[Placed]:
@@ -222,9 +243,38 @@ def first_args(folder: Path | str) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder has no first rank's file.
     """
+    return dict(vars(_first(folder)["args"]))
+
+
+def _first(folder: Path | str) -> dict[str, Any]:
+    """What the first rank's file holds."""
     place = saved(Path(folder))
-    paths = sorted(place.glob(f"mp_rank_00*/{FILE}")) or [place / "mp_rank_00" / FILE]
-    return dict(vars(_read(paths[0])["args"]))
+    paths = sorted(place.glob("mp_rank_00*/model_*rng.pt")) or [place / "mp_rank_00" / FILE]
+    return _read(paths[0])
+
+
+SAID = (
+    "num_layers", "hidden_size", "num_attention_heads", "kv_channels", "ffn_hidden_size", "rotary_base",
+    "norm_epsilon",
+)  # fmt: skip
+"""Arguments that decide what a file's tensors are, or compute; the config must say the same."""
+
+
+def _check_rank(path: Path, content: Mapping[str, Any], first: Mapping[str, Any], spec: Spec) -> None:
+    """A rank's file is of the first one's iteration, and of the model that the config says."""
+    if content.get("iteration") != first.get("iteration"):
+        raise CheckpointError(
+            f"{path} is of iteration {content.get('iteration')}, the first rank of {first.get('iteration')}",
+            hint="the files are of different checkpoints",
+        )
+    args, own = vars(content["args"]), vars(megatron_args(spec, None))
+    names = (*SAID, *(["num_query_groups"] if args.get("group_query_attention") else []))
+    for name in names:
+        if args.get(name) not in (None, own[name]):
+            raise CheckpointError(
+                f"{path} was written with {name} {args[name]}, its config says {own[name]}",
+                hint="give the config of the model that was trained",
+            )
 
 
 def grid_of(folder: Path | str) -> Grid:

@@ -10,6 +10,9 @@ from plait.convert.stream import Leaf, Model, View, read_leaves, root
 from plait.errors import CheckpointError
 from plait.layout import MANIFEST, TENSORS
 
+PIECE = 1 << 22
+"""Elements that are compared at a time."""
+
 
 class Difference(NamedTuple):
     """A tensor that two models do not have alike, and how it differs."""
@@ -73,14 +76,20 @@ def diff(one: Model, other: Model) -> Iterator[Difference]:
 
 
 def _how_far(one: Model, other: Model, name: str) -> str:
-    mine, theirs = (View(model)[name].double() for model in (one, other))
-    apart = (mine - theirs).abs().flatten()
-    count, at = int((apart != 0).sum()), int(apart.argmax())
+    mine, theirs = (View(model)[name] for model in (one, other))
+    count, most, where = 0, -1.0, 0
+    pieces = zip(mine.flatten().split(PIECE), theirs.flatten().split(PIECE), strict=True)
+    for number, (left, right) in enumerate(pieces):
+        apart = (left.double() - right.double()).abs().nan_to_num(float("inf"))
+        count += int((apart != 0).sum())
+        if float(apart.max()) > most:
+            most, where = float(apart.max()), number * PIECE + int(apart.argmax())
     place: list[int] = []
+    at = where
     for size in reversed(mine.shape):
         at, rest = divmod(at, size)
         place.insert(0, rest)
-    return (
-        f"differs in {count} of {apart.numel()} elements, most by {float(apart.max()):.3g} at {place}: "
-        f"{float(mine[tuple(place)]):.6g} and {float(theirs[tuple(place)]):.6g}"
+    values = (float(tensor.flatten()[where]) for tensor in (mine, theirs))
+    return "differs in {} of {} elements, most by {:.3g} at {}: {:.6g} and {:.6g}".format(
+        count, mine.numel(), most, place, *values
     )

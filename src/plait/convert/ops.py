@@ -191,6 +191,51 @@ class FuseQKV(Op):
         return Held((at, *shapes[0][1:]), tuple(pieces))
 
 
+@dataclass(frozen=True)
+class PairedQKV(FuseQKV):
+    """The same with the rows of each query and key head in pairs: 0, H/2, 1, H/2 + 1 and so on.
+
+    So Megatron-LLM has them, whose rotary embedding turns neighbours where Hugging Face's turns halves.
+    """
+
+    def held(self, names: Sequence[str], shapes: Sequence[Shape], sizes: Sizes, part: Part) -> Held:
+        """A box for each row of queries and keys."""
+        straight = super().held(names, shapes, sizes, part)
+        half = sizes.head_dim // 2
+        pieces: list[Piece] = []
+        for piece in straight.pieces:
+            if piece.hf == names[2]:
+                pieces.append(piece)
+                continue
+            for row in range(piece.rows):
+                head, within = divmod(row, 2 * half)
+                there = 2 * (head * half + within % half) + within // half
+                pieces.append(piece._replace(row=piece.row + row, rows=1, at_row=piece.at_row + there))
+        return Held(straight.shape, tuple(pieces))
+
+
+@dataclass(frozen=True)
+class QKVByHeads(Op):
+    """q, k and v interleaved by query head, k and v in pieces that are no heads where groups are fewer.
+
+    So LLaVA-JP wrote them. With as many groups as heads it is :class:`FuseQKV`; with fewer, the network that
+    was trained is not the one that was meant.
+    """
+
+    def held(self, names: Sequence[str], shapes: Sequence[Shape], sizes: Sizes, part: Part) -> Held:
+        """Head by head: its rows of queries, an equal share of the keys' and of the values'."""
+        heads = sizes.num_attention_heads
+        share = _share(heads, part.tp, "attention heads")
+        pieces, at = [], 0
+        for head in range(part.rank * share, (part.rank + 1) * share):
+            for name, shape in zip(names, shapes, strict=True):
+                rows, cols = matrix(shape)
+                rows //= heads
+                pieces.append(Piece(name, head * rows, 0, rows, cols, at, 0))
+                at += rows
+        return Held((at, *shapes[0][1:]), tuple(pieces))
+
+
 WHOLE = Op()
 COLUMN = Column()
 ROW = RowWise()

@@ -7,6 +7,7 @@ and grids. The plan is checked first, from metadata alone.
 
 import hashlib
 import os
+import resource
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ from plait.models.stored import SIZES, Stored, read_into, write_from
 BLOCK = 16_000_000
 """Bytes of a tensor that are in memory at a time."""
 THREADS = 2
+SPARE = 128
+"""Files that a process has open besides those of the model."""
 
 Bytes = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 """Rows of a tensor, as bytes."""
@@ -196,9 +199,14 @@ class _Files:
         self._paths, self._flags, self._stack = paths, os.O_RDWR if write else os.O_RDONLY, ExitStack()
 
     def __enter__(self) -> Self:
-        self.open = {path: os.open(path, self._flags) for path in self._paths}
-        for fd in self.open.values():
-            self._stack.callback(os.close, fd)
+        paths = list(self._paths)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < len(paths) + SPARE:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, len(paths) + 2 * SPARE), hard))
+        self.open: dict[Path, int] = {}
+        for path in paths:
+            self.open[path] = os.open(path, self._flags)
+            self._stack.callback(os.close, self.open[path])
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,12 +10,13 @@ Names are those of Transformer Engine's layers, also where Megatron's local laye
 """
 
 import io
+import math
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,10 +150,10 @@ def sources(folder: Path | str, spec: Spec) -> list[Placed]:
         CheckpointError: a tensor of the model is missing, or one is there that the model has not.
     """
     stored = TorchDist(Path(folder))
-    stacks: dict[str, list[tuple[Entry, tuple[int, ...]]]] = {}
+    stacks: dict[str, dict[tuple[int, ...], Entry]] = {}
     for entry in entries(spec):
         name, at = _stored_name(stored, entry)
-        stacks.setdefault(name, []).append((entry, at))
+        stacks.setdefault(name, {})[at] = entry
     roots = {entry.mcore.partition(".")[0] for entry in entries(spec)} | {"vision_patch"}
     unknown = [
         n for n in stored.shapes if n not in stacks and n.partition(".")[0] in roots and EXTRA not in n
@@ -197,16 +198,16 @@ def _check_stack(
     folder: Path | str,
     name: str,
     shape: tuple[int, ...],
-    stack: list[tuple[Entry, tuple[int, ...]]],
+    stack: Mapping[tuple[int, ...], Entry],
     spec: Spec,
 ) -> None:
     """A stack has as many layers and experts as the model, and each the shape that the config says.
 
     The vocabulary may have rows of padding.
     """
-    entry, at = stack[0]
+    at, entry = next(iter(stack.items()))
     one = entry.row.op.held(entry.hf, [spec.shapes[n] for n in entry.hf], entry.shape, Part()).shape
-    depth = tuple(max(place[axis] for _, place in stack) + 1 for axis in range(len(at)))
+    depth = tuple(max(place[axis] for place in stack) + 1 for axis in range(len(at)))
     expected = (*depth, *one)
     same = (
         expected[1:] == shape[1:] and expected[0] <= shape[0] if entry.row.op == VOCAB else expected == shape
@@ -269,25 +270,20 @@ def _write_metadata(
     write_json(folder / "metadata.json", BACKENDS)
 
 
-def _held(stack: list[tuple[Entry, tuple[int, ...]]], chunk: Any, spec: Spec) -> Held:
+def _held(stack: Mapping[tuple[int, ...], Entry], chunk: Any, spec: Spec) -> Held:
     """What a chunk of a tensor holds, which may be several layers of one parameter."""
-    depth = len(stack[0][1])
+    depth = len(next(iter(stack)))
     sizes, offsets = tuple(chunk.sizes), tuple(chunk.offsets)
-    rows, _ = matrix(sizes[depth:])
+    rows, cols = matrix(sizes[depth:])
     pieces: list[Piece] = []
     view = None
-    for entry, at in stack:
-        inside = [i - offset for i, offset in zip(at, offsets, strict=False)]
-        if not all(0 <= i < size for i, size in zip(inside, sizes, strict=False)):
-            continue
-        number = 0
-        for i, size in zip(inside, sizes, strict=False):
-            number = number * size + i
+    layers = [range(o, o + n) for o, n in zip(offsets[:depth], sizes[:depth], strict=True)]
+    for number, at in enumerate(product(*layers)):
+        entry = stack[at]
         whole = entry.row.op.held(entry.hf, [spec.shapes[name] for name in entry.hf], entry.shape, Part())
         view = whole.view
         pieces += _of_box(whole, offsets[depth:], sizes[depth:], number * rows)
-    depths = matrix(sizes[:depth])[0] * matrix(sizes[:depth])[1]
-    return Held(sizes, tuple(pieces), view=view or (depths * rows, matrix(sizes[depth:])[1]))
+    return Held(sizes, tuple(pieces), view=view or (math.prod(sizes[:depth]) * rows, cols))
 
 
 def _of_box(whole: Held, offsets: tuple[int, ...], sizes: tuple[int, ...], at_row: int) -> Iterator[Piece]:
