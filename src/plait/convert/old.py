@@ -37,7 +37,7 @@ ROWS: tuple[Row, ...] = (
     Row(IN + "self_attention.dense.weight",         (HF + "self_attn.o_proj.weight",),  ROW, "layer"),
     Row(IN + "mlp.dense_h_to_4h.weight",            (HF + "mlp.up_proj.weight",
                                                      HF + "mlp.gate_proj.weight"),
-                                                                                        FuseGateUp(), "layer"),
+                                                                                FuseGateUp(), "layer"),
     Row(IN + "mlp.dense_4h_to_h.weight",            (HF + "mlp.down_proj.weight",),     ROW, "layer"),
     Row("encoder.final_layernorm.weight",           ("model.norm.weight",),             WHOLE, "last"),
     Row("lm_head",                                  ("lm_head.weight",),                VOCAB, "last"),
