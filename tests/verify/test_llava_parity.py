@@ -9,7 +9,7 @@ from makers import Maker
 from safetensors.torch import load_file, save_file
 
 from plait import files
-from plait.convert import checkpoint, engine, layouts, stream, tables
+from plait.convert import checkpoint, engine, layouts, ops, stream, tables
 from plait.errors import CheckpointError, ProofError
 from plait.layout import CARRIED
 from plait.models.specs import TOWER, Spec
@@ -151,10 +151,8 @@ def test_seed_10_every_stage_of_a_pipeline_is_read(maker, tmp_path):
 
 def test_seed_6_scrambled_groups_do_not_pass(maker, tmp_path, monkeypatch):
     """LLaVA-JP reshaped k and v by heads, and undid it in the same way."""
-    from test_parity import HeadsForGroups
-
     scrambled = [
-        dataclasses.replace(row, op=HeadsForGroups()) if "linear_qkv" in row.mcore else row
+        dataclasses.replace(row, op=ops.QKVByHeads()) if "linear_qkv" in row.mcore else row
         for row in tables.MISTRAL
     ]
     monkeypatch.setitem(tables.TABLES, "MistralForCausalLM", tuple(scrambled))
