@@ -29,8 +29,8 @@ from plait.layout import TENSORS
 from plait.models.archive import Strided
 from plait.models.stored import SIZES, Stored, read_into, write_from
 
-BLOCK = 16_000_000
-"""Bytes of a tensor that are in memory at a time."""
+BLOCK = 1_000_000
+"""Bytes of a tensor in memory at a time: few enough to stay in the cache between reading and writing."""
 THREADS = 2
 SPARE = 128
 """Files that a process has open besides those of the model."""
