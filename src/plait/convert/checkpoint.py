@@ -237,15 +237,6 @@ def read_args(folder: Path | str, grid: Grid) -> argparse.Namespace:
     return args
 
 
-def first_args(folder: Path | str) -> dict[str, Any]:
-    """Megatron's arguments, whatever the grid is.
-
-    Raises:
-        CheckpointError: the folder has no first rank's file.
-    """
-    return dict(vars(_first(folder)["args"]))
-
-
 def _first(folder: Path | str) -> dict[str, Any]:
     """What the first rank's file holds."""
     place = saved(Path(folder))
@@ -275,15 +266,6 @@ def _check_rank(path: Path, content: Mapping[str, Any], first: Mapping[str, Any]
                 f"{path} was written with {name} {args[name]}, its config says {own[name]}",
                 hint="give the config of the model that was trained",
             )
-
-
-def grid_of(folder: Path | str) -> Grid:
-    """The grid that a checkpoint says it was saved on.
-
-    Raises:
-        CheckpointError: the folder has no first rank's file.
-    """
-    return _grid(first_args(folder))
 
 
 def _grid(args: Mapping[str, Any]) -> Grid:

@@ -179,16 +179,7 @@ class FuseQKV(Op):
 
     def held(self, names: Sequence[str], shapes: Sequence[Shape], sizes: Sizes, part: Part) -> Held:
         """G/T whole groups: queries, key, value of each."""
-        groups = sizes.num_key_value_heads
-        share = _share(groups, part.tp, "query groups")
-        pieces, at = [], 0
-        for group in range(part.rank * share, (part.rank + 1) * share):
-            for name, shape in zip(names, shapes, strict=True):
-                rows, cols = matrix(shape)
-                rows //= groups
-                pieces.append(Piece(name, group * rows, 0, rows, cols, at, 0))
-                at += rows
-        return Held((at, *shapes[0][1:]), tuple(pieces))
+        return _in_turn(names, shapes, sizes.num_key_value_heads, part, "query groups")
 
 
 @dataclass(frozen=True)
@@ -224,22 +215,26 @@ class QKVByHeads(Op):
 
     def held(self, names: Sequence[str], shapes: Sequence[Shape], sizes: Sizes, part: Part) -> Held:
         """Head by head: its rows of queries, an equal share of the keys' and of the values'."""
-        heads = sizes.num_attention_heads
-        share = _share(heads, part.tp, "attention heads")
-        pieces, at = [], 0
-        for head in range(part.rank * share, (part.rank + 1) * share):
-            for name, shape in zip(names, shapes, strict=True):
-                rows, cols = matrix(shape)
-                rows //= heads
-                pieces.append(Piece(name, head * rows, 0, rows, cols, at, 0))
-                at += rows
-        return Held((at, *shapes[0][1:]), tuple(pieces))
+        return _in_turn(names, shapes, sizes.num_attention_heads, part, "attention heads")
 
 
 WHOLE = Op()
 COLUMN = Column()
 ROW = RowWise()
 VOCAB = Vocab()
+
+
+def _in_turn(names: Sequence[str], shapes: Sequence[Shape], count: int, part: Part, what: str) -> Held:
+    """The rank's share of ``count`` slices of each tensor: the first of all, the second of all, and so on."""
+    share = _share(count, part.tp, what)
+    pieces, at = [], 0
+    for number in range(part.rank * share, (part.rank + 1) * share):
+        for name, shape in zip(names, shapes, strict=True):
+            rows, cols = matrix(shape)
+            rows //= count
+            pieces.append(Piece(name, number * rows, 0, rows, cols, at, 0))
+            at += rows
+    return Held((at, *shapes[0][1:]), tuple(pieces))
 
 
 def _share(size: int, tp: int, what: str) -> int:

@@ -7,7 +7,7 @@ other. A header from anyone may say anything: what does not describe exactly the
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,3 @@ def lay_out(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> 
         name: Stored(path, start + header[name]["data_offsets"][0], dtype, tuple(shape))
         for name, dtype, shape in listed
     }
-
-
-def dtypes_of(stored: Mapping[str, Stored]) -> dict[str, str]:
-    """Types by name."""
-    return {name: one.dtype for name, one in stored.items()}

@@ -217,11 +217,6 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and "/" not in value and value.endswith((".safetensors", ".bin"))
 
 
-def outline(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same names, shapes and types on the meta device, where nothing is read or computed."""
-    return {name: tensor.to("meta") for name, tensor in tensors.items()}
-
-
 def check_shapes(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
