@@ -10,7 +10,8 @@ from plait.data.chat import Message, Picture, Sample, Text
 from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
 from plait.train.energon import PictureCollator, image_processor
-from plait.verify.logits import Case, of_megatron
+from plait.verify.cases import Case
+from plait.verify.ours import of_megatron
 
 
 def drawn_picture(seed=5):
@@ -35,7 +36,7 @@ def trained_tokens(folder, load, grid, renderer, conversations):
 
     Args:
         folder: a Megatron model or checkpoint, with the config and preprocessor that go along with it.
-        load: loads a rank's weights from it.
+        load: loads a layer of a rank's from it.
         grid: its grid.
         renderer: of the format.
         conversations: pairs of a sample, the format's instruction in it, and the ids that transformers wrote.
@@ -43,10 +44,10 @@ def trained_tokens(folder, load, grid, renderer, conversations):
     spec, processor = Spec.of(folder, HF_CONFIG), image_processor(folder)
     pad = spec.pad_token_id
     read = [_case(renderer, processor, pad, *pair) for pair in conversations]
-    logits = of_megatron(spec, grid, load, [case for case, _ in read])[torch.float32]
+    logits, _ = of_megatron(spec, grid.tp, load, [case for case, _ in read])
     found = []
-    for (_, prompt), one in zip(read, logits, strict=True):
-        following = torch.as_tensor(one)[0, prompt - 1 :]
+    for (_, prompt), one in zip(read, logits[torch.float32], strict=True):
+        following = one[0, prompt - 1 :]
         following[:, spec.image_token_id] = float("-inf")  # generation never writes a picture
         found.append(following.argmax(-1).tolist())
     return found

@@ -13,7 +13,6 @@ from plait.errors import CheckpointError
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
-from plait.train import build
 from plait.train.build import build_model
 from plait.verify import logits, parity
 from plait.verify.ranks import run_ranks
@@ -136,45 +135,35 @@ def test_seed_6_query_groups_stand_where_attention_looks_for_them(maker, groups)
     """A scrambled qkv survives every round trip; only the model's own numbers show it."""
     hf = maker.hf(f"g{groups}", num_key_value_heads=groups)
     spec, grid = Spec.of(hf), Grid(tp=2 if groups > 1 else 1)
-    folder = maker.shards(hf, grid.tp, 1)
-    cases = logits.cases(spec)
 
-    def load(model):
-        model.load_state_dict(checkpoint.read_rank(folder, grid, ps.get_tensor_model_parallel_rank(), 0))
+    rows = parity.computed(hf, spec, grid.tp, parity.Sharded(maker.shards(hf, grid.tp, 1), spec, grid))
 
-    found = logits.of_megatron(spec, grid, load, cases)
-
-    rows = logits.compare(cases, logits.of_transformers(hf, cases), found)
-    assert not logits.failures(rows), rows
+    assert not logits.failures(**rows), rows
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 1), Grid(2, 2)], ids=str)
 def test_a_mixture_of_experts_computes_what_transformers_does(maker, grid):
     hf = maker.mixtral("wide", initializer_range=0.2)
     spec, folder = Spec.of(hf), maker.shards(hf, grid.tp, grid.pp)
-    cases = logits.cases(spec)
 
-    found = logits.of_megatron(spec, grid, parity._Sharded(folder, grid), cases)
+    rows = parity.computed(hf, spec, grid.tp, parity.Sharded(folder, spec, grid))
 
-    rows = logits.compare(cases, logits.of_transformers(hf, cases), found)
-    assert not logits.failures(rows), rows
+    assert not logits.failures(**rows), rows
 
 
 def test_experts_in_each_others_place_are_found_by_the_logits(maker):
     """Names and shapes of experts are alike: only the model's own numbers tell them apart."""
     hf = maker.mixtral("wide", initializer_range=0.2)
     spec, folder = Spec.of(hf), maker.shards(hf, 1, 1)
-    cases = logits.cases(spec)
 
-    def load(model):
-        state = checkpoint.read_rank(folder, Grid(), 0, 0)
-        one, other = (f"decoder.layers.2.mlp.experts.local_experts.{n}.linear_fc2.weight" for n in (0, 1))
-        build.load_weights(model, {**state} | {one: state[other], other: state[one]})
+    def load(stage, layer):
+        parity.Sharded(folder, spec, Grid())(stage, layer)
+        if layer == 2:
+            one, other = (stage.decoder.layers[0].mlp.experts.local_experts[n].linear_fc2 for n in (0, 1))
+            one.weight, other.weight = other.weight, one.weight
 
-    rows = logits.compare(
-        cases, logits.of_transformers(hf, cases), logits.of_megatron(spec, Grid(), load, cases)
-    )
-    assert logits.failures(rows)
+    rows = parity.computed(hf, spec, 1, load)
+    assert logits.failures(**rows)[0].startswith("layer 2: ")
 
 
 def test_a_mixture_of_experts_exports_as_it_came(maker, iteration, tmp_path):
@@ -198,7 +187,6 @@ def test_seed_2_the_vocabulary_is_the_tokenizers_whatever_its_size(maker):
 
 def loaded(spec, grid, folder, shards):
     """Whether Megatron's own reader gives this rank what its shard has."""
-    from megatron.core import parallel_state as ps
 
     from plait.train.state import load_model
 

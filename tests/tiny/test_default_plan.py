@@ -24,7 +24,7 @@ from plait.parallel.grid import Grid
 from plait.tokens.indexed import PackedShard
 from plait.tokens.llava import LlavaRenderer
 from plait.train.energon import PictureCollator
-from plait.verify.parity import _Trained
+from plait.verify.parity import Trained
 from plait.verify.ranks import run_ranks  # noqa: F401 - loaded before ranks are forked
 
 pytestmark = pytest.mark.tiny
@@ -219,7 +219,7 @@ def test_a_llava_loads_strictly_and_captions_a_picture_as_its_trainer_would(run,
         words = "".join(part.text for part in sample.messages[0].parts if isinstance(part, Text))
         served.append(model.ask(words.strip("\n"), str(picture), max_new_tokens=8))
         pairs.append((sample, [token.id for token in served[-1].tokens]))
-    trained = _Trained(iteration, Spec.of(iteration, layout.HF_CONFIG), grid)
+    trained = Trained(iteration, Spec.of(iteration, layout.HF_CONFIG), grid)
     written = trained_tokens(iteration, trained, grid, renderer, pairs)
     assert written == [ids for _, ids in pairs]
     assert all(0 < token.probability <= 1 for one in served for token in one.tokens)

@@ -39,9 +39,11 @@ class Terminal:
     def until(self, text, seconds=120):
         """What it says up to a text, or to its end."""
         began, end = len(self.said), time.monotonic() + seconds
+        waiting = select.poll()
+        waiting.register(self.end)
         while text is None or text not in self.said[began:]:
             assert time.monotonic() < end, self.said
-            if not select.select([self.end], [], [], 0.5)[0]:
+            if not waiting.poll(500):
                 continue
             try:
                 part = os.read(self.end, 65536)

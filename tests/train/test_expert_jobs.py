@@ -11,6 +11,8 @@ from plait.convert.export import export_folder
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.verify import logits, parity
+from plait.verify.cases import Case
+from plait.verify.ours import of_megatron
 from plait.verify.ranks import run_ranks  # noqa: F401 - loaded before ranks are forked
 
 SHARED = {"data_parallel_size": 2, "expert_model_parallel_size": 2}
@@ -79,12 +81,11 @@ def test_its_export_writes_the_tokens_that_the_trainer_would(job, tmp_path):
     served = model.generate(prompt, max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=2)
 
     spec = Spec.of(tmp_path)
-    case = logits.Case("greedy", served[:, :-1], torch.zeros_like(served[:, :-1]))
-    found = logits.of_megatron(spec, grid, parity._Trained(place.root / TARGET, spec, grid), [case])
-    greedy = torch.as_tensor(found[torch.float32][0]).argmax(-1)[:, prompt.shape[1] - 1 :]
+    case = Case("greedy", served[:, :-1], torch.zeros_like(served[:, :-1]))
+    load = parity.Trained(place.root / TARGET, spec, grid)
+    found, _ = of_megatron(spec, grid.tp, load, [case])
+    greedy = found[torch.float32][0].argmax(-1)[:, prompt.shape[1] - 1 :]
 
     assert greedy.tolist() == served[:, prompt.shape[1] :].tolist()
-    cases = logits.cases(spec)
-    found = logits.of_megatron(spec, grid, parity._Trained(place.root / TARGET, spec, grid), cases)
-    rows = logits.compare(cases, logits.of_transformers(tmp_path, cases), found)
-    assert not logits.failures(rows), rows
+    rows = parity.computed(tmp_path, spec, grid.tp, load)
+    assert not logits.failures(**rows), rows

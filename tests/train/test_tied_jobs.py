@@ -46,6 +46,6 @@ def test_a_tied_model_is_trained_and_exported_tied(way, tmp_path):
     assert "lm_head.weight" not in FolderTensors(folder).shapes
     assert facts["merkle"] == files.read_manifest(iteration)["facts"]["merkle"]
     spec = Spec.of(folder)
-    cases, grid = logits.cases(spec), Grid(WAYS[way].get("tensor_model_parallel_size", 1))
-    found = logits.of_megatron(spec, grid, parity._Trained(iteration, spec, grid), cases)
-    assert logits.failures(logits.compare(cases, logits.of_transformers(folder, cases), found)) == []
+    grid = Grid(WAYS[way].get("tensor_model_parallel_size", 1))
+    rows = parity.computed(folder, spec, grid.tp, parity.Trained(iteration, spec, grid))
+    assert logits.failures(**rows) == []

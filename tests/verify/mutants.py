@@ -33,6 +33,7 @@ KILLERS = {
     "shapes": "size mismatch",
     "names": "key(s) in state_dict",
     "copies": "different copies",
+    "stages": "Megatron looks there for",
     "types": "in it is",
 }
 """The checks of a proof, and the words that each says."""
@@ -280,7 +281,7 @@ MUTANTS = {
     "ranks in reverse": Mutant("dense", row("linear_fc2.weight", op=ReversedRanks()), "logits"),
     "rank files exchanged": Mutant("dense", exchanged_ranks, "merkle"),
     "layers of a stage turned": Mutant("dense", turned_stage, "logits"),
-    "pipeline split off by one": Mutant("dense", late_split, "names"),
+    "pipeline split off by one": Mutant("dense", late_split, "stages"),
     "head missing": Mutant("dense", without("TABLES", "output_layer.weight"), "coverage"),
     "head read from the embedding": Mutant(
         "dense", row("output_layer.weight", hf=("model.embed_tokens.weight",)), "coverage"

@@ -17,6 +17,8 @@ from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
 from plait.preflight.ranks import checked
 from plait.verify import logits, parity
+from plait.verify.cases import cases
+from plait.verify.reference import of_transformers
 
 LONG = pytest.mark.long
 SCALED = {
@@ -39,15 +41,14 @@ FAMILIES = {
 }
 GRIDS = [Grid(1, 1), Grid(2, 1), Grid(1, 2), Grid(2, 2)]
 SHORT = {
-    "llama": Grid(1, 1), "llama, scaled": Grid(2, 1), "llama, stretched": Grid(1, 2),
-    "llama, scaled and tied": Grid(2, 2), "qwen2, tied": Grid(1, 1), "qwen3": Grid(2, 1),
-    "qwen3, tied": Grid(1, 2),
+    "llama": 1, "llama, scaled": 2, "llama, stretched": 1, "llama, scaled and tied": 2, "qwen2, tied": 1,
+    "qwen3": 2, "qwen3, tied": 1,
 }  # fmt: skip
-"""What is tried in the short run; the long one tries every family on every grid."""
+"""Tensor parallel ranks of the short run; the long one tries every family on one and on two."""
 CASES = [
-    pytest.param(name, grid, id=f"{name}, {grid}", marks=() if SHORT.get(name) == grid else LONG)
+    pytest.param(name, tp, id=f"{name}, {tp}", marks=() if SHORT.get(name) == tp else LONG)
     for name in FAMILIES
-    for grid in GRIDS
+    for tp in (1, 2)
 ]
 
 
@@ -57,39 +58,52 @@ def folder_of(maker, name):
 
 
 class Loaded:
-    """Loads a rank from the Hugging Face folder itself."""
+    """Loads a layer from the Hugging Face folder itself."""
 
-    def __init__(self, folder: Path, grid: Grid) -> None:
-        self.spec, self.grid = Spec.of(folder), grid
+    def __init__(self, folder: Path, tp: int) -> None:
+        self.spec, self.tp = Spec.of(folder), tp
         self.weights = FolderTensors(folder)
 
-    def __call__(self, model):
+    def __call__(self, stage, layer):
         from megatron.core import parallel_state as ps
 
         from plait.train.build import load_weights
 
-        tp, pp = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
-        load_weights(model, stage_of(self.weights, self.spec, self.grid, tp, pp))
+        rank, stages = ps.get_tensor_model_parallel_rank(), Grid(self.tp, self.spec.num_layers)
+        load_weights(stage, stage_of(self.weights, self.spec, stages, rank, layer))
 
 
-@pytest.mark.parametrize(("name", "grid"), CASES)
-def test_the_logits_are_those_of_transformers(maker, name, grid):
+@pytest.mark.parametrize(("name", "tp"), CASES)
+def test_the_logits_are_those_of_transformers(maker, name, tp):
     folder = folder_of(maker, name)
-    spec = Spec.of(folder)
-    inputs = logits.cases(spec)
 
-    found = logits.of_megatron(spec, grid, Loaded(folder, grid), inputs)
+    rows = parity.computed(folder, Spec.of(folder), tp, Loaded(folder, tp))
 
-    rows = logits.compare(inputs, logits.of_transformers(folder, inputs), found)
-    assert logits.failures(rows) == []
-    assert min(row["max_abs_logit"] for row in rows) > 0.5
+    assert logits.failures(**rows) == []
+    assert min(row["max_abs_logit"] for row in rows["logits"]) > 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name in SHORT or name == "mixtral"])
+def test_layer_by_layer_the_reference_is_the_whole_model(maker, name):
+    """Parts of transformers' model, one after the other, give bit for bit what it gives in one piece."""
+    folder = folder_of(maker, name)
+    inputs = cases(Spec.of(folder))[:1]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    if name == "mixtral":
+        model.set_experts_implementation("eager")
+
+    with torch.no_grad():
+        whole = model(input_ids=inputs[0].input_ids, output_hidden_states=True)
+    parts = of_transformers(folder, inputs)
+
+    assert torch.equal(parts[torch.float32][0], whole.logits)
 
 
 @pytest.mark.parametrize("name", ["llama, scaled", "llama, stretched", "qwen3", "qwen2, tied"])
 def test_what_a_family_adds_is_seen_by_the_logits(maker, name):
     """A model without it computes otherwise: scaling, norms of heads, the tie."""
     folder = folder_of(maker, name)
-    theirs = logits.of_transformers(folder, inputs := logits.cases(Spec.of(folder))[:1])[torch.float32][0]
+    theirs = of_transformers(folder, inputs := cases(Spec.of(folder))[:1])[torch.float32][0]
     other = {"llama": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}}
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, **other.get(name.split(",")[0], {}))
     with torch.no_grad():
@@ -129,21 +143,19 @@ def test_a_llava_over_any_family(maker, name, tower, tmp_path):
     assert {row["case"] for row in found["logits"]} == {"text", "packed", "one picture", "several pictures"}
 
 
-@pytest.mark.parametrize("grid", [Grid(2, 1), Grid(1, 2)], ids=str)
-def test_a_solo_over_a_tied_and_scaled_llama(maker, grid):
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_solo_over_a_tied_and_scaled_llama(maker, tp):
     """Its base stays tied, and its class computes with the base's angles."""
     source = {"kind": "solo", "base": "b", "tokenizer": "t", "patch_size": 4}
     parts = [folder_of(maker, "llama, scaled and tied"), maker.vision]
     folder = maker._once("solo-tied", "hf_model", lambda f: build(f, source, parts))
     spec = Spec.of(folder)
     assert (spec.tied, spec.rope.kind) == (True, "llama3")
-    inputs = logits.cases(spec)
 
-    found = logits.of_megatron(spec, grid, Loaded(folder, grid), inputs)
+    rows = parity.computed(folder, spec, tp, Loaded(folder, tp))
 
-    rows = logits.compare(inputs, logits.of_transformers(folder, inputs), found)
-    assert len(rows) == 3
-    assert logits.failures(rows) == []
+    assert len(rows["logits"]) == 3
+    assert logits.failures(**rows) == []
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

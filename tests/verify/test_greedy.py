@@ -3,6 +3,7 @@
 import pytest
 from greedy import asked, drawn_picture, trained_tokens
 
+from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.report import answers
 from plait.tokens.llava import LlavaRenderer
@@ -28,5 +29,6 @@ def test_the_same_picture_and_prompt_give_the_same_greedy_tokens(maker, grid, ki
 
     form = {"template": template, "instruction": "keep", "language": "ja", "picture_tokens": 9}
     renderer = LlavaRenderer(maker.image, form)
-    sample, load = asked(drawn_picture(), "what?"), parity._Sharded(shards, grid)
+    spec = Spec.of(source)
+    sample, load = asked(drawn_picture(), "what?"), parity.Sharded(shards, spec, grid)
     assert trained_tokens(shards, load, grid, renderer, [(sample, expected)]) == [expected]

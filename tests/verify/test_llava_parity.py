@@ -15,7 +15,8 @@ from plait.layout import CARRIED
 from plait.models.specs import TOWER, Spec
 from plait.models.weights import FolderTensors, merkle
 from plait.parallel.grid import Grid
-from plait.verify import logits, parity
+from plait.verify import parity
+from plait.verify.cases import cases
 
 GRIDS = [{"tp": 1, "pp": 1}, {"tp": 2, "pp": 1}, {"tp": 1, "pp": 2}, {"tp": 2, "pp": 2, "first": 1}]
 CASES = {"text", "packed", "one picture", "several pictures"}
@@ -183,6 +184,6 @@ def test_seed_25_lengths_of_training_are_not_read_from_a_checkpoint(maker, tmp_p
 @pytest.mark.parametrize("image", [0, 1, 259])
 def test_in_a_proof_a_pictures_token_stands_for_pictures_alone_whatever_its_id(maker, image):
     spec = dataclasses.replace(Spec.of(maker.llava()), image_token_id=image)
-    for case in logits.cases(spec):
+    for case in cases(spec):
         rows = torch.full_like(case.input_ids, -1) if case.picture_rows is None else case.picture_rows
         assert torch.equal(case.input_ids == image, rows >= 0)

@@ -34,6 +34,10 @@ def test_a_sharded_model_computes_what_transformers_computes(maker, kind, tp, pp
         assert row["max_abs_diff_fp32"] <= 1e-5
         assert row["top1_equal"] == row["positions"] == 96
         assert row["max_abs_logit"] > 0.5  # a model that says nothing proves nothing
+    assert [row["layer"] for row in found["layers"]] == [0, 1, 2]
+    for row in found["layers"]:
+        assert row["max_abs_diff"] <= 1e-12 * row["max_abs_state"]
+        assert row["max_abs_state"] > 0.1
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1)])
@@ -136,3 +140,20 @@ def test_each_figure_of_a_comparison_decides(change, fails):
         "max_abs_diff_fp32": 1e-5, "top1_equal": 10, "tolerance": 1e-5, "tolerance_fp32": 3e-4,
     }  # fmt: skip
     assert bool(logits.failures([row | change])) == fails
+
+
+def test_of_the_layers_that_are_wrong_the_first_is_named():
+    near = {
+        "max_abs_state": 2.0, "max_abs_diff": 1e-6, "max_abs_diff_fp32": 1e-6, "tolerance": 2e-5,
+        "tolerance_fp32": 6e-5,
+    }  # fmt: skip
+    far = near | {"max_abs_diff": 0.1, "max_abs_diff_fp32": 0.1}
+    said = logits.failures([], [{"layer": n, **(near if n < 3 else far)} for n in range(6)])
+    assert len(said) == 1
+    assert said[0].startswith("layer 3: max abs difference 0.1 (tolerance 2e-05)")
+
+
+def test_a_tolerance_follows_arithmetic_and_depth():
+    assert logits.tolerance(torch.float64, 8) == 1e-5
+    assert logits.tolerance(torch.float32, 2) == 3e-5
+    assert logits.tolerance(torch.float32, 32) == pytest.approx(6e-5)

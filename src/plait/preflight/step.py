@@ -20,7 +20,7 @@ from plait.train.job import Job
 LOSS, NORM = "lm loss", "grad norm"
 ERROR = "error: "
 SHOWN = 3000
-"""Characters of what a failed step said."""
+"""Characters of what a failed step said, from its first error on: what follows is often another rank's."""
 
 
 @dataclass(frozen=True)
@@ -78,5 +78,6 @@ def _train(job: Job, root: Path) -> None:
         lines = (done.stdout + done.stderr).splitlines()
         errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
         said = "\n".join(line for line in lines if not line.startswith(ERROR))
-        print(said[-SHOWN:], file=sys.stderr)  # noqa: T201
+        began = said.find("Traceback")
+        print(said[began:][:SHOWN] if began >= 0 else said[-SHOWN:], file=sys.stderr)  # noqa: T201
         raise CheckpointError(f"the tiny step failed: {errors[0] if errors else 'what it said is above'}")

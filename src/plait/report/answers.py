@@ -19,7 +19,7 @@ from plait.models.tower import PREPROCESSOR, PROCESSOR, preprocessor_of
 from plait.models.weights import BUFFERS, FolderTensors, check_shapes
 from plait.tokens.tokenizer import CONFIG, FAST, SENTENCEPIECE, UNREADABLE, check_fast
 from plait.tokens.vocabulary import GROUPS, IMAGE, PICTURE
-from plait.verify.logits import carries_our_code
+from plait.verify.reference import carries_our_code
 
 CONFIGS = ("config.json", "generation_config.json", CONFIG, PROCESSOR, PREPROCESSOR)
 """What transformers reads of a folder beside weights, tokenizer and template."""

@@ -13,7 +13,9 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from plait.config.run import FUSED, attends_by_documents
 from plait.config.schedule import warmup_iters
@@ -223,6 +225,13 @@ def _language_model(
         if ".experts." in name:
             parameter.allreduce = False
     return model
+
+
+def layers_of(spec: Spec, grid: Grid, stage: int) -> range:
+    """The layers that Megatron gives to a stage."""
+    config = transformer_config(spec, grid, dtype=torch.float32)
+    first = get_transformer_layer_offset(config, pp_rank=stage)
+    return range(first, first + get_num_layers_to_build(config, pp_rank=stage))
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

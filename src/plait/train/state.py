@@ -83,7 +83,12 @@ class TrainState:
         self.iteration = found["iteration"]
 
     def _load_optimizer(self, found: Any) -> None:
-        """The moments and the count of steps; a run that goes on where another stopped has its own rates."""
+        """The moments and the count of steps; a run that goes on where another stopped has its own rates.
+
+        A stage whose parts are all frozen has none.
+        """
+        if not self.optimizer.get_parameters():
+            return
         own = [{key: group[key] for key in RATES & group.keys()} for group in self.optimizer.param_groups]
         with torch.no_grad():
             self.optimizer.load_state_dict(found)
@@ -108,10 +113,13 @@ def load_weights(chunks: Sequence[Any], found: Mapping[str, Any]) -> None:
         build.load_weights(chunk, own)
 
 
-def load_model(chunks: Sequence[Any], folder: Path) -> None:
-    """Load the weights, and nothing else, of a checkpoint of any grid."""
+def load_model(chunks: Sequence[Any], folder: Path, *, whole: bool = True) -> None:
+    """Load the weights, and nothing else, of a checkpoint of any grid.
+
+    ``whole`` says that the ranks together load all of it, which Megatron then checks.
+    """
     wanted = {name: one for name, one in tensors(chunks).items() if EXTRA not in name}
-    load_weights(chunks, dist_checkpointing.load(wanted, str(folder)))
+    load_weights(chunks, dist_checkpointing.load(wanted, str(folder), validate_access_integrity=whole))
 
 
 def _held(wanted: Mapping[str, Any], folder: Path) -> dict[str, Any]:

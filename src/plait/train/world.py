@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +69,43 @@ def world(
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+class _Elsewhere:
+    """A group of pipeline stages of which this process is one, and the others are not there."""
+
+    def __init__(self, stage: int, stages: int) -> None:
+        self._place = stage, stages
+
+    def rank(self) -> int:
+        return self._place[0]
+
+    def size(self) -> int:
+        return self._place[1]
+
+
+@contextmanager
+def as_stage(stage: int, stages: int) -> Iterator[None]:
+    """Build, load and compute as a stage of a pipeline whose others do not exist: nothing is sent to them.
+
+    Args:
+        stage: its number.
+        stages: how many there would be.
+    """
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_pipeline_model_parallel_group()
+
+    def take(group: Any, rank: int | None, size: int | None) -> None:
+        parallel_state._PIPELINE_MODEL_PARALLEL_GROUP = group  # noqa: SLF001 - no function sets it
+        parallel_state.set_pipeline_model_parallel_rank(rank)
+        parallel_state.set_pipeline_model_parallel_world_size(size)
+
+    take(_Elsewhere(stage, stages), stage, stages)
+    try:
+        yield
+    finally:
+        take(group, None, None)
 
 
 @contextmanager

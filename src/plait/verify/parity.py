@@ -1,4 +1,4 @@
-"""The proof of a model artifact: coverage, Merkle root, and logits against transformers.
+"""The proof of a model artifact: coverage, Merkle root, and its layers and logits against transformers.
 
 Coverage (each destination element written once, each source element read once) and the root over
 (name, dtype, shape, bytes) of the Hugging Face view are made by the job that writes the artifact.
@@ -6,18 +6,50 @@ This module checks that they hold, adds the logits, and writes ``parity.json`` o
 """
 
 import logging
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from plait import files, layout
 from plait.convert import checkpoint, engine, layouts, stream
 from plait.convert.torch_dist import METADATA
-from plait.errors import ProofError
+from plait.errors import CheckpointError, ProofError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.verify import logits
+from plait.verify.cases import cases
+from plait.verify.ours import Loader, of_megatron
+from plait.verify.reference import of_transformers
+from plait.verify.states import States
+
+Rows = dict[str, list[dict[str, Any]]]
+"""``logits``, a row a case, and ``layers``, a row a layer; see :mod:`plait.verify.logits`."""
 
 log = logging.getLogger(__name__)
+
+
+def computed(reference: Path, spec: Spec, tp: int, load: Loader) -> Rows:
+    """Compare what a Megatron model computes with what a Hugging Face folder does, layer by layer.
+
+    Args:
+        reference: the folder.
+        spec: the model.
+        tp: tensor parallel ranks of the Megatron model.
+        load: loads a layer of it.
+
+    Raises:
+        ProofError: a rank failed, or the folder carries code that plait did not write.
+    """
+    inputs = cases(spec)
+    with tempfile.TemporaryDirectory() as folder:
+        states = States(Path(folder))
+        theirs = of_transformers(reference, inputs, states)
+        ours, differences = of_megatron(spec, tp, load, inputs, states)
+    rows = logits.compare(inputs, theirs, ours, depth=spec.num_layers)
+    return {"logits": rows, "layers": logits.of_layers(differences)}
 
 
 def prove_converted(reference: Path, artifact: Path, proof: Path) -> dict[str, Any]:
@@ -30,10 +62,8 @@ def prove_converted(reference: Path, artifact: Path, proof: Path) -> dict[str, A
     facts = manifest["facts"]
     grid = Grid(**facts["grid"])
     spec = Spec.of(reference)
-    inputs = logits.cases(spec)
-    load = _Sharded(artifact, grid) if manifest["kind"] == "sharded" else _Whole(artifact, spec)
-    found = logits.of_megatron(spec, grid, load, inputs)
-    rows = logits.compare(inputs, logits.of_transformers(reference, inputs), found)
+    load = Sharded(artifact, spec, grid) if manifest["kind"] == "sharded" else _Whole(artifact, spec)
+    rows = computed(reference, spec, grid.tp, load)
     facts = {**facts, "merkle": stream.root(layouts.released(artifact, spec, grid).stream())}
     root = files.check_manifest(reference)["facts"]["merkle"]
     return write(proof, artifact, facts=facts, reference=reference, root=root, rows=rows)
@@ -58,10 +88,8 @@ def prove_export(
     """
     trained = files.check_manifest(iteration)["facts"]
     spec = Spec.of(folder)
-    inputs = logits.cases(spec)
     grid = Grid(**trained["grid"])
-    found = logits.of_megatron(spec, grid, _Trained(iteration, spec, grid), inputs)
-    rows = logits.compare(inputs, logits.of_transformers(folder, inputs), found)
+    rows = computed(folder, spec, grid.tp, Trained(iteration, spec, grid))
     root = stream.root(layouts.of_hf(folder, spec).stream())
     known = {**facts, "grid": trained["grid"], "merkle": root}
     write(
@@ -82,7 +110,7 @@ def prove_iteration(export: Path, iteration: Path, proof: Path) -> dict[str, Any
     parity = files.read_json(layout.parse(export).proof)
     if known["inputs"].get(layout.inside(iteration)) != files.digest_of_input(iteration):
         raise ProofError(f"{export} was made from another {iteration}", hint="export it again")
-    root, rows = known["facts"]["merkle"], parity["logits"]
+    root, rows = known["facts"]["merkle"], {name: parity[name] for name in ("logits", "layers")}
     return write(proof, iteration, facts=facts, reference=export, root=root, rows=rows)
 
 
@@ -93,7 +121,7 @@ def write(
     facts: dict[str, Any],
     reference: Path | str,
     root: str,
-    rows: list[dict[str, Any]],
+    rows: Rows,
 ) -> dict[str, Any]:
     """Write the proof of an artifact if all of it holds.
 
@@ -108,17 +136,17 @@ def write(
         "grid": facts["grid"],
         "coverage": facts["coverage"],
         "merkle_root": root,
-        "logits": rows,
+        **rows,
         "passed": True,
     }
     files.write_json(proof, parity)
-    worst = max(row["max_abs_diff"] for row in rows)
+    worst = max(row["max_abs_diff"] for row in rows["logits"])
     log.info("%s: proven; merkle %s, logits within %.2g of transformers", artifact, root[:16], worst)
     return parity
 
 
-def _check(artifact: Path | str, *, facts: dict[str, Any], root: str, rows: list[dict[str, Any]]) -> None:
-    wrong = logits.failures(rows)  # type: ignore[arg-type]
+def _check(artifact: Path | str, *, facts: dict[str, Any], root: str, rows: Rows) -> None:
+    wrong = logits.failures(rows["logits"], rows["layers"])
     if facts["merkle"] != root:
         wrong.append(f"merkle root {facts['merkle'][:16]} of its Hugging Face view, reference {root[:16]}")
     if not (facts["coverage"]["written_once"] and facts["coverage"]["read_once"]):
@@ -128,52 +156,81 @@ def _check(artifact: Path | str, *, facts: dict[str, Any], root: str, rows: list
 
 
 class _Whole:
-    """Loads a whole model on one rank, which pads its vocabulary as any grid does."""
+    """Loads a layer of a whole model on one rank, which pads its vocabulary as any grid does."""
 
     def __init__(self, folder: Path, spec: Spec) -> None:
         self.folder, self.spec = folder, spec
 
-    def __call__(self, model: Any) -> None:
+    def __call__(self, stage: Any, layer: int) -> None:
         from plait.train.build import load_weights
 
         whole = layouts.whole(layouts.released(self.folder, self.spec, Grid()), self.spec)
-        load_weights(model, engine.cut(whole, self.spec, Grid(), 0, 0))
+        load_weights(stage, engine.cut(whole, self.spec, Grid(1, self.spec.num_layers), 0, layer))
 
 
-class _Sharded:
-    """Loads a rank of Megatron's classic layout."""
-
-    def __init__(self, folder: Path, grid: Grid) -> None:
-        self.folder, self.grid = folder, grid
-
-    def __call__(self, model: Any) -> None:
-        from megatron.core import parallel_state
-
-        from plait.train.build import load_weights
-
-        tp_rank = parallel_state.get_tensor_model_parallel_rank()
-        pp_rank = parallel_state.get_pipeline_model_parallel_rank()
-        load_weights(model, checkpoint.read_rank(self.folder, self.grid, tp_rank, pp_rank))
-
-
-class _Trained:
-    """Loads a training checkpoint: Megatron Core's reader where it wrote it, ours where it is classic."""
+class Sharded:
+    """Loads a layer of a rank from Megatron's classic layout; Megatron says which file it stands in."""
 
     def __init__(self, folder: Path, spec: Spec, grid: Grid) -> None:
+        """Take the folder, its model and its grid."""
         self.folder, self.spec, self.grid = folder, spec, grid
 
-    def __call__(self, model: Any) -> None:
+    def __call__(self, stage: Any, layer: int) -> None:
+        """Load it."""
+        from megatron.core import parallel_state
+
+        from plait.train.build import layers_of, load_weights
+
+        tp_rank = parallel_state.get_tensor_model_parallel_rank()
+        stages = [layers_of(self.spec, self.grid, pp_rank) for pp_rank in range(self.grid.pp)]
+        pp_rank = next(number for number, layers in enumerate(stages) if layer in layers)
+        held = checkpoint.read_rank(self.folder, self.grid, tp_rank, pp_rank)
+        load_weights(stage, _alone(held, stage, layer - stages[pp_rank].start, len(stages[pp_rank])))
+
+
+def _alone(held: Mapping[str, Tensor], stage: Any, layer: int, layers: int) -> dict[str, Tensor]:
+    """A layer of a rank's, and its ends that the stage has, by the names of a stage of one layer.
+
+    A rank with both ends of a tied model has one matrix for them.
+
+    Raises:
+        CheckpointError: the rank has other layers than Megatron gives it.
+    """
+    below = "language_model." if hasattr(stage, "language_model") else ""
+    stack, head = f"{below}decoder.layers.", f"{below}output_layer.weight"
+    numbers = {int(name.removeprefix(stack).split(".")[0]) for name in held if name.startswith(stack)}
+    if numbers != set(range(layers)):
+        raise CheckpointError(f"a rank has layers {sorted(numbers)}, Megatron looks there for {layers}")
+    own = {name for name in stage.state_dict() if not name.startswith(stack)}
+    found = {name: held[name] for name in own & set(held)}
+    here = f"{stack}{layer}."
+    for name in held:
+        if name.startswith(here):
+            found[f"{stack}0.{name.removeprefix(here)}"] = held[name]
+    embedding = f"{below}embedding.word_embeddings.weight"
+    if head in own - set(held) and embedding in held:
+        found[head] = held[embedding]
+    return found
+
+
+class Trained:
+    """Loads a layer of a training checkpoint: by Megatron's reader where it wrote it, ours where classic."""
+
+    def __init__(self, folder: Path, spec: Spec, grid: Grid) -> None:
+        """Take the iteration's folder, its model and its grid."""
+        self.folder, self.spec, self.grid = folder, spec, grid
+
+    def __call__(self, stage: Any, layer: int) -> None:
+        """Load it."""
         from megatron.core import parallel_state
 
         from plait.train.build import load_weights
         from plait.train.state import load_model
 
         if (self.folder / METADATA).is_file():
-            load_model([model], self.folder)
+            load_model([stage], self.folder, whole=False)
             return
-        place = (
-            parallel_state.get_tensor_model_parallel_rank(),
-            parallel_state.get_pipeline_model_parallel_rank(),
-        )
         whole = layouts.whole(layouts.trained(self.folder, self.spec), self.spec)
-        load_weights(model, engine.cut(whole, self.spec, self.grid, *place))
+        stages = Grid(self.grid.tp, self.spec.num_layers)
+        tp_rank = parallel_state.get_tensor_model_parallel_rank()
+        load_weights(stage, engine.cut(whole, self.spec, stages, tp_rank, layer))
