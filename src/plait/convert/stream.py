@@ -133,7 +133,8 @@ class Model:
             CheckpointError: targets do not take each element once, with its type; copies of a tensor differ,
                 or a file is cut off.
         """
-        self._check_targets(targets)
+        if targets:
+            self.check(targets)
         index = Sources((one, one.held) for one in targets)
         with _Files(self.files) as read, _Files({one.stored.path for one in targets}, write=True) as written:
             one = _Pass(self, index, read, written, digests=digests)
@@ -141,9 +142,12 @@ class Model:
                 leaves = list(pool.map(one, self.shapes))
         return dict(zip(self.shapes, leaves, strict=True))
 
-    def _check_targets(self, targets: Sequence[Placed]) -> None:
-        if not targets:
-            return
+    def check(self, targets: Sequence[Placed]) -> None:
+        """Check that targets take each element once, with its type; nothing is read or written.
+
+        Raises:
+            CheckpointError: they do not.
+        """
         forms.check_once((one.held for one in targets), self.shapes)
         for one in targets:
             for piece in one.held.pieces:
