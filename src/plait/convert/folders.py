@@ -100,15 +100,13 @@ def remake(
     spec, model, origin = layouts.found(source, step=step, hf=hf)
     place = source / checkpoint.ITERATION.format(step) if step is not None else source
     state = optimizer.found(place, spec) if optim else None
-    if state and to == "classic":
-        state = state.without_copies(model)
     placed = _laid_out(folder, spec, model, state, origin, to=to, grid=grid, ep=ep, chunks=chunks)
     facts = {"tensors": len(model.shapes), "grid": grid.facts, "ep": ep, "chunks": chunks}
     if state:
         state.check(placed)
     facts["merkle"] = _written(model, folder, placed[""], place)
     if state:
-        facts["optimizer"] = state.write(placed)
+        facts["optimizer"] = state.write(placed, read_leaves(folder))
     if to == "classic":
         checkpoint.write_tracker(folder, state.rest.iteration if state else None)
     elif to == "hf":

@@ -20,7 +20,7 @@ from plait.convert import checkpoint, torch_dist
 from plait.convert.checkpoint import Rank
 from plait.convert.forms import Form
 from plait.convert.ops import Held, Shape
-from plait.convert.stream import Model, Placed, root, type_of
+from plait.convert.stream import Leaf, Model, Placed, root, type_of
 from plait.convert.tables import carried
 from plait.convert.torch_dist import COMMON, METADATA, STATE, TorchDist
 from plait.errors import CheckpointError
@@ -80,21 +80,6 @@ class Optimizer:
     states: Mapping[str, Model]
     rest: Rest
 
-    def without_copies(self, weights: Model) -> "Optimizer":
-        """The same where only weights of another type have masters: a distributed optimizer has them always.
-
-        Raises:
-            CheckpointError: masters of fp32 weights are not these.
-        """
-        if MASTER not in self.states or set(weights.dtypes.values()) != {"float32"}:
-            return self
-        leaves = weights.stream()
-        for name, leaf in self.states[MASTER].stream().items():
-            if leaf != leaves[name]:
-                raise CheckpointError(f"{self.path}: the optimizer's copy of {name} is not the weight itself")
-        kept = {kind: model for kind, model in self.states.items() if kind != MASTER}
-        return replace(self, states=kept)
-
     @property
     def dtypes(self) -> dict[str, Mapping[str, str]]:
         """The types of each kind of state, by Hugging Face's name."""
@@ -107,12 +92,28 @@ class Optimizer:
             CheckpointError: they do not.
         """
         for kind, model in self.states.items():
-            model.check(placed[kind])
+            if kind in placed:
+                model.check(placed[kind])
 
-    def write(self, placed: Mapping[str, Sequence[Placed]]) -> dict[str, Any]:
-        """Write all kinds where targets say; what a manifest says of them."""
-        roots = {kind: root(model.stream(placed[kind])) for kind, model in self.states.items()}
-        return {"iteration": self.rest.iteration, "merkle": roots}
+    def write(self, placed: Mapping[str, Sequence[Placed]], weights: Mapping[str, Leaf]) -> dict[str, Any]:
+        """Write each kind where targets say; masters without one are read, and are the weights themselves.
+
+        Args:
+            placed: the targets of each kind.
+            weights: the model's tensors.
+
+        Returns:
+            What a manifest says of the optimizer.
+
+        Raises:
+            CheckpointError: masters do not round to these weights; so it is where a parameter's state is
+                taken for another's.
+        """
+        roots = {
+            kind: root(model.stream(placed.get(kind, ()), rounded=weights if kind == MASTER else None))
+            for kind, model in self.states.items()
+        }
+        return {"iteration": self.rest.iteration, "merkle": {kind: roots[kind] for kind in placed if kind}}
 
 
 def found(place: Path, spec: Spec) -> Optimizer:
@@ -365,11 +366,14 @@ def to_classic(
         spec: the model.
         grid: its grid.
         dtypes: torch's names of the weights' types, by Hugging Face's name.
-        optimizer: what there is; of fp32 weights it has no masters.
+        optimizer: what there is; masters of fp32 weights, which distributed optimizers have, are left out.
         chunks: chunks of each stage of an interleaved pipeline.
     """
+    if set(dtypes.values()) == {"float32"}:
+        others = {kind: model for kind, model in optimizer.states.items() if kind != MASTER}
+        optimizer = replace(optimizer, states=others)
     rest = optimizer.rest
-    args = checkpoint.megatron_args(spec, grid)
+    args = checkpoint.megatron_args(replace(spec, dtype=dtypes[spec.norm]), grid)
     args.iteration = rest.iteration
     args.consumed_train_samples = (rest.schedule or {}).get("num_steps", 0)
     trees: list[Mapping[str, Any]] = []
