@@ -5,12 +5,15 @@ import pickle
 import re
 import shutil
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from makers import Maker
-from test_loop import AROUND, RUN, STEPS, feed, model, plain  # noqa: F401 - two are fixtures
+from test_experts import on_the_hub
+from test_loop import AROUND, RUN, SIZES, STEPS, feed, model, plain  # noqa: F401 - two are fixtures
 from test_resume import segment
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from plait.cli.main import main
 from plait.convert import checkpoint, forms, optimizer, torch_dist
@@ -33,6 +36,12 @@ WAYS = {
     "bf16, distributed": (BF16 | DISTRIBUTED, Grid(1, 1), 2),
     "fp32, distributed": (DISTRIBUTED, Grid(1, 1), 2),
 }
+EXPERTS = {
+    "experts": (BF16, Grid(2, 1), 1),
+    "experts, fp32": ({}, Grid(1, 2), 1),
+    "experts, distributed": (BF16 | DISTRIBUTED, Grid(1, 1), 2),
+}
+DENSE, WAYS = [*WAYS], WAYS | EXPERTS
 """A run's keys, its grid, its copies."""
 
 
@@ -42,13 +51,15 @@ def place():
     return ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
 
 
-def rank_of(config, grid, keys):
+def rank_of(config, grid, keys, *, one_optimizer):
     """A rank's model, whose weights are nonsense, with optimizer and schedule."""
     run = RUN | keys
     dtype = DTYPES[run.get("params_dtype", "fp32")]
     inner = build_model(Spec.from_config(config), grid, dtype=dtype, run=run)
     for parameter in inner.parameters():
         parameter.data.fill_(float("nan"))
+        if one_optimizer:  # of experts that are not dealt out too, as Megatron-LM has it
+            parameter.allreduce = True
     wrapped = wrap([inner], run)
     own = optimizer_of(wrapped, run)
     state = TrainState([inner], own, schedule_of(own, run, train_iters=STEPS, sequence=24))
@@ -56,26 +67,30 @@ def rank_of(config, grid, keys):
 
 
 def held(own, parameters):
-    """Masters and moments by the names of parameters, of an optimizer of one copy, distributed or not."""
-    (inner,) = own.chained_optimizers
+    """Masters and moments by the names of parameters, of optimizers of one copy, distributed or not."""
     found = {}
     for name, one in parameters:
-        if hasattr(inner, "_get_main_param_and_optimizer_states"):
-            found[name] = dict(inner._get_main_param_and_optimizer_states(one))
-        else:
+        for inner in own.chained_optimizers:
             main_copy = getattr(one, "main_param", one)
-            found[name] = {"param": main_copy, **inner.optimizer.state[main_copy]}
+            if one in getattr(inner, "model_param_group_index_map", ()):
+                found[name] = dict(inner._get_main_param_and_optimizer_states(one))
+            elif main_copy in inner.optimizer.state:
+                found[name] = {"param": main_copy, **inner.optimizer.state[main_copy]}
         found[name] = {kind: state.detach().reshape(one.shape) for kind, state in found[name].items()}
     return found
 
 
 def go_on(config, grid, keys, before, there, classic, trains):
     """Load a checkpoint by Megatron's means; write down what it holds, as Megatron-LM does; train on."""
+    from megatron.core import parallel_state as ps
+
     from plait.train.loop import Trainer
 
-    inner, wrapped, state, run = rank_of(config, grid, keys)
+    ep = ps.get_expert_model_parallel_world_size()
+    inner, wrapped, state, run = rank_of(config, grid, keys, one_optimizer=classic and ep == 1)
     tp, pp = place()
-    path = before / grid.folder(tp=tp, pp=pp) / checkpoint.FILE
+    dealt = ps.get_expert_model_parallel_rank() if ep > 1 else None
+    path = before / grid.folder(tp=tp, pp=pp, ep=dealt) / checkpoint.FILE
     if classic:
         content = torch.load(path, weights_only=False)
         load_weights(inner, content["model"])
@@ -86,18 +101,21 @@ def go_on(config, grid, keys, before, there, classic, trains):
         state.load(before, generators=False)
     target = there / path.relative_to(before)
     target.parent.mkdir(parents=True, exist_ok=True)
+    args = checkpoint.megatron_args(Spec.from_config(config), grid)
+    args.expert_model_parallel_size = ep
     written = {
         "model": inner.state_dict_for_save_checkpoint(),
         "optimizer": state.optimizer.state_dict(),
         "opt_param_scheduler": state.schedule.state_dict(),
-        "args": checkpoint.megatron_args(Spec.from_config(config), grid),
+        "args": args,
         "checkpoint_version": 3.0,
         "iteration": state.iteration,
         "held": held(state.optimizer, inner.named_parameters()),
     }
     torch.save(written, target)
     if trains:
-        Trainer(wrapped, state, feed(), run, AROUND).train(STEPS, folder=there)
+        dp = ps.get_data_parallel_rank(), ps.get_data_parallel_world_size()
+        Trainer(wrapped, state, feed(*dp), run, AROUND).train(STEPS, folder=there)
 
 
 def losses(folder):
@@ -123,11 +141,11 @@ def differences(one, other, at=""):
         yield f"{at}: {one!r} and {other!r}"
 
 
-def unlike(one, other, grid, parts=("model", "optimizer", "iteration")):
+def unlike(one, other, grid, parts=("model", "optimizer", "iteration"), ep=1):
     """Where the files of ranks are not alike."""
     found = []
-    for tp, pp in grid:
-        name = f"{grid.folder(tp=tp, pp=pp)}/{checkpoint.FILE}"
+    for (tp, pp), number in product(grid, range(ep)):
+        name = f"{grid.folder(tp=tp, pp=pp, ep=number if ep > 1 else None)}/{checkpoint.FILE}"
         contents = [torch.load(folder / name, weights_only=False) for folder in (one, other)]
         for content in contents:
             content["model"] = {k: v for k, v in content["model"].items() if v is not None}
@@ -138,15 +156,24 @@ def unlike(one, other, grid, parts=("model", "optimizer", "iteration")):
 
 @pytest.fixture(scope="module")
 def world(model, tmp_path_factory):  # noqa: F811
-    return World(model, tmp_path_factory.mktemp("runs"))
+    sizes = SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2}
+    torch.manual_seed(0)
+    experts = MixtralForCausalLM(MixtralConfig(intermediate_size=24, **sizes))
+    return World({"Mistral": model, "Mixtral": experts}, tmp_path_factory.mktemp("runs"))
 
 
 class World:
     """Runs up to their middle, and what becomes of them."""
 
-    def __init__(self, hf, root):
-        self.hf, self.root = hf, root
-        self.config = {**hf.config.to_dict(), "architectures": ["MistralForCausalLM"]}
+    def __init__(self, models, root):
+        self.models, self.root = models, root
+
+    def model(self, way):
+        """The config and the weights of a run."""
+        kind = "Mixtral" if "experts" in way else "Mistral"
+        state = self.models[kind].state_dict()
+        config = {**self.models[kind].config.to_dict(), "architectures": [f"{kind}ForCausalLM"]}
+        return config, on_the_hub(state) if kind == "Mixtral" else state
 
     def trained(self, way):
         """A run's folder, with its iteration."""
@@ -154,25 +181,26 @@ class World:
         run = self.root / way.replace(", ", "-").replace(" ", "-")
         if not run.exists():
             run.mkdir()
-            weights = self.hf.state_dict()
-            run_ranks(segment, grid, weights, self.config, grid, run, 0, HALF, keys, copies=copies)
+            config, weights = self.model(way)
+            run_ranks(segment, grid, weights, config, grid, run, 0, HALF, keys, copies=copies)
         return run
 
-    def resharded(self, way, grid, *, trains=True):
+    def resharded(self, way, grid, *, trains=True, ep=1):
         """What Megatron itself makes of it on a grid: files of ranks, and the losses of the rest."""
-        there = self.trained(way) / f"on-{grid.tp}-{grid.pp}-{trains}"
+        there = self.trained(way) / f"on-{grid.tp}-{grid.pp}-{ep}-{trains}"
         if not there.exists():
-            self.read(iteration(self.trained(way)), there, way, grid, classic=False, trains=trains)
+            self.read(iteration(self.trained(way)), there, way, grid, classic=False, trains=trains, ep=ep)
             shutil.copyfile(iteration(self.trained(way)) / HF_CONFIG, there / HF_CONFIG)
         return there
 
-    def read(self, before, there, way, grid, *, classic, trains=True):
+    def read(self, before, there, way, grid, *, classic, trains=True, ep=1):
         """What Megatron holds after it has read a checkpoint, and the losses of the rest."""
         there.mkdir()
-        keys = WAYS[way][0]
+        keys = WAYS[way][0] | {"expert_model_parallel_size": ep}
         if classic:  # which has no distributed optimizer
             keys = {key: value for key, value in keys.items() if key not in DISTRIBUTED}
-        run_ranks(go_on, grid, self.config, grid, keys, before, there, classic, trains)
+        arguments = self.model(way)[0], grid, keys, before, there, classic, trains
+        run_ranks(go_on, grid, *arguments, copies=ep, ep=ep)
         return there
 
 
@@ -268,7 +296,7 @@ def test_a_distributed_optimizer_goes_on_as_a_plain_one(world, way, grid, tmp_pa
         ("fp32", Grid(1, 2)),
         *(
             pytest.param(way, grid, marks=pytest.mark.long)
-            for way in WAYS
+            for way in DENSE
             for grid in (Grid(1, 1), Grid(1, 2), Grid(2, 2))
             if (way, grid) != ("fp32", Grid(1, 2))
         ),
@@ -313,13 +341,61 @@ def test_what_megatron_writes_in_the_classic_layout_goes_to_another_grid(world, 
     assert losses(read) == losses(expected)
 
 
+@pytest.mark.parametrize(
+    ("way", "grid", "ep"),
+    [
+        ("experts", Grid(), 2),
+        pytest.param("experts", Grid(2, 1), 2, marks=pytest.mark.long),
+        pytest.param("experts", Grid(1, 2), 4, marks=pytest.mark.long),
+        pytest.param("experts, fp32", Grid(1, 2), 2, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_experts_that_are_dealt_out_have_their_own_optimizer(world, way, grid, ep, tmp_path):
+    expected = world.resharded(way, grid, ep=ep)
+
+    target = convert(world.trained(way), tmp_path / "x", f"--step={HALF}", f"--ep={ep}", grid=grid)
+    stacked = convert(target, tmp_path / "stacked", "--to=torch_dist")
+    again = convert(stacked, tmp_path / "again", f"--ep={ep}", grid=grid)
+
+    assert not unlike(iteration(target), expected, grid, ep=ep)
+    assert not unlike(iteration(again), expected, grid, ep=ep)
+    read = world.read(iteration(target), tmp_path / "read", way, grid, classic=True, ep=ep)
+    assert not unlike(read, expected, grid, ("model", "optimizer", "iteration", "held"), ep)
+    assert losses(read) == losses(expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("grid", [Grid(), Grid(2, 2)], ids=str)
+@pytest.mark.parametrize("way", EXPERTS)
+def test_experts_of_one_rank_share_the_optimizer_of_all_else(world, way, grid, tmp_path):
+    expected = world.resharded(way, grid)
+
+    dealt = convert(world.trained(way), tmp_path / "dealt", f"--step={HALF}", "--ep=2", grid=Grid())
+    target = convert(dealt, tmp_path / "x", grid=grid)
+
+    read = world.read(iteration(target), tmp_path / "read", way, grid, classic=True)
+    assert not unlike(read, expected, grid, ("model", "iteration", "held"))
+    assert losses(read) == pytest.approx(losses(expected), abs=1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", EXPERTS)
+def test_experts_of_a_torch_dist_checkpoint_are_resumed_as_they_were(world, way, tmp_path):
+    expected, grid = world.resharded(way, Grid(1, 2)), Grid(1, 2)
+    target = convert(world.trained(way), tmp_path / "x", f"--step={HALF}", "--to=torch_dist")
+    read = world.read(target, tmp_path / "read", way, grid, classic=False)
+    assert not unlike(read, expected, grid, ("model", "optimizer", "held", "iteration"))
+    assert losses(read) == losses(expected)
+
+
 @pytest.mark.long
 def test_momentum_of_sgd_goes_along(world, tmp_path):
     """Megatron itself takes it from no torch_dist checkpoint, so a run in one piece is the reference."""
     keys = {"optimizer": "sgd", "sgd_momentum": 0.9}
     for stop in (HALF, STEPS):
         (tmp_path / str(stop)).mkdir()
-        arguments = world.hf.state_dict(), world.config, Grid(), tmp_path / str(stop), 0, stop, keys
+        arguments = *world.model("bf16")[::-1], Grid(), tmp_path / str(stop), 0, stop, keys
         run_ranks(segment, Grid(), *arguments)
 
     first = convert(tmp_path / str(HALF), tmp_path / "x", f"--step={HALF}", grid=Grid(2, 1))
@@ -327,7 +403,9 @@ def test_momentum_of_sgd_goes_along(world, tmp_path):
 
     there = tmp_path / "read"
     there.mkdir()
-    run_ranks(go_on, Grid(1, 2), world.config, Grid(1, 2), keys, iteration(target), there, True, True)
+    run_ranks(
+        go_on, Grid(1, 2), world.model("bf16")[0], Grid(1, 2), keys, iteration(target), there, True, True
+    )
     assert losses(there) == pytest.approx(losses(tmp_path / str(STEPS)), abs=1e-6)
 
 
@@ -519,7 +597,7 @@ REFUSED = {
     "frozen": (classic(without_the_last), r"group 1 .* 4 parameters and 4 masters, the model has 5 such"),
     "other groups": (
         classic(lambda content, _: inner_of(content)["param_groups"].append({"params": [], "wd_mult": 1.0})),
-        "groups of its optimizer are 3",
+        "groups of its optimizer are not one with weight decay and one without",
     ),
     "another state": (
         classic(lambda content, _: inner_of(content)["state"][2].update(max_exp_avg_sq=torch.zeros(1))),
@@ -565,7 +643,7 @@ def test_models_without_an_optimizer_are_refused_by_name(tmp_path, capsys):
     for source, words, sentence in (
         (maker.hf(), [], "holds no optimizer's state"),
         (maker.shards(maker.hf(), 2, 1), [], "holds no optimizer's state"),
-        (maker.shards(maker.mixtral(), 1, 1), [], "is of a mixture of experts"),
+        (maker.shards(maker.mixtral(), 1, 1), [], "holds no optimizer's state"),
         (maker.hf(), ["--to=hf"], "Hugging Face folders hold no optimizer"),
     ):
         assert main(["convert", str(source), str(tmp_path / "x"), "--optim", *words]) == 2

@@ -133,7 +133,7 @@ def _laid_out(
     carried.take_along(origin, folder)
     beside = carried.lay_out(folder, spec, model.dtypes)
     if to == "classic" and state:
-        placed = optimizer.to_classic(folder, spec, grid, model.dtypes, state, chunks=chunks)
+        placed = optimizer.to_classic(folder, spec, grid, model.dtypes, state, ep=ep, chunks=chunks)
     elif to == "classic":
         placed = {"": checkpoint.lay_out(folder, spec, grid, model.dtypes, ep=ep, chunks=chunks)}
     elif state:

@@ -6,13 +6,15 @@ parameter's goes along as it is: groups of parameters with their count of steps,
 
 Names follow Megatron Core. In ``torch_dist`` a state's name stands before its parameter's. In the classic
 layout states are numbered by the parameter's place: those with weight decay first, then vectors and biases,
-both in the order of the model's modules.
+both in the order of the model's modules. Experts have an optimizer of their own behind that of all else, in
+the classic layout where they are dealt out only.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,6 +37,8 @@ MASTER, PER_MASTER = "master", {False: "fp32_param", True: "param"}
 """The fp32 weights of a run in another type: here; and in torch_dist, by whether it is distributed."""
 MASTERS, DISTRIBUTED = "fp32_from_fp16_params", "param_state_sharding_type"
 RESHARDABLE = "fully_reshardable"
+CHAINED, KIND = "chained_{}.", re.compile(r"^(?:chained_[01]\.)?optimizer\.state\.([^.]+)\.")
+"""What stands before all else where experts have their own optimizer; and a kind of state in a name."""
 CHILDREN = (
     "language_model", "vision_model", "vision_projection", "class_token", "conv1", "position_embeddings",
     "ln_pre", "embedding", "encoder", "decoder", "layers", "final_layernorm", "output_layer", "vision_patch",
@@ -43,6 +47,13 @@ CHILDREN = (
     "word_embeddings", "weight", "bias",
 )  # fmt: skip
 """A module's children, in the order in which Megatron's classes make them."""
+
+
+class Parameter(NamedTuple):
+    """A parameter of a rank."""
+
+    name: str
+    held: Held
 
 
 @dataclass(frozen=True)
@@ -126,11 +137,6 @@ def found(place: Path, spec: Spec) -> Optimizer:
     Raises:
         CheckpointError: there is none, it is not whole, or it is stored in a way that is not read.
     """
-    if spec.num_experts:
-        raise CheckpointError(
-            f"{place} is of a mixture of experts, which have an optimizer of their own",
-            hint="only optimizers of dense models are converted: leave --optim out",
-        )
     if (place / METADATA).is_file():
         return _of_torch_dist(place, spec)
     if not checkpoint.saved(place).is_dir():
@@ -150,19 +156,46 @@ def _shapes(spec: Spec) -> dict[str, Shape]:
     return {name: shape for name, shape in spec.shapes.items() if name not in absent}
 
 
-def _in_order(path: Path, groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The group with weight decay and the one without.
+def _chain(where: Path, outer: Any) -> list[Mapping[str, Any]]:
+    """The optimizer of all, or that of all but experts and that of experts.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    both = outer if isinstance(outer, list) else [outer]
+    if isinstance(outer, dict) and outer.keys() == {0, 1}:
+        both = [outer[0], outer[1]]
+    known = all(isinstance(one, dict) and "param_groups" in _inner(one) for one in both)
+    if not known or len(both) > 2:
+        raise CheckpointError(f"{where} has an optimizer of a form that is not converted")
+    return both
+
+
+def _inner(one: Mapping[str, Any]) -> Any:
+    """Torch's optimizer within one that has masters."""
+    return one.get("optimizer", one)
+
+
+def _in_order(where: Path, chain: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The group with weight decay and the one without; that of experts, if it is there, is as the former.
 
     Raises:
         CheckpointError: there are others.
     """
-    known = {_decays_group(group): {k: v for k, v in group.items() if k != "params"} for group in groups}
-    if len(groups) != 2 or len(known) != 2:
+    first, *more = ([dict(group) for group in _inner(one)["param_groups"]] for one in chain)
+    for group in (*first, *(one for groups in more for one in groups)):
+        group.pop("params", None)
+    known = {_decays_group(group): group for group in first}
+    if len(first) != 2 or len(known) != 2 or any(groups != [_of_experts(known[True])] for groups in more):
         raise CheckpointError(
-            f"{path}: groups of its optimizer are {len(groups)}, not one with weight decay and one without",
+            f"{where}: groups of its optimizer are not one with weight decay and one without",
             hint="learning rates of single parameters (decoupled_lr) are not converted",
         )
     return [known[True], known[False]]
+
+
+def _of_experts(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {**group, "is_expert_parallel": True}
 
 
 def _decays_group(group: Mapping[str, Any]) -> bool:
@@ -184,37 +217,35 @@ def module_order(name: str) -> tuple[int, ...]:
 
 def _of_torch_dist(folder: Path, spec: Spec) -> Optimizer:
     common = _values(Archive(folder / COMMON).content) if (folder / COMMON).is_file() else {}
-    outer = common.get("optimizer")
     names = TorchDist(folder).shapes
-    kinds = {name.split(".")[2] for name in names if name.startswith("optimizer.state.")}
-    form = outer.get(DISTRIBUTED) if isinstance(outer, dict) else None
-    if form not in (None, RESHARDABLE) or any(name.startswith("optimizer.distributed.") for name in names):
+    kinds = {found[1] for found in map(KIND.search, names) if found}
+    if not common.get("optimizer") or "iteration" not in common or not kinds:
+        raise _none(folder)
+    chain = _chain(folder / COMMON, common["optimizer"])
+    form = chain[0].get(DISTRIBUTED)
+    if form not in (None, RESHARDABLE) or any("optimizer.distributed." in name for name in names):
         raise CheckpointError(
             f"{folder} has the state of a distributed optimizer as {form or 'its buckets'}",
             hint=f"{RESHARDABLE} is what is read: Megatron-LM has --dist-ckpt-optim-fully-reshardable",
         )
-    if not isinstance(outer, dict) or not kinds:
-        raise _none(folder)
     master = PER_MASTER[form is not None]
     if kinds - {*MOMENTS, master}:
         raise CheckpointError(
             f"{folder} has the optimizer's {min(kinds - {*MOMENTS, master})}, which is not converted"
         )
-    inner = outer.get("optimizer", outer)
-    if not isinstance(inner.get("param_groups"), list) or not isinstance(common.get("iteration"), int):
-        raise CheckpointError(f"{folder / COMMON} has an optimizer of a form that is not converted")
+    before = CHAINED if any(name.startswith(CHAINED.format(0)) for name in names) else ""
     shapes = _shapes(spec)
     states = {
         MASTER if kind == master else kind: Model(
-            torch_dist.sources(folder, spec, STATE.format(kind)), shapes
+            torch_dist.sources(folder, spec, before + STATE.format(kind)), shapes
         )
         for kind in sorted(kinds)
     }
     rest = Rest(
         iteration=common["iteration"],
-        groups=_in_order(folder, inner["param_groups"]),
-        step=inner.get("state", {}).get("common_step"),
-        scaler=outer.get("grad_scaler"),
+        groups=_in_order(folder, chain),
+        step=_inner(chain[0]).get("state", {}).get("common_step"),
+        scaler=chain[0].get("grad_scaler"),
         schedule=common.get("opt_param_scheduler"),
         distributed=form is not None,
     )
@@ -228,17 +259,20 @@ def to_torch_dist(
 
     The weights' kind is "".
     """
-    rest = optimizer.rest
+    rest, before = optimizer.rest, CHAINED if spec.num_experts else ""
     prefixes = {
-        kind: STATE.format(PER_MASTER[rest.distributed] if kind == MASTER else kind)
+        kind: before + STATE.format(PER_MASTER[rest.distributed] if kind == MASTER else kind)
         for kind in optimizer.states
     }
     types = {prefixes[kind]: known for kind, known in optimizer.dtypes.items()}
-    inner: dict[str, Any] = {"param_groups": [dict(group) for group in rest.groups]}
-    if rest.step is not None:
-        inner["state"] = {"common_step": rest.step}
+    step = {} if rest.step is None else {"state": {"common_step": rest.step}}
     form = {DISTRIBUTED: RESHARDABLE} if rest.distributed else {}
-    common = {"optimizer": _wrapped(optimizer, inner) | form, **_progress(rest)}
+    all_else = [dict(group) for group in rest.groups]
+    both = [
+        _wrapped(optimizer, {"param_groups": groups, **step}) | form
+        for groups in (all_else, [_of_experts(all_else[0])])
+    ]
+    common = {"optimizer": dict(enumerate(both)) if spec.num_experts else both[0], **_progress(rest)}
     placed = torch_dist.lay_out(folder, spec, {"": dtypes, **types}, common)
     return {"": placed[""], **{kind: placed[prefix] for kind, prefix in prefixes.items()}}
 
@@ -278,25 +312,29 @@ def _of_classic(folder: Path, spec: Spec) -> Optimizer:
 
 def _rest(rank: Rank) -> Rest:
     """What a rank's file has of the optimizer that is no parameter's."""
-    inner, _ = _inner(rank)
+    chain = _chain_of(rank)
     return Rest(
         iteration=rank.content["iteration"],
-        groups=_in_order(rank.path, _values(inner["param_groups"])),
-        step=next(_values(state.get("step")) for state in inner["state"].values()),
-        scaler=_values(rank.content["optimizer"].get("grad_scaler")),
+        groups=_in_order(
+            rank.path, _values([{"param_groups": _inner(one)["param_groups"]} for one in chain])
+        ),
+        step=next(_values(state.get("step")) for state in _inner(chain[0])["state"].values()),
+        scaler=_values(chain[0].get("grad_scaler")),
         schedule=_values(rank.content.get("opt_param_scheduler")),
     )
 
 
 def _steps(rank: Rank) -> set[float]:
     """How many steps a rank's optimizer has made, by all that count them."""
-    inner, _ = _inner(rank)
-    counts = [_values(one.get("step")) for one in (*inner["param_groups"], *inner["state"].values())]
+    inner = [_inner(one) for one in _chain_of(rank)]
+    counts = [
+        _values(one.get("step")) for some in inner for one in (*some["param_groups"], *some["state"].values())
+    ]
     return {float(count) for count in counts if count is not None}
 
 
-def _inner(rank: Rank) -> tuple[Mapping[str, Any], Sequence[Sequence[Stored]]]:
-    """The optimizer of a rank's file, and its masters by group.
+def _chain_of(rank: Rank) -> list[Mapping[str, Any]]:
+    """The optimizers of a rank's file.
 
     Raises:
         CheckpointError: it has none, or one that is not read.
@@ -304,17 +342,26 @@ def _inner(rank: Rank) -> tuple[Mapping[str, Any], Sequence[Sequence[Stored]]]:
     outer = rank.content.get("optimizer")
     if not outer:
         raise _none(rank.path)
-    inner = outer.get("optimizer", outer) if isinstance(outer, dict) else {}
-    if rank.is_old or "param_groups" not in inner:
+    if rank.is_old:
         raise CheckpointError(f"{rank.path} has an optimizer of a form that is not converted")
-    if "state" not in inner:
+    found = _chain(rank.path, outer)
+    if not all("state" in _inner(one) for one in found):
         raise CheckpointError(
             f"{rank.path} has no moments: those of a distributed optimizer stand beside, by its buckets",
             hint="that form is not converted: save it by --ckpt-format torch_dist",
         )
-    if not inner["state"]:
+    if not _inner(found[0])["state"]:
         raise _none(rank.path)
-    return inner, outer.get(MASTERS, ())
+    return found
+
+
+def _members(parameters: Sequence[Parameter], *, decayed: bool, experts: bool | None) -> list[Parameter]:
+    """The parameters of a group: of all, or of experts, or of all else."""
+    return [
+        one
+        for one in parameters
+        if decays(one.name, one.held.shape) == decayed and experts in (None, ".experts." in one.name)
+    ]
 
 
 def _numbered(rank: Rank) -> Iterator[tuple[str, Placed]]:
@@ -323,29 +370,43 @@ def _numbered(rank: Rank) -> Iterator[tuple[str, Placed]]:
     Raises:
         CheckpointError: it has not a state for each.
     """
-    parameters = [one for part in rank.parts.values() for one in part]
-    inner, masters = _inner(rank)
+    parameters = [Parameter(one.name, one.held) for part in rank.parts.values() for one in part]
+    chain = _chain_of(rank)
+    for place, one in enumerate(chain):
+        experts = bool(place) if len(chain) > 1 else None
+        for number, group in enumerate(_inner(one)["param_groups"]):
+            members = _members(parameters, decayed=_decays_group(group), experts=experts)
+            masters = dict(enumerate(one[MASTERS])).get(number, ()) if one.get(MASTERS) else None
+            states = [_inner(one)["state"].get(index, {}) for index in group["params"]]
+            yield from _states(rank.path, number, members, states, masters)
+
+
+def _states(
+    path: Path,
+    number: int,
+    members: Sequence[Parameter],
+    states: Sequence[Mapping[str, Any]],
+    masters: Sequence[Stored] | None,
+) -> Iterator[tuple[str, Placed]]:
+    """Each kind of state of each parameter of a group."""
+    if len(members) != len(states) or (masters is not None and len(members) != len(masters)):
+        raise CheckpointError(
+            f"{path}: group {number} of its optimizer has {len(states)} parameters"
+            f"{'' if masters is None else f' and {len(masters)} masters'}, the model has {len(members)} such",
+            hint="a frozen parameter has no state, and such an optimizer is not converted",
+        )
     kinds: set[str] = set()
-    for number, group in enumerate(inner["param_groups"]):
-        members = [one for one in parameters if decays(one.name, one.held.shape) == _decays_group(group)]
-        copies = masters[number] if number < len(masters) else ()
-        if len(members) != len(group["params"]) or (masters and len(members) != len(copies)):
+    for at, (name, held) in enumerate(members):
+        found = {kind: state for kind, state in states[at].items() if kind != "step"}
+        found |= {} if masters is None else {MASTER: masters[at]}
+        kinds = kinds or {*found} & {*MOMENTS, MASTER}
+        if {*found} != kinds or not all(isinstance(state, Stored) for state in found.values()):
             raise CheckpointError(
-                f"{rank.path}: group {number} of its optimizer has {len(group['params'])} parameters"
-                f"{f' and {len(copies)} masters' if masters else ''}, the model has {len(members)} such",
-                hint="a frozen parameter has no state, and such an optimizer is not converted",
+                f"{path}: the optimizer has {', '.join(sorted(found)) or 'nothing'} of {name}, "
+                f"not {', '.join(sorted(kinds)) or 'what is converted'}"
             )
-        for at, (index, one) in enumerate(zip(group["params"], members, strict=True)):
-            states = {kind: state for kind, state in inner["state"].get(index, {}).items() if kind != "step"}
-            states |= {MASTER: copies[at]} if masters else {}
-            kinds = kinds or {*states} & {*MOMENTS, MASTER}
-            if {*states} != kinds or not all(isinstance(state, Stored) for state in states.values()):
-                raise CheckpointError(
-                    f"{rank.path}: the optimizer has {', '.join(sorted(states)) or 'nothing'} of {one.name}, "
-                    f"not {', '.join(sorted(kinds)) or 'what is converted'}"
-                )
-            for kind, stored in states.items():
-                yield kind, Placed(f"{kind} of {one.name}", stored, one.held)
+        for kind, stored in found.items():
+            yield kind, Placed(f"{kind} of {name}", stored, held)
 
 
 def to_classic(
@@ -355,6 +416,7 @@ def to_classic(
     dtypes: Mapping[str, str],
     optimizer: Optimizer,
     *,
+    ep: int = 1,
     chunks: int = 1,
 ) -> dict[str, list[Placed]]:
     """Make the files of a classic checkpoint with room for weights and optimizer; where each kind stands.
@@ -367,6 +429,7 @@ def to_classic(
         grid: its grid.
         dtypes: torch's names of the weights' types, by Hugging Face's name.
         optimizer: what there is; masters of fp32 weights, which distributed optimizers have, are left out.
+        ep: expert parallel ranks.
         chunks: chunks of each stage of an interleaved pipeline.
     """
     if set(dtypes.values()) == {"float32"}:
@@ -379,13 +442,14 @@ def to_classic(
     trees: list[Mapping[str, Any]] = []
 
     def more(parts: Mapping[str, Form]) -> Mapping[str, Any]:
-        trees.append({"optimizer": _tree(parts, optimizer), **_progress(rest)})
+        both = [_tree(parts, optimizer, experts=some) for some in ((False, True) if ep > 1 else (None,))]
+        trees.append({"optimizer": both if ep > 1 else both[0], **_progress(rest)})
         rooms: Mapping[str, Any] = _rooms(trees[-1])
         return rooms
 
     place = folder / checkpoint.ITERATION.format(rest.iteration)
     ranks = checkpoint.lay_out_ranks(
-        place, spec, grid, dtypes, args, chunks=chunks, order=module_order, more=more
+        place, spec, grid, dtypes, args, ep=ep, chunks=chunks, order=module_order, more=more
     )
     placed: dict[str, list[Placed]] = {"": checkpoint.weights(ranks)}
     for rank, tree in zip(ranks, trees, strict=True):
@@ -395,16 +459,17 @@ def to_classic(
     return placed
 
 
-def _tree(parts: Mapping[str, Form], optimizer: Optimizer) -> dict[str, Any]:
-    """What a rank's file has of the optimizer, with room for the states of its parameters."""
-    parameters = [one for form in parts.values() for one in form.items()]
+def _tree(parts: Mapping[str, Form], optimizer: Optimizer, *, experts: bool | None) -> dict[str, Any]:
+    """What a rank's file has of an optimizer, with room for the states of its parameters."""
+    parameters = [Parameter(*one) for form in parts.values() for one in form.items()]
     state: dict[int, dict[str, Any]] = {}
     groups, masters = [], []
     step = {} if optimizer.rest.step is None else {"step": optimizer.rest.step}
-    for group in optimizer.rest.groups:
-        members = [one for one in parameters if decays(one[0], one[1].shape) == _decays_group(group)]
+    kept = optimizer.rest.groups
+    for group in [_of_experts(kept[0])] if experts else kept:
+        members = _members(parameters, decayed=_decays_group(group), experts=experts)
         first = len(state)
-        rooms = [_rooms_of(*one, optimizer.dtypes) for one in members]
+        rooms = [_rooms_of(one, optimizer.dtypes) for one in members]
         masters.append([one.pop(MASTER, None) for one in rooms])
         state |= {first + number: step | one for number, one in enumerate(rooms)}
         groups.append({**group, "params": list(range(first, first + len(members)))})
@@ -412,8 +477,11 @@ def _tree(parts: Mapping[str, Form], optimizer: Optimizer) -> dict[str, Any]:
     return wrapped | ({MASTERS: masters} if MASTER in optimizer.states else {})
 
 
-def _rooms_of(name: str, held: Held, dtypes: Mapping[str, Mapping[str, str]]) -> dict[str, Room]:
-    return {kind: Room(type_of(name, held.pieces, types), held.shape) for kind, types in dtypes.items()}
+def _rooms_of(one: Parameter, dtypes: Mapping[str, Mapping[str, str]]) -> dict[str, Room]:
+    return {
+        kind: Room(type_of(one.name, one.held.pieces, types), one.held.shape)
+        for kind, types in dtypes.items()
+    }
 
 
 # Small tensors among plain values, such as a loss scale

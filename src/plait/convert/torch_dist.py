@@ -154,7 +154,8 @@ def sources(folder: Path | str, spec: Spec, prefix: str = "") -> list[Placed]:
     Args:
         folder: the iteration's folder.
         spec: the model.
-        prefix: what stands before each parameter's name; the weights have nothing, see :data:`STATE`.
+        prefix: what stands before each parameter's name, see :data:`STATE`, with 0 in place of braces, or 1
+            where it is an expert's; the weights have nothing.
 
     Raises:
         CheckpointError: a tensor of the model is missing, or one is there that the model has not.
@@ -165,7 +166,7 @@ def sources(folder: Path | str, spec: Spec, prefix: str = "") -> list[Placed]:
         name, at = _stored_name(stored, entry, prefix)
         stacks.setdefault(name, {})[at] = entry
     roots = {entry.mcore.partition(".")[0] for entry in entries(spec)} | {"vision_patch"}
-    below = tuple(f"{prefix}{root}." for root in roots)
+    below = tuple(f"{prefix.format(number)}{root}." for number in (0, 1) for root in roots)
     unknown = [n for n in stored.shapes if n not in stacks and n.startswith(below) and EXTRA not in n]
     if unknown:
         raise CheckpointError(f"{folder} has {unknown[0]}, which a {spec.architecture} has not")
@@ -265,7 +266,8 @@ def _one(entry: Entry, spec: Spec, prefix: str) -> _Chunk:
     offsets = (*at, *(0 for _ in whole.shape))
     depth = (entry.layers, *([spec.num_experts] if entry.row.is_experts else ()))[: len(at)]
     held = replace(whole, shape=sizes, view=whole.matrix)
-    return _Chunk(prefix + _trained_name(entry), offsets, sizes, (*depth, *whole.shape), held)
+    name = prefix.format(int(entry.row.is_experts)) + _trained_name(entry)
+    return _Chunk(name, offsets, sizes, (*depth, *whole.shape), held)
 
 
 def _trained_name(entry: Entry) -> str:
@@ -339,13 +341,14 @@ def _of_box(whole: Held, offsets: tuple[int, ...], sizes: tuple[int, ...], at_ro
 
 def _stored_name(stored: TorchDist, entry: Entry, prefix: str) -> tuple[str, tuple[int, ...]]:
     """The name of a parameter in a checkpoint, and its place in it where layers are stacked."""
+    before = prefix.format(int(entry.row.is_experts))
     for name in entry.stacked:
-        if prefix + name in stored.shapes:
-            return prefix + name, entry.place_in_stack
+        if before + name in stored.shapes:
+            return before + name, entry.place_in_stack
     for name in (entry.row.engine.format(layer=entry.layer, expert=entry.expert), entry.mcore):
-        if prefix + name in stored.shapes:
-            return prefix + name, ()
+        if before + name in stored.shapes:
+            return before + name, ()
     raise CheckpointError(
-        f"{stored.folder} has no tensor {prefix}{entry.stacked[0]}",
+        f"{stored.folder} has no tensor {before}{entry.stacked[0]}",
         hint="a frozen parameter has no state, and such an optimizer is not converted" if prefix else "",
     )
