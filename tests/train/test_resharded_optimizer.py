@@ -13,18 +13,19 @@ from makers import Maker
 from test_experts import on_the_hub
 from test_loop import AROUND, RUN, SIZES, STEPS, feed, model, plain  # noqa: F401 - two are fixtures
 from test_resume import segment
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import MixtralConfig, MixtralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from plait.cli.main import main
-from plait.convert import checkpoint, forms, optimizer, torch_dist
+from plait.convert import checkpoint, forms, moments, optimizer, torch_dist
+from plait.convert.carried import carry
 from plait.convert.forms import Place
 from plait.convert.torch_dist import STATE, TorchDist
 from plait.files import read_manifest
 from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
-from plait.train.build import DTYPES, build_model, load_weights, optimizer_of, schedule_of, wrap
-from plait.train.state import RATES, TrainState
+from plait.train.build import DTYPES, build_chunks, build_model, load_weights, optimizer_of, schedule_of, wrap
+from plait.train.state import RATES, SHARDING, TrainState
 from plait.verify.ranks import run_ranks
 
 HALF = 3
@@ -41,7 +42,8 @@ EXPERTS = {
     "experts, fp32": ({}, Grid(1, 2), 1),
     "experts, distributed": (BF16 | DISTRIBUTED, Grid(1, 1), 2),
 }
-DENSE, WAYS = [*WAYS], WAYS | EXPERTS
+TIED = {"tied": (BF16, Grid(2, 1), 1), "tied, on two": (BF16, Grid(1, 2), 1)}
+DENSE, WAYS = [*WAYS], WAYS | EXPERTS | TIED
 """A run's keys, its grid, its copies."""
 
 
@@ -99,11 +101,18 @@ def go_on(config, grid, keys, before, there, classic, trains):
         state.iteration = content["iteration"]
     else:
         state.load(before, generators=False)
-    target = there / path.relative_to(before)
-    target.parent.mkdir(parents=True, exist_ok=True)
     args = checkpoint.megatron_args(Spec.from_config(config), grid)
     args.expert_model_parallel_size = ep
-    written = {
+    write(there / path.relative_to(before), inner, state, args)
+    if trains:
+        dp = ps.get_data_parallel_rank(), ps.get_data_parallel_world_size()
+        Trainer(wrapped, state, feed(*dp), run, AROUND).train(STEPS, folder=there)
+
+
+def write(path, inner, state, args):
+    """A rank's file as Megatron-LM writes it, and what the optimizer holds by names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
         "model": inner.state_dict_for_save_checkpoint(),
         "optimizer": state.optimizer.state_dict(),
         "opt_param_scheduler": state.schedule.state_dict(),
@@ -112,10 +121,7 @@ def go_on(config, grid, keys, before, there, classic, trains):
         "iteration": state.iteration,
         "held": held(state.optimizer, inner.named_parameters()),
     }
-    torch.save(written, target)
-    if trains:
-        dp = ps.get_data_parallel_rank(), ps.get_data_parallel_world_size()
-        Trainer(wrapped, state, feed(*dp), run, AROUND).train(STEPS, folder=there)
+    torch.save(content, path)
 
 
 def losses(folder):
@@ -159,7 +165,10 @@ def world(model, tmp_path_factory):  # noqa: F811
     sizes = SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2}
     torch.manual_seed(0)
     experts = MixtralForCausalLM(MixtralConfig(intermediate_size=24, **sizes))
-    return World({"Mistral": model, "Mixtral": experts}, tmp_path_factory.mktemp("runs"))
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"} | {"tie_word_embeddings": True}
+    tied = Qwen2ForCausalLM(Qwen2Config(intermediate_size=48, **sizes))
+    models = {"Mistral": model, "Mixtral": experts, "Qwen2": tied}
+    return World(models, tmp_path_factory.mktemp("runs"))
 
 
 class World:
@@ -170,7 +179,7 @@ class World:
 
     def model(self, way):
         """The config and the weights of a run."""
-        kind = "Mixtral" if "experts" in way else "Mistral"
+        kind = "Mixtral" if "experts" in way else "Qwen2" if "tied" in way else "Mistral"
         state = self.models[kind].state_dict()
         config = {**self.models[kind].config.to_dict(), "architectures": [f"{kind}ForCausalLM"]}
         return config, on_the_hub(state) if kind == "Mixtral" else state
@@ -217,30 +226,83 @@ def iteration(folder):
 # The order of parameters
 
 
-def numbered(specs, grid):
-    """The parameters of each group of Megatron's optimizer, by name, and ours."""
+def numbered(specs, grid, chunks):
+    """The parameters of each group of Megatron's optimizer, by chunk and name, and ours."""
     theirs, ours = [], []
+    keys = {"virtual_pipeline_model_parallel_size": chunks} if chunks > 1 else {}
     for spec in specs:
-        inner = build_model(spec, grid, dtype=torch.float32)
-        own = optimizer_of(wrap([inner]), RUN)
-        names = {id(one): name for name, one in inner.named_parameters()}
+        inner = build_chunks(spec, grid, dtype=torch.float32, run=keys)
+        own = optimizer_of(wrap(inner), RUN)
+        names = {
+            id(one): (n, name) for n, chunk in enumerate(inner) for name, one in chunk.named_parameters()
+        }
         theirs.append([[names[id(one)] for one in group["params"]] for group in own.param_groups])
-        form = forms.of_rank(spec, grid, Place(*place()))
-        order = sorted(form, key=optimizer.module_order)
+        tp, pp = place()
+        cut = [
+            forms.of_rank(spec, grid.interleaved(chunks), Place(tp, n * grid.pp + pp)) for n in range(chunks)
+        ]
+        form = {(n, name): one for n, chunk in enumerate(cut) for name, one in chunk.items()}
+        order = sorted(form, key=lambda one: (one[0], moments.module_order(one[1])))
         ours.append(
-            [[n for n in order if optimizer.decays(n, form[n].shape) == some] for some in (True, False)]
+            [[n for n in order if moments.decays(n[1], form[n].shape) == some] for some in (True, False)]
         )
     return theirs, ours
 
 
-@pytest.mark.parametrize("grid", [Grid(1, 1), Grid(1, 2)], ids=str)
-def test_parameters_are_numbered_as_megatrons_optimizer_does(grid, tmp_path):
+@pytest.mark.parametrize(("grid", "chunks"), [(Grid(1, 1), 1), (Grid(1, 2), 1), (Grid(1, 2), 2)], ids=str)
+def test_parameters_are_numbered_as_megatrons_optimizer_does(grid, chunks, tmp_path):
     maker = Maker(tmp_path)
     siglip = maker.llava("siglip", tower=maker.tower("siglip"))
-    made = [maker.hf(), maker.solo(), maker.llava(), siglip]
-    made += [maker.foreign("Qwen2", tied=True), maker.foreign("Qwen3")]
-    for theirs, ours in run_ranks(numbered, grid, [Spec.of(folder) for folder in made], grid):
+    made = [maker.hf(), maker.foreign("Qwen2", tied=True), maker.foreign("Qwen3")]
+    made += [maker.solo(), maker.llava(), siglip] if chunks == 1 else []
+    world = {"chunks": chunks} if chunks > 1 else {}
+    specs = [Spec.of(folder) for folder in made]
+    for theirs, ours in run_ranks(numbered, grid, specs, grid, chunks, **world):
         assert theirs == ours
+
+
+def step_of(made, grid, root):
+    """One step of Megatron's optimizer of several models, whose gradients follow from the weights alone.
+
+    So each grid has the same states, whatever becomes of them in files.
+    """
+    tp, pp = place()
+    run = RUN | {"clip_grad": 0.0}
+    for shards in made:
+        spec = Spec.of(shards, HF_CONFIG)
+        inner = build_model(spec, grid, dtype=torch.bfloat16, run=run)
+        load_weights(inner, checkpoint.read_rank(shards, grid, tp, pp))
+        own = optimizer_of(wrap([inner], run), run)
+        for one in inner.parameters():
+            one.main_grad.copy_(torch.sin(50 * one.detach().float()))
+        own.step()
+        state = TrainState([inner], own, schedule_of(own, run, train_iters=STEPS, sequence=24), HALF)
+        path = root / shards.name.split("-tp")[0] / grid.folder(tp=tp, pp=pp) / checkpoint.FILE
+        write(path, inner, state, checkpoint.megatron_args(spec, grid))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Grid(2, 1), Grid(1, 2)),
+        pytest.param(Grid(2, 2, first=1), Grid(2, 1), marks=pytest.mark.long),
+        pytest.param(Grid(1, 2), Grid(2, 2, first=1), marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_every_model_goes_from_grid_to_grid_and_back(one, other, tmp_path):
+    maker = Maker(tmp_path / "made")
+    made = [maker.solo(), maker.llava(), maker.llava("siglip", tower=maker.tower("siglip"))]
+    made += [maker.foreign("Qwen2", tied=True), maker.foreign("Qwen3")]
+    for grid in (one, other):
+        shards = [maker.shards(hf, grid.tp, grid.pp, first=grid.first) for hf in made]
+        run_ranks(step_of, grid, shards, grid, tmp_path / str(grid))
+        for folder in shards:
+            carry(folder, tmp_path / str(grid) / folder.name.split("-tp")[0])
+    for hf, (a, b) in product(made, ((one, other), (other, one))):
+        first = [f"--first={b.first}"] if b.first else []
+        target = convert(tmp_path / str(a) / hf.name, tmp_path / f"{hf.name} on {b}", *first, grid=b)
+        assert not unlike(iteration(target), tmp_path / str(b) / hf.name, b)
 
 
 # What Megatron reads, and how training goes on
@@ -252,7 +314,7 @@ def test_parameters_are_numbered_as_megatrons_optimizer_does(grid, tmp_path):
         ("bf16", Grid(1, 2)),
         *(
             pytest.param(way, grid, marks=pytest.mark.long)
-            for way in ("bf16", "fp32", "bf16, on four")
+            for way in ("bf16", "fp32", "bf16, on four", *TIED)
             for grid in (Grid(1, 1), Grid(1, 2), Grid(2, 2))
             if (way, grid) != ("bf16", Grid(1, 2))
         ),
@@ -271,7 +333,7 @@ def test_a_trained_checkpoint_goes_on_from_the_classic_layout_of_any_grid(world,
     assert not unlike(read, expected, grid, ("model", "optimizer", "held", "iteration"))
     assert losses(read) == losses(expected)
     assert len(losses(read)) == STEPS - HALF
-    if "bf16" not in way:
+    if way == "fp32":
         assert losses(read) == pytest.approx(plain[0][HALF:], abs=1e-4)
 
 
@@ -317,6 +379,8 @@ def test_a_torch_dist_checkpoint_that_is_converted_is_resumed_as_it_was(world, w
     ("way", "first", "grid"),
     [
         ("bf16", Grid(2, 1), Grid(1, 2)),
+        pytest.param("tied", Grid(1, 2), Grid(2, 2), marks=pytest.mark.long),
+        pytest.param("tied", Grid(2, 1), Grid(1, 2), marks=pytest.mark.long),
         pytest.param("fp32", Grid(2, 1), Grid(1, 2), marks=pytest.mark.long),
         pytest.param("fp32", Grid(1, 2), Grid(2, 2), marks=pytest.mark.long),
         pytest.param("bf16", Grid(2, 2), Grid(1, 1), marks=pytest.mark.long),
@@ -483,10 +547,10 @@ FAULTS = {
         torch_dist, "sources", exchanged("exp_avg", "qkv.layer_norm_weight", "fc1.layer_norm_weight"),
     ),
     "numbers in the order of names": (optimizer, "module_order", lambda _: lambda name: name),
-    "numbers of norms from the last": (optimizer, "CHILDREN", norms_from_the_last),
-    "weight decay of none": (optimizer, "_in_order", lambda order: lambda *words: order(*words)[::-1]),
+    "numbers of norms from the last": (moments, "CHILDREN", norms_from_the_last),
+    "weight decay of none": (optimizer, "in_order", lambda order: lambda *words: order(*words)[::-1]),
     "no count of steps": (
-        optimizer, "_in_order",
+        optimizer, "in_order",
         lambda order: lambda *words: [{**group, "step": 0} for group in order(*words)],
     ),
 }  # fmt: skip
@@ -581,6 +645,10 @@ def in_another_order(content, path):
     content["model"] = {name: content["model"][name] for name in names}
 
 
+def rename(content, name, other):
+    content[other] = content.pop(name)
+
+
 def alike(name):
     """A tensor more."""
     return lambda _, names: names.update({name: names["output_layer.weight"]})
@@ -594,6 +662,22 @@ REFUSED = {
     "no optimizer": (classic(lambda content, _: content.pop("optimizer")), "holds no optimizer's state"),
     "buckets beside": (classic(lambda content, _: inner_of(content).pop("state")), "has no moments: those"),
     "chained": (classic(lambda content, _: content.update(optimizer=[1])), "of a form that is not converted"),
+    "masters of another name": (
+        classic(lambda content, _: rename(content["optimizer"], "fp32_from_fp16_params", "fp32_from_fp16")),
+        "of a form that is not converted",
+    ),
+    "more than is known": (
+        classic(lambda content, _: content["optimizer"].update(buckets={})),
+        "of a form that is not converted",
+    ),
+    "no numbers": (
+        classic(lambda content, _: inner_of(content)["param_groups"][0].update(params=3)),
+        "of a form that is not converted",
+    ),
+    "a master too few": (
+        classic(lambda content, _: content["optimizer"]["fp32_from_fp16_params"].pop()),
+        "group 1 .* 5 parameters and 0 masters, the model has 5 such",
+    ),
     "frozen": (classic(without_the_last), r"group 1 .* 4 parameters and 4 masters, the model has 5 such"),
     "other groups": (
         classic(lambda content, _: inner_of(content)["param_groups"].append({"params": [], "wd_mult": 1.0})),
@@ -636,6 +720,18 @@ def test_what_is_not_converted_is_refused_by_name(world, name, tmp_path, capsys)
     assert main(["convert", str(source), str(tmp_path / "x"), "--optim"]) == 2
     assert re.search(sentence, capsys.readouterr().err)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["dp_reshardable", "dp_zero_gather_scatter"])
+def test_a_distributed_optimizer_of_another_form_is_refused_by_name(
+    world, form, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(SHARDING, "distrib_optim_sharding_type", form)
+    arguments = *world.model("bf16")[::-1], Grid(), tmp_path, 0, 2, BF16 | DISTRIBUTED
+    run_ranks(segment, Grid(), *arguments, copies=2)
+    assert main(["convert", str(tmp_path / "iter_0000002"), str(tmp_path / "x"), "--optim"]) == 2
+    assert f"has the state of a distributed optimizer as {form}" in capsys.readouterr().err
 
 
 def test_models_without_an_optimizer_are_refused_by_name(tmp_path, capsys):

@@ -120,4 +120,5 @@ def _elsewhere(args: argparse.Namespace) -> None:
             optim=bool(args.optim),
         )
         files.write_manifest(folder, kind="converted", settings={}, facts=facts)
-    print(f"{target}: {facts['tensors']} tensors; merkle {facts['merkle']}")  # noqa: T201
+    beside = f"; optimizer of iteration {facts['optimizer']['iteration']}" if args.optim else ""
+    print(f"{target}: {facts['tensors']} tensors; merkle {facts['merkle']}{beside}")  # noqa: T201

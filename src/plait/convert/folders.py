@@ -10,7 +10,7 @@ from plait.convert import carried, checkpoint, layouts, optimizer, torch_dist
 from plait.convert.compare import differences
 from plait.convert.export import set_dtype
 from plait.convert.forms import coverage
-from plait.convert.optimizer import Optimizer
+from plait.convert.moments import Optimizer
 from plait.convert.stream import Model, Placed, read_leaves, root, write_leaves
 from plait.convert.tables import entries
 from plait.errors import CheckpointError
