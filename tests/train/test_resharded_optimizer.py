@@ -24,7 +24,16 @@ from plait.files import read_manifest
 from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
-from plait.train.build import DTYPES, build_chunks, build_model, load_weights, optimizer_of, schedule_of, wrap
+from plait.train.build import (
+    DTYPES,
+    build_chunks,
+    build_model,
+    freeze,
+    load_weights,
+    optimizer_of,
+    schedule_of,
+    wrap,
+)
 from plait.train.state import RATES, SHARDING, TrainState
 from plait.verify.ranks import run_ranks
 
@@ -119,7 +128,7 @@ def write(path, inner, state, args):
         "args": args,
         "checkpoint_version": 3.0,
         "iteration": state.iteration,
-        "held": held(state.optimizer, inner.named_parameters()),
+        "held": held(state.optimizer, [(n, one) for n, one in inner.named_parameters() if one.requires_grad]),
     }
     torch.save(content, path)
 
@@ -261,7 +270,7 @@ def test_parameters_are_numbered_as_megatrons_optimizer_does(grid, chunks, tmp_p
         assert theirs == ours
 
 
-def step_of(made, grid, root):
+def step_of(made, grid, root, frozen=()):
     """One step of Megatron's optimizer of several models, whose gradients follow from the weights alone.
 
     So each grid has the same states, whatever becomes of them in files.
@@ -272,9 +281,11 @@ def step_of(made, grid, root):
         spec = Spec.of(shards, HF_CONFIG)
         inner = build_model(spec, grid, dtype=torch.bfloat16, run=run)
         load_weights(inner, checkpoint.read_rank(shards, grid, tp, pp))
+        freeze([inner], frozen)
         own = optimizer_of(wrap([inner], run), run)
         for one in inner.parameters():
-            one.main_grad.copy_(torch.sin(50 * one.detach().float()))
+            if one.requires_grad:
+                one.main_grad.copy_(torch.sin(50 * one.detach().float()))
         own.step()
         state = TrainState([inner], own, schedule_of(own, run, train_iters=STEPS, sequence=24), HALF)
         path = root / shards.name.split("-tp")[0] / grid.folder(tp=tp, pp=pp) / checkpoint.FILE
@@ -303,6 +314,47 @@ def test_every_model_goes_from_grid_to_grid_and_back(one, other, tmp_path):
         first = [f"--first={b.first}"] if b.first else []
         target = convert(tmp_path / str(a) / hf.name, tmp_path / f"{hf.name} on {b}", *first, grid=b)
         assert not unlike(iteration(target), tmp_path / str(b) / hf.name, b)
+
+
+FROZEN = [
+    ("language_model", "vision_model"),
+    pytest.param(("vision_model",), marks=pytest.mark.long),
+    pytest.param(("vision_model", "vision_projection"), marks=pytest.mark.long),
+]
+
+
+def reads(shards, grid, folder, root, frozen):
+    """Whether Megatron's own reader gives this rank's optimizer what it had at first."""
+    tp, pp = place()
+    spec = Spec.of(shards, HF_CONFIG)
+    inner = build_model(spec, grid, dtype=torch.bfloat16, run=RUN)
+    freeze([inner], frozen)
+    own = optimizer_of(wrap([inner], RUN), RUN)
+    state = TrainState([inner], own, schedule_of(own, RUN, train_iters=STEPS, sequence=24))
+    state.load(folder, generators=False)
+    expected = torch.load(root / grid.folder(tp=tp, pp=pp) / checkpoint.FILE, weights_only=False)
+    trained = [(name, one) for name, one in inner.named_parameters() if one.requires_grad]
+    return list(differences(held(own, trained), expected["held"]))
+
+
+@pytest.mark.parametrize("frozen", FROZEN, ids=" and ".join)
+def test_a_model_with_frozen_parts_goes_from_grid_to_grid(frozen, tmp_path):
+    maker, one, other = Maker(tmp_path / "made"), Grid(2, 1), Grid(1, 2)
+    hf = maker.llava()
+    for grid in (one, other):
+        shards = maker.shards(hf, grid.tp, grid.pp)
+        run_ranks(step_of, grid, [shards], grid, tmp_path / str(grid), frozen)
+        carry(shards, tmp_path / str(grid) / hf.name)
+    first, last = (tmp_path / str(grid) / hf.name for grid in (one, other))
+
+    there = convert(first, tmp_path / "there", grid=other)
+    flat = convert(there, tmp_path / "flat", "--to=torch_dist")
+    back = convert(flat, tmp_path / "back", grid=one)
+
+    assert read_manifest(flat)["facts"]["optimizer"]["frozen"] == sorted(frozen)
+    assert not unlike(iteration(there), last, other)
+    assert not unlike(iteration(back), first, one)
+    assert run_ranks(reads, other, maker.shards(hf, 1, 2), other, flat, last, frozen) == [[], []]
 
 
 # What Megatron reads, and how training goes on
@@ -510,8 +562,8 @@ def exchanged(kind, one, other=None):
     """A state of a parameter in the place of another's."""
 
     def fault(sources):
-        def wrong(folder, spec, prefix=""):
-            found = sources(folder, spec, prefix)
+        def wrong(folder, spec, prefix="", **rest):
+            found = sources(folder, spec, prefix, **rest)
             if prefix == STATE.format(kind):
                 first = next(n for n, at in enumerate(found) if at.name.endswith(one))
                 rest = range(first + 1, len(found))
@@ -529,7 +581,7 @@ def each_others(sources):
     """Each moment in the place of the other."""
     both = [STATE.format(kind) for kind in ("exp_avg", "exp_avg_sq")]
     other = dict(zip(both, both[::-1], strict=True))
-    return lambda folder, spec, prefix="": sources(folder, spec, other.get(prefix, prefix))
+    return lambda folder, spec, prefix="", **rest: sources(folder, spec, other.get(prefix, prefix), **rest)
 
 
 def norms_from_the_last(children):

@@ -54,8 +54,8 @@ def add(stages: Subparsers) -> None:
         const=True,
         help="take the optimizer along: moments, fp32 masters, steps, groups of parameters, loss scale and "
         "schedule; a classic target then has the iteration's number. States of generators (Megatron-LM: "
-        "--no-load-rng) and places in the data stay behind. Refused: experts, frozen parameters, a "
-        "distributed optimizer that is not fully_reshardable",
+        "--no-load-rng) and places in the data stay behind. Of distributed optimizers only those that are "
+        "fully_reshardable are read",
     )
     parser.set_defaults(run=run)
 

@@ -14,7 +14,7 @@ import torch
 
 from plait.convert.ops import Shape
 from plait.convert.stream import Leaf, Model, Placed, root
-from plait.convert.tables import carried
+from plait.convert.tables import entries
 from plait.errors import CheckpointError
 from plait.models.archive import Room
 from plait.models.specs import Spec
@@ -46,6 +46,7 @@ class Rest:
         scaler: the loss scale.
         schedule: of learning rate and weight decay, and how far it is.
         distributed: whether a distributed optimizer's names are those of the states.
+        frozen: parts of a LLaVA model that were not trained; they have no state.
     """
 
     iteration: int
@@ -54,6 +55,7 @@ class Rest:
     scaler: Mapping[str, Any] | None = None
     schedule: Mapping[str, Any] | None = None
     distributed: bool = False
+    frozen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ class Optimizer:
             kind: root(model.stream(placed.get(kind, ()), rounded=weights if kind == MASTER else None))
             for kind, model in self.states.items()
         }
-        return {"iteration": self.rest.iteration, "merkle": {kind: roots[kind] for kind in placed if kind}}
+        frozen = {"frozen": sorted(self.rest.frozen)} if self.rest.frozen else {}
+        merkle = {kind: roots[kind] for kind in placed if kind}
+        return {"iteration": self.rest.iteration, "merkle": merkle, **frozen}
 
 
 def no_state(place: Path) -> CheckpointError:
@@ -113,10 +117,15 @@ def no_state(place: Path) -> CheckpointError:
     )
 
 
-def shapes_of(spec: Spec) -> dict[str, Shape]:
-    """What has a state: all that Megatron computes with."""
-    absent = carried(spec)
-    return {name: shape for name, shape in spec.shapes.items() if name not in absent}
+def shapes_of(spec: Spec, frozen: frozenset[str]) -> dict[str, Shape]:
+    """What has a state: all that Megatron computes with and trains."""
+    trained = {name for entry in entries(spec) if entry.part not in frozen for name in entry.hf}
+    return {name: shape for name, shape in spec.shapes.items() if name in trained}
+
+
+def parts_of(spec: Spec) -> frozenset[str]:
+    """The parts of a LLaVA model, which may be frozen; another has none."""
+    return frozenset(entry.part for entry in entries(spec)) if spec.vision else frozenset()
 
 
 def chain_of(where: Path, outer: Any) -> list[Mapping[str, Any]]:

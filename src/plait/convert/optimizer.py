@@ -9,6 +9,7 @@ they are dealt out only.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from plait.convert.moments import (
     module_order,
     no_state,
     of_experts,
+    parts_of,
     progress,
     rooms_for,
     shapes_of,
@@ -104,10 +106,12 @@ def _of_torch_dist(folder: Path, spec: Spec) -> Optimizer:
     if any((master in kinds) != ("optimizer" in one) for one in chain):
         raise unknown_form(folder / COMMON)
     before = CHAINED if any(name.startswith(CHAINED.format(0)) for name in names) else ""
-    shapes = shapes_of(spec)
+    trained = {KIND.sub("", name).partition(".")[0] for name in names if KIND.search(name)}
+    frozen = parts_of(spec) - trained
+    shapes = shapes_of(spec, frozen)
     states = {
         MASTER if kind == master else kind: Model(
-            torch_dist.sources(folder, spec, before + STATE.format(kind)), shapes
+            torch_dist.sources(folder, spec, before + STATE.format(kind), without=frozen), shapes
         )
         for kind in sorted(kinds)
     }
@@ -118,6 +122,7 @@ def _of_torch_dist(folder: Path, spec: Spec) -> Optimizer:
         scaler=chain[0].get("grad_scaler"),
         schedule=common.get("opt_param_scheduler"),
         distributed=form is not None,
+        frozen=frozen,
     )
     return Optimizer(folder, states, rest)
 
@@ -143,7 +148,7 @@ def to_torch_dist(
         for groups in (all_else, [of_experts(all_else[0])])
     ]
     common = {"optimizer": dict(enumerate(both)) if spec.num_experts else both[0], **progress(rest)}
-    placed = torch_dist.lay_out(folder, spec, {"": dtypes, **types}, common)
+    placed = torch_dist.lay_out(folder, spec, {"": dtypes, **types}, common, without=rest.frozen)
     return {"": placed[""], **{kind: placed[prefix] for kind, prefix in prefixes.items()}}
 
 
@@ -153,9 +158,11 @@ def to_torch_dist(
 def _of_classic(folder: Path, spec: Spec) -> Optimizer:
     placed: dict[str, list[Placed]] = {}
     rests, steps = [], set()
-    for rank in checkpoint.ranks(folder, spec):
-        rests.append(_rest(rank))
-        for kind, one in _numbered(rank):
+    ranks = list(checkpoint.ranks(folder, spec))
+    frozen = _frozen(ranks, spec)
+    for rank in ranks:
+        rests.append(replace(_rest(rank), frozen=frozen))
+        for kind, one in _numbered(rank, frozen):
             placed.setdefault(kind, []).append(one)
         steps |= _steps(rank)
         if len(steps) > 1:
@@ -163,8 +170,31 @@ def _of_classic(folder: Path, spec: Spec) -> Optimizer:
                 f"{rank.path}: its optimizer has made {' and '.join(f'{n:g}' for n in sorted(steps))} steps",
                 hint="the files are of different checkpoints",
             )
-    shapes = shapes_of(spec)
+    shapes = shapes_of(spec, frozen)
     return Optimizer(folder, {kind: Model(some, shapes) for kind, some in sorted(placed.items())}, rests[0])
+
+
+def _frozen(ranks: Sequence[Rank], spec: Spec) -> frozenset[str]:
+    """The parts of a LLaVA model without which each rank has as many parameters as its optimizer."""
+    parts = sorted(parts_of(spec))
+    some = (frozenset(one) for count in range(len(parts)) for one in combinations(parts, count))
+    fit = [frozen for frozen in some if all(_fits(rank, frozen) for rank in ranks)]
+    return fit[0] if len(fit) == 1 else frozenset()
+
+
+def _fits(rank: Rank, frozen: frozenset[str]) -> bool:
+    groups = inner_of(_optimizers(rank)[0])["param_groups"]
+    parameters = _trained(rank, frozen)
+    return all(
+        len(_members(parameters, decayed=group_decays(group), experts=None)) == len(group["params"])
+        for group in groups
+    )
+
+
+def _trained(rank: Rank, frozen: frozenset[str]) -> list[Parameter]:
+    """The parameters of a rank that have a state."""
+    found = (Parameter(one.name, one.held) for part in rank.parts.values() for one in part)
+    return [one for one in found if one.name.partition(".")[0] not in frozen]
 
 
 def _rest(rank: Rank) -> Rest:
@@ -175,7 +205,7 @@ def _rest(rank: Rank) -> Rest:
         groups=in_order(
             rank.path, values_of([{"param_groups": inner_of(one)["param_groups"]} for one in chain])
         ),
-        step=next(values_of(state.get("step")) for state in inner_of(chain[0])["state"].values()),
+        step=next((values_of(state.get("step")) for state in inner_of(chain[0])["state"].values()), None),
         scaler=values_of(chain[0].get("grad_scaler")),
         schedule=values_of(rank.content.get("opt_param_scheduler")),
     )
@@ -209,7 +239,9 @@ def _optimizers(rank: Rank) -> list[Mapping[str, Any]]:
             f"{rank.path} has no moments: those of a distributed optimizer stand beside, by its buckets",
             hint="that form is not converted: save it by --ckpt-format torch_dist",
         )
-    if not inner_of(found[0])["state"]:
+    if not inner_of(found[0])["state"] and any(
+        one.get("params") for one in inner_of(found[0])["param_groups"]
+    ):
         raise no_state(rank.path)
     if not all(map(_is_numbered, found)) or not isinstance(rank.content.get("iteration"), int):
         raise unknown_form(rank.path)
@@ -234,13 +266,13 @@ def _members(parameters: Sequence[Parameter], *, decayed: bool, experts: bool | 
     ]
 
 
-def _numbered(rank: Rank) -> Iterator[tuple[str, Placed]]:
+def _numbered(rank: Rank, frozen: frozenset[str]) -> Iterator[tuple[str, Placed]]:
     """Each kind of state of each parameter of a rank, whose file has the weights in their modules' order.
 
     Raises:
         CheckpointError: it has not a state for each.
     """
-    parameters = [Parameter(one.name, one.held) for part in rank.parts.values() for one in part]
+    parameters = _trained(rank, frozen)
     chain = _optimizers(rank)
     for place, one in enumerate(chain):
         experts = bool(place) if len(chain) > 1 else None
@@ -263,7 +295,7 @@ def _states(
         raise CheckpointError(
             f"{path}: group {number} of its optimizer has {len(states)} parameters"
             f"{'' if masters is None else f' and {len(masters)} masters'}, the model has {len(members)} such",
-            hint="a frozen parameter has no state, and such an optimizer is not converted",
+            hint="only whole parts of a LLaVA model may be frozen",
         )
     kinds: set[str] = set()
     for at, (name, held) in enumerate(members):
@@ -324,14 +356,15 @@ def to_classic(
     placed: dict[str, list[Placed]] = {"": checkpoint.weights(ranks)}
     for rank, tree in zip(ranks, trees, strict=True):
         fill(tree, rank.content)
-        for kind, one in _numbered(rank):
+        for kind, one in _numbered(rank, rest.frozen):
             placed.setdefault(kind, []).append(one)
     return placed
 
 
 def _tree(parts: Mapping[str, Form], optimizer: Optimizer, *, experts: bool | None) -> dict[str, Any]:
     """What a rank's file has of an optimizer, with room for the states of its parameters."""
-    parameters = [Parameter(*one) for form in parts.values() for one in form.items()]
+    found = (Parameter(*one) for form in parts.values() for one in form.items())
+    parameters = [one for one in found if one.name.partition(".")[0] not in optimizer.rest.frozen]
     state: dict[int, dict[str, Any]] = {}
     groups, masters = [], []
     step = {} if optimizer.rest.step is None else {"step": optimizer.rest.step}

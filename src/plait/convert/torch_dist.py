@@ -12,7 +12,7 @@ Names are those of Transformer Engine's layers, also where Megatron's local laye
 import io
 import math
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -148,7 +148,9 @@ class TorchDist:
         return found
 
 
-def sources(folder: Path | str, spec: Spec, prefix: str = "") -> list[Placed]:
+def sources(
+    folder: Path | str, spec: Spec, prefix: str = "", *, without: Collection[str] = ()
+) -> list[Placed]:
     """Where the tensors of an iteration stand, and what they hold of the model.
 
     Args:
@@ -156,13 +158,14 @@ def sources(folder: Path | str, spec: Spec, prefix: str = "") -> list[Placed]:
         spec: the model.
         prefix: what stands before each parameter's name, see :data:`STATE`, with 0 in place of braces, or 1
             where it is an expert's; the weights have nothing.
+        without: parts that have no such tensors.
 
     Raises:
         CheckpointError: a tensor of the model is missing, or one is there that the model has not.
     """
     stored = TorchDist(Path(folder))
     stacks: dict[str, dict[tuple[int, ...], Entry]] = {}
-    for entry in entries(spec):
+    for entry in (one for one in entries(spec) if one.part not in without):
         name, at = _stored_name(stored, entry, prefix)
         stacks.setdefault(name, {})[at] = entry
     roots = {entry.mcore.partition(".")[0] for entry in entries(spec)} | {"vision_patch"}
@@ -179,7 +182,12 @@ def sources(folder: Path | str, spec: Spec, prefix: str = "") -> list[Placed]:
 
 
 def lay_out(
-    folder: Path, spec: Spec, dtypes: Mapping[str, Mapping[str, str]], common: Mapping[str, Any] = NOTHING
+    folder: Path,
+    spec: Spec,
+    dtypes: Mapping[str, Mapping[str, str]],
+    common: Mapping[str, Any] = NOTHING,
+    *,
+    without: Collection[str] = (),
 ) -> dict[str, list[Placed]]:
     """Make the files of a checkpoint, with room for its tensors; where each of them stands, by prefix.
 
@@ -191,11 +199,13 @@ def lay_out(
         spec: the model.
         dtypes: torch's names of the types, by Hugging Face's name, for each prefix: "" for the weights.
         common: what all ranks have alike and is no parameter's.
+        without: parts that have weights only.
     """
     found: dict[str, list[Placed]] = {}
     written: list[_Written] = []
     for prefix, types in dtypes.items():
-        chunks = [_one(entry, spec, prefix) for entry in entries(spec)]
+        there = (one for one in entries(spec) if not prefix or one.part not in without)
+        chunks = [_one(entry, spec, prefix) for entry in there]
         name = DATA.format(sum(map(bool, found)))
         new = list(_make(folder / (f"{OPTIMIZER}{name}" if prefix else name), chunks, types))
         found[prefix] = [
@@ -350,5 +360,5 @@ def _stored_name(stored: TorchDist, entry: Entry, prefix: str) -> tuple[str, tup
             return before + name, ()
     raise CheckpointError(
         f"{stored.folder} has no tensor {before}{entry.stacked[0]}",
-        hint="a frozen parameter has no state, and such an optimizer is not converted" if prefix else "",
+        hint="only whole parts of a LLaVA model may be frozen" if prefix else "",
     )
