@@ -26,7 +26,8 @@ def add(stages: Subparsers) -> None:
         "convert a model: to a whole Megatron one inside data/, from any layout to any elsewhere",
         "data/models/raw_hf/Mistral-7B-v0.1 data/models/raw/Mistral-7b-megatron\n"
         "  plait convert data/ckpts/RUN there/tp4 --step 100 --tp 4\n"
-        "  plait convert there/tp4 there/hf --to hf --hf data/models/raw_hf/Mistral-7B-v0.1",
+        "  plait convert there/tp4 there/hf --to hf --hf data/models/raw_hf/Mistral-7B-v0.1\n"
+        "  plait convert data/ckpts/RUN there/tp2 --step 100 --tp 2 --optim",
     )
     parser.add_argument(
         "source", help=f"{layout.HfModel.PATTERN}; elsewhere any folder of a model or of checkpoints"
@@ -47,6 +48,15 @@ def add(stages: Subparsers) -> None:
         metavar="FOLDER",
         help="the Hugging Face folder of the model: its config, tokenizer, code",
     )
+    elsewhere.add_argument(
+        "--optim",
+        action="store_const",
+        const=True,
+        help="take the optimizer along: moments, fp32 masters, steps, groups of parameters, loss scale and "
+        "schedule; a classic target then has the iteration's number. States of generators (Megatron-LM: "
+        "--no-load-rng) and places in the data stay behind. Of distributed optimizers only those that are "
+        "fully_reshardable are read",
+    )
     parser.set_defaults(run=run)
 
 
@@ -60,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _inside(args: argparse.Namespace) -> None:
     """A stage of the plan: paths say all."""
-    given = [f"--{name}" for name in ("to", "hf", *SIZES) if getattr(args, name) is not None]
+    given = [f"--{name}" for name in ("to", "hf", "optim", *SIZES) if getattr(args, name) is not None]
     if given:
         raise LayoutError(
             f"{given[0]} was given for {args.target}, whose path says what it is",
@@ -85,6 +95,11 @@ def _elsewhere(args: argparse.Namespace) -> None:
     if target.exists():
         raise LayoutError(f"{target} stands there already", hint="name a folder that does not")
     sizes = {name: getattr(args, name) for name in SIZES if name != "step"}
+    if args.optim and args.to == "hf":
+        raise LayoutError(
+            "--optim says nothing of a hf target: Hugging Face folders hold no optimizer",
+            hint="leave it out, or name --to classic or --to torch_dist",
+        )
     given = [f"--{name}" for name, size in sizes.items() if size is not None]
     if given and args.to in ("hf", "torch_dist"):
         raise LayoutError(f"{given[0]} says nothing of a {args.to} target", hint="it is of a classic one")
@@ -102,6 +117,8 @@ def _elsewhere(args: argparse.Namespace) -> None:
             hf=args.hf,
             ep=ep,
             chunks=chunks,
+            optim=bool(args.optim),
         )
         files.write_manifest(folder, kind="converted", settings={}, facts=facts)
-    print(f"{target}: {facts['tensors']} tensors; merkle {facts['merkle']}")  # noqa: T201
+    beside = f"; optimizer of iteration {facts['optimizer']['iteration']}" if args.optim else ""
+    print(f"{target}: {facts['tensors']} tensors; merkle {facts['merkle']}{beside}")  # noqa: T201

@@ -16,9 +16,9 @@ so on where a stage has several chunks; all of that is read here.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,11 +40,32 @@ from plait.models.weights import check_shapes
 from plait.parallel.grid import Grid
 from plait.tokens.vocabulary import DIVISOR, padded_vocab_size
 
-RELEASE = "release"
+RELEASE, ITERATION = "release", "iter_{:07d}"
 FILE, OTHER_FILE = "model_optim_rng.pt", "model_rng.pt"
 VOCABULARIES = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
 VERSION = 3.0
 EXPERTS, CHUNKS = "expert_model_parallel_size", "virtual_pipeline_model_parallel_size"
+
+
+class Rank(NamedTuple):
+    """A rank's file.
+
+    Attributes:
+        path: where it is.
+        content: all that it holds, with the places of its tensors.
+        parts: its weights by part: ``model``, or ``model0`` and so on; of a file that is read, in its order.
+        is_old: whether it is of another world than Megatron Core's.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+    parts: Mapping[str, Sequence[Placed]]
+    is_old: bool = False
+
+
+def weights(ranks: Iterable[Rank]) -> list[Placed]:
+    """The weights of all files."""
+    return [one for rank in ranks for part in rank.parts.values() for one in part]
 
 
 def rank_file(folder: Path, grid: Grid, tp_rank: int, pp_rank: int, *, ep: int | None = None) -> Path:
@@ -57,7 +78,7 @@ def saved(folder: Path) -> Path:
     tracker = folder / TRACKER
     if tracker.is_file():
         name = tracker.read_text(encoding="utf-8").strip()
-        return folder / (f"iter_{int(name):07d}" if name.isdecimal() else RELEASE)
+        return folder / (ITERATION.format(int(name)) if name.isdecimal() else RELEASE)
     return folder if any(folder.glob("mp_rank_*")) else folder / RELEASE
 
 
@@ -88,38 +109,79 @@ def lay_out(
         ConfigError: the model cannot be cut for this grid; no file is made.
         CheckpointError: parts of one tensor have different types.
     """
-    cut, divisor = grid.interleaved(chunks), DIVISOR if padded else 1
     args = megatron_args(spec, grid if padded else None)
+    divisor = DIVISOR if padded else 1
+    return weights(
+        lay_out_ranks(folder / RELEASE, spec, grid, dtypes, args, divisor=divisor, ep=ep, chunks=chunks)
+    )
+
+
+def lay_out_ranks(
+    folder: Path,
+    spec: Spec,
+    grid: Grid,
+    dtypes: Mapping[str, str],
+    args: argparse.Namespace,
+    *,
+    divisor: int = DIVISOR,
+    ep: int = 1,
+    chunks: int = 1,
+    order: Callable[[str], Any] | None = None,
+    more: Callable[[Mapping[str, Form]], Mapping[str, Any]] = lambda _: {},
+) -> list[Rank]:
+    """Make the files of all ranks.
+
+    Args:
+        folder: where their folders go.
+        spec: the model.
+        grid: its grid.
+        dtypes: torch's names of the types, by Hugging Face's name.
+        args: Megatron's arguments, as every file has them.
+        divisor: the vocabulary is padded to a multiple of it times the tensor ranks.
+        ep: expert parallel ranks.
+        chunks: chunks of each stage of an interleaved pipeline.
+        order: by what the weights of a part are sorted; None leaves them in the order of the table.
+        more: what a file has besides, of what the rank holds by part.
+
+    Raises:
+        ConfigError: as :func:`lay_out`.
+        CheckpointError: as :func:`lay_out`.
+    """
     for key, value in ((EXPERTS, ep), (CHUNKS, chunks)):
         if value > 1:
             setattr(args, key, value)
-    held = forms.of_grid(spec, cut, ep=ep, divisor=divisor)
-    placed = []
+    held = forms.of_grid(spec, grid.interleaved(chunks), ep=ep, divisor=divisor)
+    found = []
     for place in (Place(tp, pp, number) for number in range(ep) for tp, pp in grid):
         parts = {
-            _model(chunk, chunks): held[place._replace(pp=chunk * grid.pp + place.pp)]
+            _model(chunk, chunks): _sorted(held[place._replace(pp=chunk * grid.pp + place.pp)], order)
             for chunk in range(chunks)
         }
-        path = rank_file(folder, grid, place.tp, place.pp, ep=place.ep if ep > 1 else None)
-        content = _lay_out_rank(path, parts, dtypes, args)
-        placed += [
-            Placed(n, content[part][n], one) for part, form in parts.items() for n, one in form.items()
-        ]
-    return placed
+        path = folder / grid.folder(tp=place.tp, pp=place.pp, ep=place.ep if ep > 1 else None) / FILE
+        rest = {"args": args, "checkpoint_version": VERSION, "iteration": 0, **more(parts)}
+        found.append(_lay_out_rank(path, parts, dtypes, rest))
+    return found
+
+
+def _sorted(form: Form, order: Callable[[str], Any] | None) -> Form:
+    return {name: form[name] for name in sorted(form, key=order)} if order else form
 
 
 def _lay_out_rank(
-    path: Path, parts: Mapping[str, Form], dtypes: Mapping[str, str], args: argparse.Namespace
-) -> dict[str, dict[str, Stored]]:
-    """Make a rank's file; where its tensors stand."""
+    path: Path, parts: Mapping[str, Form], dtypes: Mapping[str, str], rest: Mapping[str, Any]
+) -> Rank:
+    """Make a rank's file."""
     rooms = {
         part: {name: Room(type_of(name, one.pieces, dtypes), one.shape) for name, one in form.items()}
         for part, form in parts.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    archive.lay_out(path, {**rooms, "args": args, "checkpoint_version": VERSION, "iteration": 0})
-    content: dict[str, dict[str, Stored]] = Archive(path).content
-    return content
+    archive.lay_out(path, {**rooms, **rest})
+    content: dict[str, Any] = Archive(path).content
+    placed = {
+        part: [Placed(n, content[part][n], one) for n, one in form.items()] for part, form in parts.items()
+    }
+    return Rank(path, content, placed)
 
 
 def _model(chunk: int, chunks: int) -> str:
@@ -127,9 +189,10 @@ def _model(chunk: int, chunks: int) -> str:
     return "model" if chunks == 1 else f"model{chunk}"
 
 
-def write_tracker(folder: Path) -> None:
+def write_tracker(folder: Path, iteration: int | None = None) -> None:
     """Say that the checkpoint is whole: Megatron reads this file first, so it comes last."""
-    (folder / TRACKER).write_text(RELEASE, encoding="utf-8")
+    name = RELEASE if iteration is None else str(iteration)
+    (folder / TRACKER).write_text(name, encoding="utf-8")
 
 
 def read_rank(folder: Path | str, grid: Grid, tp_rank: int, pp_rank: int) -> Mapping[str, Tensor]:
@@ -161,6 +224,11 @@ def sources(folder: Path | str, spec: Spec, grid: Grid | None = None) -> list[Pl
         CheckpointError: a file is missing, or is not a checkpoint; or does not hold the tensors that the
             config promises a rank of this grid; the first few names are given.
     """
+    return weights(ranks(folder, spec, grid))
+
+
+def ranks(folder: Path | str, spec: Spec, grid: Grid | None = None) -> Iterator[Rank]:
+    """The files of a checkpoint's ranks; see :func:`sources`."""
     folder = Path(folder)
     if not saved(folder).is_dir() or not ((folder / TRACKER).is_file() or saved(folder) == folder):
         raise CheckpointError(
@@ -172,15 +240,16 @@ def sources(folder: Path | str, spec: Spec, grid: Grid | None = None) -> list[Pl
     combined = False
     ep, chunks = (int(args.get(key) or 1) for key in (EXPERTS, CHUNKS))
     divisor = int(args.get("make_vocab_size_divisible_by") or DIVISOR)
-    found: list[Placed] = []
     for number in range(ep if spec.num_experts else 1):
         for tp, pp in size:
             path = _file(saved(folder) / size.folder(tp=tp, pp=pp, ep=number if ep > 1 else None))
             content = _read(path)
             _check_rank(path, content, first, spec)
             if old.is_megatron_llm(content.get("model")):
-                found += old.megatron_llm(path, content["model"], spec, size, (tp, pp))
+                placed = old.megatron_llm(path, content["model"], spec, size, (tp, pp))
+                yield Rank(path, content, {"model": placed}, is_old=True)
                 continue
+            parts = {}
             for chunk in range(chunks):
                 stage, cut = chunk * size.pp + pp, size.interleaved(chunks)
                 form = forms.of_rank(spec, cut, Place(tp, stage, number), ep=ep, divisor=divisor)
@@ -192,10 +261,10 @@ def sources(folder: Path | str, spec: Spec, grid: Grid | None = None) -> list[Pl
                 if combined:
                     part = Part(tp, size.tp, old.padding_of(state, VOCABULARIES, spec, size.tp, divisor))
                     form = forms.of_rank(spec, cut, Place(tp, stage, number), ep=ep, divisor=part.divisor)
-                    found += old.llava_jp(path, state, form, spec, part)
+                    parts[_model(chunk, chunks)] = old.llava_jp(path, state, form, spec, part)
                 else:
-                    found += _placed(path, state, form)
-    return found
+                    parts[_model(chunk, chunks)] = _placed(path, state, form)
+            yield Rank(path, content, parts, is_old=combined)
 
 
 def _file(folder: Path) -> Path:
@@ -210,7 +279,7 @@ def _placed(path: Path, state: Mapping[str, Stored], form: Form) -> list[Placed]
         {name: held.shape for name, held in form.items()},
         str(path),
     )
-    return [Placed(name, state[name], held) for name, held in form.items()]
+    return [Placed(name, one, form[name]) for name, one in state.items()]
 
 
 def _local(model: Mapping[str, Any], spec: Spec, grid: Grid) -> dict[str, Stored]:

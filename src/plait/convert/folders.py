@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from plait import files
-from plait.convert import carried, checkpoint, layouts, torch_dist
+from plait.convert import carried, checkpoint, layouts, optimizer, torch_dist
 from plait.convert.compare import differences
 from plait.convert.export import set_dtype
 from plait.convert.forms import coverage
+from plait.convert.moments import Optimizer
 from plait.convert.stream import Model, Placed, read_leaves, root, write_leaves
 from plait.convert.tables import entries
 from plait.errors import CheckpointError
@@ -77,6 +78,7 @@ def remake(
     hf: Path | None = None,
     ep: int = 1,
     chunks: int = 1,
+    optim: bool = False,
 ) -> dict[str, Any]:
     """Write a model of any layout in another; the facts of its manifest.
 
@@ -89,29 +91,56 @@ def remake(
         hf: the model's Hugging Face folder: its configs, tokenizer and code.
         ep: expert parallel ranks of a classic target.
         chunks: chunks of each of its stages, where its pipeline is interleaved.
+        optim: take the optimizer's state along, see :mod:`plait.convert.optimizer`.
 
     Raises:
-        CheckpointError: the source is not whole, or is none that is read.
+        CheckpointError: the source is not whole, or is none that is read; or has no optimizer that is.
         ConfigError: the model cannot be cut for this grid.
     """
     spec, model, origin = layouts.found(source, step=step, hf=hf)
-    place = source / f"iter_{step:07d}" if step is not None else source
-    if to == "hf":
-        carried.copy_beside(origin, folder)
-        placed = layouts.lay_out_hf(folder, spec, model.dtypes)
-    else:
-        carried.take_along(origin, folder)
-        placed = carried.lay_out(folder, spec, model.dtypes)
+    place = source / checkpoint.ITERATION.format(step) if step is not None else source
+    state = optimizer.found(place, spec) if optim else None
+    placed = _laid_out(folder, spec, model, state, origin, to=to, grid=grid, ep=ep, chunks=chunks)
+    facts = {"tensors": len(model.shapes), "grid": grid.facts, "ep": ep, "chunks": chunks}
+    if state:
+        state.check(placed)
+    facts["merkle"] = _written(model, folder, placed[""], place)
+    if state:
+        facts["optimizer"] = state.write(placed, read_leaves(folder))
     if to == "classic":
-        placed += checkpoint.lay_out(folder, spec, grid, model.dtypes, ep=ep, chunks=chunks)
-    elif to == "torch_dist":
-        placed += torch_dist.lay_out(folder, spec, model.dtypes)
-    merkle = _written(model, folder, placed, place)
-    if to == "classic":
-        checkpoint.write_tracker(folder)
+        checkpoint.write_tracker(folder, state.rest.iteration if state else None)
     elif to == "hf":
         set_dtype(folder, model.dtypes[spec.norm])
-    return {"merkle": merkle, "tensors": len(model.shapes), "grid": grid.facts, "ep": ep, "chunks": chunks}
+    return facts
+
+
+def _laid_out(
+    folder: Path,
+    spec: Spec,
+    model: Model,
+    state: Optimizer | None,
+    origin: Path,
+    *,
+    to: str,
+    grid: Grid,
+    ep: int,
+    chunks: int,
+) -> dict[str, list[Placed]]:
+    """Make the files of a model in a layout; where its weights stand, "", and each kind of state."""
+    if to == "hf":
+        carried.copy_beside(origin, folder)
+        return {"": layouts.lay_out_hf(folder, spec, model.dtypes)}
+    carried.take_along(origin, folder)
+    beside = carried.lay_out(folder, spec, model.dtypes)
+    if to == "classic" and state:
+        placed = optimizer.to_classic(folder, spec, grid, model.dtypes, state, ep=ep, chunks=chunks)
+    elif to == "classic":
+        placed = {"": checkpoint.lay_out(folder, spec, grid, model.dtypes, ep=ep, chunks=chunks)}
+    elif state:
+        placed = optimizer.to_torch_dist(folder, spec, model.dtypes, state)
+    else:
+        placed = torch_dist.lay_out(folder, spec, {"": model.dtypes})
+    return {**placed, "": beside + placed[""]}
 
 
 def _written(model: Model, folder: Path, placed: list[Placed], source: Path) -> str:

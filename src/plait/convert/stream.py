@@ -126,24 +126,39 @@ class Model:
         self.files = sorted({one.stored.path for one in sources})
         self._index = Sources((one, one.held) for one in sources)
 
-    def stream(self, targets: Sequence[Placed] = (), *, digests: bool = True) -> dict[str, Leaf]:
+    def stream(
+        self,
+        targets: Sequence[Placed] = (),
+        *,
+        digests: bool = True,
+        rounded: Mapping[str, Leaf] | None = None,
+    ) -> dict[str, Leaf]:
         """Write the model where ``targets`` say, and digest it as it passes.
+
+        Args:
+            targets: where it goes; nowhere, where there are none.
+            digests: whether the sha256 of tensors are wanted.
+            rounded: what each tensor must be in another type.
 
         Raises:
             CheckpointError: targets do not take each element once, with its type; copies of a tensor differ,
-                or a file is cut off.
+                or one is not what it must be rounded; or a file is cut off.
         """
-        self._check_targets(targets)
+        if targets:
+            self.check(targets)
         index = Sources((one, one.held) for one in targets)
         with _Files(self.files) as read, _Files({one.stored.path for one in targets}, write=True) as written:
-            one = _Pass(self, index, read, written, digests=digests)
+            one = _Pass(self, index, read, written, digests=digests, rounded=rounded or {})
             with ThreadPoolExecutor(THREADS) as pool:
                 leaves = list(pool.map(one, self.shapes))
         return dict(zip(self.shapes, leaves, strict=True))
 
-    def _check_targets(self, targets: Sequence[Placed]) -> None:
-        if not targets:
-            return
+    def check(self, targets: Sequence[Placed]) -> None:
+        """Check that targets take each element once, with its type; nothing is read or written.
+
+        Raises:
+            CheckpointError: they do not.
+        """
         forms.check_once((one.held for one in targets), self.shapes)
         for one in targets:
             for piece in one.held.pieces:
@@ -217,10 +232,17 @@ class _Pass:
     """Takes one tensor after the other through a thread's buffer."""
 
     def __init__(
-        self, model: Model, targets: Sources, read: _Files, written: _Files, *, digests: bool
+        self,
+        model: Model,
+        targets: Sources,
+        read: _Files,
+        written: _Files,
+        *,
+        digests: bool,
+        rounded: Mapping[str, Leaf],
     ) -> None:
         self.model, self.targets, self.read, self.written = model, targets, read, written
-        self.digests, self._own = digests, threading.local()
+        self.digests, self.rounded, self._own = digests, rounded, threading.local()
 
     def __call__(self, name: str) -> Leaf:
         """Read, digest and write a tensor."""
@@ -228,7 +250,7 @@ class _Pass:
         size, (rows, cols) = SIZES[dtype], matrix(shape)
         sources = sorted(self.model.moves(name), key=lambda one: one.copy)
         targets = list(self.targets.moves(forms.identity({name: shape})[name]))
-        sha = hashlib.sha256()
+        sha, other, other_sha = hashlib.sha256(), self.rounded.get(name), hashlib.sha256()
         step = max(1, BLOCK // max(1, cols * size))
         for start in range(0, rows, step):
             stop = min(rows, start + step)
@@ -237,8 +259,16 @@ class _Pass:
                 _fetch(move, room, start, stop, size, self.read, name)
             if self.digests:
                 sha.update(room.data)
+            if other:
+                other_sha.update(_rounded(room, dtype, other.dtype).data)
             for move in targets:
                 _deliver(move, room, start, stop, size, self.written)
+        if other and other_sha.hexdigest() != other.sha256:
+            path = self.model.moves(name)[0].source.stored.path
+            raise CheckpointError(
+                f"{path}: {name} in {dtype} does not round to the {other.dtype} weight",
+                hint="weights and optimizer are of different iterations, or in different orders",
+            )
         return Leaf(dtype, shape, sha.hexdigest() if self.digests else "")
 
     def _room(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
@@ -246,6 +276,12 @@ class _Pass:
         if room is None or len(room) < size:
             room = self._own.room = np.empty(size, dtype=np.uint8)
         return room[:size]
+
+
+def _rounded(room: Bytes, dtype: str, other: str) -> Bytes:
+    """The same rows in another type."""
+    rows = torch.from_numpy(room).view(getattr(torch, dtype)).to(getattr(torch, other))
+    return rows.view(torch.uint8).numpy()
 
 
 def _within(move: Move, start: int, stop: int) -> tuple[int, int, int]:

@@ -239,6 +239,11 @@ class Entry:
     layers: int = 1
     """How many layers have the row."""
 
+    @property
+    def part(self) -> str:
+        """The part of the model that it belongs to: ``vision_model`` and so on, where it is LLaVA's."""
+        return self.mcore.partition(".")[0]
+
     def stage(self, spec: Spec, grid: Grid) -> int:
         """The pipeline stage that holds the parameter."""
         if self.row.place == "layer":

@@ -12,12 +12,13 @@ Names are those of Transformer Engine's layers, also where Megatron's local laye
 import io
 import math
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,11 +28,15 @@ from plait.convert.stream import Placed, type_of
 from plait.convert.tables import Entry, entries
 from plait.errors import CheckpointError
 from plait.files import write_json
+from plait.layout import OPTIMIZER
 from plait.models.archive import BROKEN, Archive, Room, append, check_pickle
 from plait.models.specs import Spec
 from plait.models.stored import Stored
 
-METADATA, DATA = ".metadata", "__0_0.distcp"
+METADATA, DATA, COMMON = ".metadata", "__0_{}.distcp", "common.pt"
+STATE = "optimizer.state.{}."
+"""What stands before a parameter's name in a state that the optimizer has of it, such as ``exp_avg``."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 BACKENDS = {
     "sharded_backend": "torch_dist", "sharded_backend_version": 1,
     "common_backend": "torch", "common_backend_version": 1,
@@ -143,21 +148,29 @@ class TorchDist:
         return found
 
 
-def sources(folder: Path | str, spec: Spec) -> list[Placed]:
+def sources(
+    folder: Path | str, spec: Spec, prefix: str = "", *, without: Collection[str] = ()
+) -> list[Placed]:
     """Where the tensors of an iteration stand, and what they hold of the model.
+
+    Args:
+        folder: the iteration's folder.
+        spec: the model.
+        prefix: what stands before each parameter's name, see :data:`STATE`, with 0 in place of braces, or 1
+            where it is an expert's; the weights have nothing.
+        without: parts that have no such tensors.
 
     Raises:
         CheckpointError: a tensor of the model is missing, or one is there that the model has not.
     """
     stored = TorchDist(Path(folder))
     stacks: dict[str, dict[tuple[int, ...], Entry]] = {}
-    for entry in entries(spec):
-        name, at = _stored_name(stored, entry)
+    for entry in (one for one in entries(spec) if one.part not in without):
+        name, at = _stored_name(stored, entry, prefix)
         stacks.setdefault(name, {})[at] = entry
     roots = {entry.mcore.partition(".")[0] for entry in entries(spec)} | {"vision_patch"}
-    unknown = [
-        n for n in stored.shapes if n not in stacks and n.partition(".")[0] in roots and EXTRA not in n
-    ]
+    below = tuple(f"{prefix.format(number)}{root}." for number in (0, 1) for root in roots)
+    unknown = [n for n in stored.shapes if n not in stacks and n.startswith(below) and EXTRA not in n]
     if unknown:
         raise CheckpointError(f"{folder} has {unknown[0]}, which a {spec.architecture} has not")
     found = []
@@ -168,30 +181,50 @@ def sources(folder: Path | str, spec: Spec) -> list[Placed]:
     return found
 
 
-def lay_out(folder: Path, spec: Spec, dtypes: Mapping[str, str]) -> list[Placed]:
-    """Make the files of a checkpoint of the weights alone, with room for them; where each tensor stands.
+def lay_out(
+    folder: Path,
+    spec: Spec,
+    dtypes: Mapping[str, Mapping[str, str]],
+    common: Mapping[str, Any] = NOTHING,
+    *,
+    without: Collection[str] = (),
+) -> dict[str, list[Placed]]:
+    """Make the files of a checkpoint, with room for its tensors; where each of them stands, by prefix.
 
     It is what Megatron's trainer writes, with a chunk for each layer, and expert, of each parameter; any grid
-    reads it.
+    reads it. Each of the optimizer's states stands in a file of its own.
 
     Args:
         folder: the iteration's folder.
         spec: the model.
-        dtypes: torch's names of the types, by Hugging Face's name.
+        dtypes: torch's names of the types, by Hugging Face's name, for each prefix: "" for the weights.
+        common: what all ranks have alike and is no parameter's.
+        without: parts that have weights only.
     """
-    path, rows = folder / DATA, list(entries(spec))
-    chunks = [_one(entry, spec) for entry in rows]
-    rooms = [
-        Room(type_of(entry.mcore, chunk.held.pieces, dtypes), chunk.sizes)
-        for entry, chunk in zip(rows, chunks, strict=True)
-    ]
-    ends = [0]
+    found: dict[str, list[Placed]] = {}
+    written: list[_Written] = []
+    for prefix, types in dtypes.items():
+        there = (one for one in entries(spec) if not prefix or one.part not in without)
+        chunks = [_one(entry, spec, prefix) for entry in there]
+        name = DATA.format(sum(map(bool, found)))
+        new = list(_make(folder / (f"{OPTIMIZER}{name}" if prefix else name), chunks, types))
+        found[prefix] = [
+            Placed(one.chunk.name, Archive(one.path, one.start, one.length).content, one.chunk.held)
+            for one in new
+        ]
+        written += new
+    _write_metadata(folder, written)
+    torch.save(dict(common), folder / COMMON)
+    write_json(folder / "metadata.json", BACKENDS)
+    return found
+
+
+def _make(path: Path, chunks: Sequence["_Chunk"], dtypes: Mapping[str, str]) -> Iterator["_Written"]:
+    """Write a file of chunks."""
     with path.open("wb") as file:
-        for room in rooms:
-            ends.append(ends[-1] + append(file, room, path))
-    _write_metadata(folder, chunks, rooms, ends)
-    stored = [Archive(path, start, end - start).content for start, end in pairwise(ends)]
-    return [Placed(chunk.name, one, chunk.held) for chunk, one in zip(chunks, stored, strict=True)]
+        for chunk in chunks:
+            room, start = Room(type_of(chunk.name, chunk.held.pieces, dtypes), chunk.sizes), file.tell()
+            yield _Written(chunk, room.dtype, path, start, append(file, room, path))
 
 
 def _check_stack(
@@ -226,14 +259,25 @@ class _Chunk(NamedTuple):
     held: Held
 
 
-def _one(entry: Entry, spec: Spec) -> _Chunk:
+class _Written(NamedTuple):
+    """A chunk, and where it stands."""
+
+    chunk: _Chunk
+    dtype: str
+    path: Path
+    start: int
+    length: int
+
+
+def _one(entry: Entry, spec: Spec, prefix: str) -> _Chunk:
     whole = entry.row.op.held(entry.hf, [spec.shapes[name] for name in entry.hf], entry.shape, Part())
     at = entry.place_in_stack
     sizes = (*(1 for _ in at), *whole.shape)
     offsets = (*at, *(0 for _ in whole.shape))
     depth = (entry.layers, *([spec.num_experts] if entry.row.is_experts else ()))[: len(at)]
     held = replace(whole, shape=sizes, view=whole.matrix)
-    return _Chunk(_trained_name(entry), offsets, sizes, (*depth, *whole.shape), held)
+    name = prefix.format(int(entry.row.is_experts)) + _trained_name(entry)
+    return _Chunk(name, offsets, sizes, (*depth, *whole.shape), held)
 
 
 def _trained_name(entry: Entry) -> str:
@@ -241,9 +285,7 @@ def _trained_name(entry: Entry) -> str:
     return entry.stacked[-1 if entry.row.place == "tower layer" else 0]
 
 
-def _write_metadata(
-    folder: Path, chunks: Sequence[_Chunk], rooms: Sequence[Room], ends: Sequence[int]
-) -> None:
+def _write_metadata(folder: Path, written: Sequence[_Written]) -> None:
     """Write what torch and Megatron read first."""
     from torch.distributed.checkpoint import filesystem
     from torch.distributed.checkpoint.metadata import (
@@ -256,18 +298,15 @@ def _write_metadata(
 
     found: dict[str, Any] = {}
     storage: dict[Any, Any] = {}
-    for number, (chunk, room) in enumerate(zip(chunks, rooms, strict=True)):
+    for chunk, dtype, path, start, length in written:
         offsets, sizes = torch.Size(chunk.offsets), torch.Size(chunk.sizes)
-        properties = TensorProperties(dtype=getattr(torch, room.dtype))
+        properties = TensorProperties(dtype=getattr(torch, dtype))
         entry = found.setdefault(chunk.name, TensorStorageMetadata(properties, torch.Size(chunk.stack), []))
         index = MetadataIndex(chunk.name, offsets, len(entry.chunks))
         entry.chunks.append(ChunkStorageMetadata(offsets, sizes))
-        start, end = ends[number], ends[number + 1]
-        storage[index] = filesystem._StorageInfo(DATA, start, end - start)  # noqa: SLF001 - its reader's class
+        storage[index] = filesystem._StorageInfo(path.name, start, length)  # noqa: SLF001 - its reader's class
     with (folder / METADATA).open("wb") as file:
         pickle.dump(Metadata(found, storage_data=storage), file)
-    torch.save({}, folder / "common.pt")
-    write_json(folder / "metadata.json", BACKENDS)
 
 
 def _held(stack: Mapping[tuple[int, ...], Entry], chunk: Any, spec: Spec) -> Held:
@@ -310,12 +349,16 @@ def _of_box(whole: Held, offsets: tuple[int, ...], sizes: tuple[int, ...], at_ro
             )
 
 
-def _stored_name(stored: TorchDist, entry: Entry) -> tuple[str, tuple[int, ...]]:
+def _stored_name(stored: TorchDist, entry: Entry, prefix: str) -> tuple[str, tuple[int, ...]]:
     """The name of a parameter in a checkpoint, and its place in it where layers are stacked."""
+    before = prefix.format(int(entry.row.is_experts))
     for name in entry.stacked:
-        if name in stored.shapes:
-            return name, entry.place_in_stack
+        if before + name in stored.shapes:
+            return before + name, entry.place_in_stack
     for name in (entry.row.engine.format(layer=entry.layer, expert=entry.expert), entry.mcore):
-        if name in stored.shapes:
-            return name, ()
-    raise CheckpointError(f"{stored.folder} has no tensor {entry.stacked[0]}")
+        if before + name in stored.shapes:
+            return before + name, ()
+    raise CheckpointError(
+        f"{stored.folder} has no tensor {before}{entry.stacked[0]}",
+        hint="only whole parts of a LLaVA model may be frozen" if prefix else "",
+    )

@@ -189,6 +189,8 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_tensor_v3"): self._typed,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+            ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
+            ("torch._tensor", "_rebuild_from_type_v2"): self._with_attributes,
         }
         return made.get((module, name), Inert)
 
@@ -200,6 +202,13 @@ class _Unpickler(pickle.Unpickler):
 
     def _tensor(self, record: _Record, first: int, shape: Any, stride: Any, *_: Any) -> Stored:
         return self._placed(record, record.dtype, first, tuple(shape), tuple(stride))
+
+    def _with_attributes(self, make: Any, _kind: Any, arguments: Any, _attributes: Any) -> Stored:
+        """A tensor that Python attributes were set on, as Megatron does to an optimizer's masters."""
+        if make not in (self._tensor, self._typed):
+            raise pickle.UnpicklingError("a tensor that is made by no function for it")
+        tensor: Stored = make(*arguments)
+        return tensor
 
     def _typed(
         self,
