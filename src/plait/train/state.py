@@ -20,7 +20,6 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from plait import files
 from plait.convert.carried import carry
 from plait.convert.layouts import facts_of_iteration
-from plait.convert.moments import MASTERS
 from plait.convert.torch_dist import EXTRA, TorchDist
 from plait.errors import LayoutError
 from plait.layout import TRAINED_WITH, Iteration
@@ -88,23 +87,13 @@ class TrainState:
 
         A stage whose parts are all frozen has none.
         """
-        if not self.optimizer.get_parameters():
+        if not any(group["params"] for group in self.optimizer.param_groups):
             return
         own = [{key: group[key] for key in RATES & group.keys()} for group in self.optimizer.param_groups]
         with torch.no_grad():
-            self.optimizer.load_state_dict(_with_nothing(found))
+            self.optimizer.load_state_dict(found)
         for group, rates in zip(self.optimizer.param_groups, own, strict=True):
             group.update(rates)
-
-
-def _with_nothing(found: Any) -> Any:
-    """The same with what a stage has of which nothing is trained: no state, which Megatron looks for."""
-    for one in found.values() if found.keys() <= {0, 1} else [found]:
-        inner = one.get("optimizer", one)
-        inner.setdefault("state", {})
-        if inner is not one:
-            one.setdefault(MASTERS, [])
-    return found
 
 
 def tensors(chunks: Sequence[Any]) -> dict[str, Any]:

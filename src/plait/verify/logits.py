@@ -15,8 +15,8 @@ from plait.verify.states import PRECISIONS, Difference, Logits
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 3e-5}
 """By arithmetic, of a model of few layers. In fp64 the two differ by 1e-15, or by 1e-7 where a router takes
-its softmax in fp32. In fp32 the rounding of transformers alone has reached 2e-5 of the largest logit of a trained
-tiny model, against its own fp64."""
+its softmax in fp32. In fp32 the rounding of transformers alone has reached 2e-5 of the largest logit of a
+trained tiny model, against its own fp64."""
 FEW = 8
 """Layers up to which a tolerance is as it is; beyond, errors of the layers add up as a random walk does."""
 
