@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import DataError, LayoutError
-from plait.layout import ADOPTABLE, MANIFEST, PRUNED, Artifact, Chat, Export, HubFile, Run, parse
+from plait.layout import ADOPTABLE, MANIFEST, PRUNED, Artifact, Chat, Export, HubFile, Run, parse, proof_of
 
 SCHEMA = 1
 ADOPTED = b'"adopted"'
@@ -302,6 +302,17 @@ def read_manifest(folder: Path | str, *, kind: str = "") -> dict[str, Any]:
     if kind and manifest["kind"] != kind:
         raise DataError(f"{folder} is of kind {manifest['kind']!r}, expected {kind!r}")
     return manifest
+
+
+def stamp(folder: Path | str) -> dict[str, str]:
+    """What the facts of all that is made of a model say, where it is proven by bytes alone: how it is.
+
+    Args:
+        folder: the model; its manifest says it of what it comes from, its proof of itself.
+    """
+    proof = read_json(proof_of(folder)) if Path(proof_of(folder)).is_file() else {}
+    known = read_manifest(folder)["facts"] if (Path(folder) / MANIFEST).is_file() else {}
+    return {"proof": "bytes"} if "bytes" in (proof.get("proof"), known.get("proof")) else {}
 
 
 def prune(folder: Path, names: Iterable[str], why: str) -> None:

@@ -126,7 +126,7 @@ class Artifact:
     @property
     def proof(self) -> str:
         """The proof of this artifact."""
-        return f"data/verify/{str(self).removeprefix('data/')}/parity.json"
+        return proof_of(str(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,6 +395,11 @@ def proof_pattern(kind: type[Artifact]) -> str:
 def inside(path: str | os.PathLike[str]) -> str:
     """The path relative to the working folder, normalised, without a trailing slash."""
     return os.path.relpath(os.path.abspath(path))  # noqa: PTH100 - no link may be resolved: data/ may be one
+
+
+def proof_of(path: str | os.PathLike[str]) -> str:
+    """Where the proof of a model stands, by the model's folder."""
+    return f"data/verify/{inside(path).removeprefix('data/')}/parity.json"
 
 
 def parse(path: str | os.PathLike[str]) -> Any:

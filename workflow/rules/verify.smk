@@ -18,7 +18,7 @@ rule verify_megatron:
     params:
         settings=settings(layout.Megatron, "verify"),
     shell:
-        "plait verify {input.hf} {input.megatron} {output} > {log} 2>&1"
+        "plait verify {input.hf} {input.megatron} {output} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule verify_sharded:
@@ -39,7 +39,7 @@ rule verify_sharded:
     params:
         settings=settings(layout.Sharded, "verify"),
     shell:
-        "plait verify {input.hf} {input.sharded} {output} > {log} 2>&1"
+        "plait verify {input.hf} {input.sharded} {output} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule verify_iteration:

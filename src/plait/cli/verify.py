@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from plait import layout
-from plait.cli.common import Subparsers, add_stage
+from plait.cli.common import Subparsers, add_settings, add_stage, settings
 from plait.errors import LayoutError
 
 
@@ -25,6 +25,7 @@ def add(stages: Subparsers) -> None:
     )
     stage.add_argument("artifact", nargs="?", help="the Megatron model")
     stage.add_argument("proof", nargs="?", help="the proof to write")
+    add_settings(stage)
     stage.set_defaults(run=run)
 
 
@@ -48,5 +49,9 @@ def run(args: argparse.Namespace) -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # ranks are forked: see run_ranks
     from plait.verify.parity import prove_converted, prove_iteration
 
-    prove = prove_iteration if isinstance(artifact, layout.Iteration) else prove_converted
-    prove(Path(layout.inside(args.reference)), Path(str(artifact)), Path(args.proof))
+    reference, target = Path(layout.inside(args.reference)), Path(args.proof)
+    if isinstance(artifact, layout.Iteration):
+        prove_iteration(reference, Path(str(artifact)), target)
+    else:
+        by = settings(args, artifact, "verify").get("proof", "logits")
+        prove_converted(reference, Path(str(artifact)), target, by=by)

@@ -436,6 +436,11 @@ class Model(Strict):
     num_layers_in_last_pipeline_stage: PositiveInt | None = Field(
         None, description="layers of the last stage, where stages are uneven"
     )
+    proof: Literal["logits", "bytes"] = Field(
+        "logits",
+        description="logits: what it computes is compared with transformers, layer by layer; bytes: coverage "
+        "and Merkle root alone, and all that is made of it says so",
+    )
 
 
 Reference = tuple[str, str, str, str, Mapping[str, Any]]

@@ -259,6 +259,11 @@ class Plan:
         _known("model", model, self.config.raw_hf | self.config.models)
         return layout.HfModel(model=model)
 
+    def proof(self, model: str) -> dict[str, str]:
+        """How a model is proven, where it is not by logits."""
+        known = self.config.models.get(model)
+        return {"proof": known.proof} if known and known.proof != "logits" else {}
+
     def sharded(self, name: str) -> layout.Sharded:
         """The sharded model that a run starts from."""
         run = self.run(name)
@@ -696,7 +701,12 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
         **plan.run(it.run).model_dump(mode="json", exclude=NOT_TRAIN_KEYS),
         **plan.split(plan.run(it.run).model),
     },
-    "export": lambda plan, it: {"recipe": plan.run(it.run).recipe, "template": plan.template(it.run)},
+    "verify": lambda plan, it: plan.proof(it.model if hasattr(it, "model") else plan.run(it.run).model),
+    "export": lambda plan, it: {
+        "recipe": plan.run(it.run).recipe,
+        "template": plan.template(it.run),
+        **plan.proof(plan.run(it.run).model),
+    },
     "report": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include={"exports"})),
     "generate": lambda plan, it: dict(plan.run(it.run).model_dump(mode="json", include={"generate"})),
 }

@@ -44,7 +44,7 @@ def convert(source: Path, folder: Path) -> dict[str, Any]:
     size = sum(one.stored.nbytes for one in placed)
     note = FolderTensors(source).note
     log.info("%d tensors -> %d tensors, %s%s", len(model.shapes), len(placed), _bytes(size), note)
-    return _facts(merkle, spec, None, tokenizer, model.dtypes)
+    return _facts(merkle, spec, None, tokenizer, model.dtypes) | files.stamp(source)
 
 
 def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
     for one in placed:
         sizes[one.stored.path] = sizes.get(one.stored.path, 0) + one.stored.nbytes
     log.info("%d tensors -> %s, %s per rank", len(model.shapes), grid, _bytes(max(sizes.values())))
-    return _facts(merkle, spec, grid, tokenizer, model.dtypes)
+    return _facts(merkle, spec, grid, tokenizer, model.dtypes) | files.stamp(source)
 
 
 def remake(

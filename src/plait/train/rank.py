@@ -85,6 +85,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         settings=job.settings,
         inputs={},
         tokenizer=files.read_manifest(job.start)["facts"]["tokenizer"],
+        facts=files.stamp(job.start),
     )
 
     def keep() -> None:
@@ -92,7 +93,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         inputs = kept.inputs(done) if dist.get_rank() == 0 else {}
         saved = replace(origin, inputs=inputs)
         if done not in kept.saves:
-            saved = replace(saved, kind="state", facts={"train_iters": job.train_iters})
+            saved = replace(saved, kind="state", facts={**origin.facts, "train_iters": job.train_iters})
         save(state, kept.path(done), saved, loader=feed.state(), allowed=allowed)
         if dist.get_rank() == 0:
             kept.prune()

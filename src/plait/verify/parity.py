@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -27,6 +27,9 @@ from plait.verify.states import States
 
 Rows = dict[str, list[dict[str, Any]]]
 """``logits``, a row a case, and ``layers``, a row a layer; see :mod:`plait.verify.logits`."""
+
+NOTHING: Rows = {"logits": [], "layers": []}
+"""What a proof by bytes alone has of them."""
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +55,16 @@ def computed(reference: Path, spec: Spec, tp: int, load: Loader) -> Rows:
     return {"logits": rows, "layers": logits.of_layers(differences)}
 
 
-def prove_converted(reference: Path, artifact: Path, proof: Path) -> dict[str, Any]:
+def prove_converted(
+    reference: Path, artifact: Path, proof: Path, *, by: Literal["logits", "bytes"] = "logits"
+) -> dict[str, Any]:
     """Prove a whole or sharded Megatron model against the Hugging Face folder it was made from.
+
+    Args:
+        reference: the folder.
+        artifact: the model.
+        proof: what is written.
+        by: by its logits, or by its bytes alone, which the proof then says.
 
     Raises:
         ProofError: the artifact does not compute what the reference computes; nothing is written.
@@ -63,14 +74,19 @@ def prove_converted(reference: Path, artifact: Path, proof: Path) -> dict[str, A
     grid = Grid(**facts["grid"])
     spec = Spec.of(reference)
     load = Sharded(artifact, spec, grid) if manifest["kind"] == "sharded" else _Whole(artifact, spec)
-    rows = computed(reference, spec, grid.tp, load)
+    rows = computed(reference, spec, grid.tp, load) if by == "logits" else NOTHING
     facts = {**facts, "merkle": stream.root(layouts.released(artifact, spec, grid).stream())}
     root = files.check_manifest(reference)["facts"]["merkle"]
     return write(proof, artifact, facts=facts, reference=reference, root=root, rows=rows)
 
 
 def prove_export(
-    iteration: Path, folder: Path, export: layout.Export, *, facts: dict[str, Any]
+    iteration: Path,
+    folder: Path,
+    export: layout.Export,
+    *,
+    facts: dict[str, Any],
+    by: Literal["logits", "bytes"] = "logits",
 ) -> dict[str, Any]:
     """Prove a Hugging Face folder against the checkpoint it was made from, on the checkpoint's grid.
 
@@ -79,9 +95,10 @@ def prove_export(
         folder: the folder, not yet in its place.
         export: its place.
         facts: ``merkle`` and ``coverage`` of the folder.
+        by: as :func:`prove_converted`.
 
     Returns:
-        The facts, with the checkpoint's grid.
+        The facts, with the checkpoint's grid, and whether bytes alone prove it or what it comes from.
 
     Raises:
         ProofError: the two differ; nothing is written.
@@ -89,13 +106,14 @@ def prove_export(
     trained = files.check_manifest(iteration)["facts"]
     spec = Spec.of(folder)
     grid = Grid(**trained["grid"])
-    rows = computed(folder, spec, grid.tp, Trained(iteration, spec, grid))
+    load = Trained(iteration, spec, grid)
+    rows = computed(folder, spec, grid.tp, load) if by == "logits" else NOTHING
     root = stream.root(layouts.of_hf(folder, spec).stream())
-    known = {**facts, "grid": trained["grid"], "merkle": root}
-    write(
+    known = {**facts, **files.stamp(iteration), "grid": trained["grid"], "merkle": root}
+    parity = write(
         Path(export.proof), str(export), facts=known, reference=iteration, root=trained["merkle"], rows=rows
     )
-    return known
+    return known | ({} if parity["proof"] == "logits" else {"proof": parity["proof"]})
 
 
 def prove_iteration(export: Path, iteration: Path, proof: Path) -> dict[str, Any]:
@@ -110,6 +128,7 @@ def prove_iteration(export: Path, iteration: Path, proof: Path) -> dict[str, Any
     parity = files.read_json(layout.parse(export).proof)
     if known["inputs"].get(layout.inside(iteration)) != files.digest_of_input(iteration):
         raise ProofError(f"{export} was made from another {iteration}", hint="export it again")
+    facts |= files.stamp(export)
     root, rows = known["facts"]["merkle"], {name: parity[name] for name in ("logits", "layers")}
     return write(proof, iteration, facts=facts, reference=export, root=root, rows=rows)
 
@@ -137,11 +156,13 @@ def write(
         "coverage": facts["coverage"],
         "merkle_root": root,
         **rows,
+        "proof": "bytes" if not rows["logits"] else facts.get("proof", "logits"),
         "passed": True,
     }
     files.write_json(proof, parity)
-    worst = max(row["max_abs_diff"] for row in rows["logits"])
-    log.info("%s: proven; merkle %s, logits within %.2g of transformers", artifact, root[:16], worst)
+    worst = max((row["max_abs_diff"] for row in rows["logits"]), default=None)
+    told = "by bytes alone" if worst is None else f"logits within {worst:.2g} of transformers"
+    log.info("%s: proven; merkle %s, %s", artifact, root[:16], told)
     return parity
 
 
