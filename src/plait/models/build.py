@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plait.config.base import Strict
+from plait.config.gguf import GgufModel
 from plait.config.hub import HubModel
 from plait.config.model import (
     ExtendedModel,
@@ -17,6 +18,7 @@ from plait.config.model import (
 )
 from plait.errors import ConfigError
 from plait.models.extend import extend
+from plait.models.gguf.build import gguf
 from plait.models.hub import hub
 from plait.models.init import init
 from plait.models.link import link
@@ -39,6 +41,7 @@ class Kind(NamedTuple):
 KINDS = {
     "folder": Kind(FolderModel, link),
     "hub": Kind(HubModel, hub),
+    "gguf": Kind(GgufModel, gguf),
     "init": Kind(InitModel, init, ("tokenizer",)),
     "init_mixtral": Kind(MixtralModel, init, ("tokenizer",)),
     "init_tower": Kind(TowerModel, init_tower),
