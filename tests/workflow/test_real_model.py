@@ -96,9 +96,11 @@ def test_every_artifact_is_there_with_its_proof(done):
         for path in Path("data/verify").rglob("parity.json")
     }
     of_models = [f"models/sharded/smollm2-135m-megatron-{grid}" for grid in GRIDS]
-    assert proofs.keys() == {"models/raw/smollm2-135m-megatron", *of_models, f"ckpts/{RUN}/iter_0000010"}
-    roots = {name: proof["merkle"] for name, proof in proofs.items()}
-    assert {roots.pop(f"ckpts/{RUN}/iter_0000010")} != {source}
+    trained = {f"ckpts/{RUN}/iter_0000010", EXPORT.removeprefix("data/")}
+    assert proofs.keys() == {"models/raw/smollm2-135m-megatron", *of_models, *trained}
+    roots = {name: proof["merkle_root"] for name, proof in proofs.items()}
+    (root,) = {roots.pop(name) for name in trained}
+    assert root != source
     assert set(roots.values()) == {source}
 
 

@@ -18,7 +18,6 @@ from plait.config.model import (
 )
 from plait.errors import ConfigError
 from plait.models.extend import extend
-from plait.models.gguf.build import gguf
 from plait.models.hub import hub
 from plait.models.init import init
 from plait.models.link import link
@@ -38,10 +37,17 @@ class Kind(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
+def _gguf(folder: Path, settings: GgufModel) -> dict[str, Any]:
+    """As the other builders; the package gguf is loaded by who needs it."""
+    from plait.models.gguf.build import gguf
+
+    return gguf(folder, settings)
+
+
 KINDS = {
     "folder": Kind(FolderModel, link),
     "hub": Kind(HubModel, hub),
-    "gguf": Kind(GgufModel, gguf),
+    "gguf": Kind(GgufModel, _gguf),
     "init": Kind(InitModel, init, ("tokenizer",)),
     "init_mixtral": Kind(MixtralModel, init, ("tokenizer",)),
     "init_tower": Kind(TowerModel, init_tower),
