@@ -171,3 +171,10 @@ def loss(folder):
             total += float(model(ids, labels=labels).loss)
         count += 1
     return total / count
+
+
+def test_a_grid_that_nine_heads_do_not_fill_is_refused(done):
+    said = done.snakemake("-n", "--cores", "2", "data/models/sharded/smollm2-135m-megatron-tp2-pp1", *PLAN)
+    assert said.code == 1
+    assert "num_attention_heads 9 is not a multiple of tp 2" in said.text
+    assert "tp may be 1, 3" in said.text
