@@ -1,8 +1,10 @@
-"""What the config.json of the presets' models says, as the hub has them."""
+"""What the config.json of the presets' models says, as the hub has them or a file is unpacked."""
 
 from pathlib import Path
 
 PLANS = Path(__file__).parents[1] / "config/plans"
+OWN = {"smollm2-135m"}
+"""Plans that are of none of the systems that plait replaces."""
 MISTRAL = {
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32000,
     "hidden_size": 4096, "intermediate_size": 14336,
@@ -35,3 +37,13 @@ HUB = {
         "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
     },
 }  # fmt: skip
+SMOLLM2 = {
+    **LLAMA, "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "rope_theta": 1e5,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def config_of(source):
+    """The config.json of an entry of ``raw_hf`` that comes from afar."""
+    return SMOLLM2 if source.kind == "gguf" else HUB[source.repo]

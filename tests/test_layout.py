@@ -15,7 +15,9 @@ NAMES = st.from_regex(re.compile(layout.NAME), fullmatch=True).filter(lambda nam
 COUNTS = st.integers(1, 10**6)
 SHARDS = st.integers(0, 99_999)
 FORMATS = st.text(string.ascii_letters + string.digits, min_size=1, max_size=12)
-REPOS = st.sampled_from(["models--us--tiny", "datasets--us-2--Talks_v1.0", "urls--example.org"])
+REPOS = st.sampled_from(
+    ["models--us--tiny", "datasets--us-2--Talks_v1.0", "urls--example.org", "packages--tiny-model"]
+)
 FILES = st.from_regex(re.compile(layout.WILDCARDS["file"]), fullmatch=True).filter(
     lambda name: len(name) < 30
 )

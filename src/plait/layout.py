@@ -59,7 +59,7 @@ WILDCARDS: dict[str, str] = {
     "run": NAME,
     "iteration": r"\d{7}",
     "step": NUMBER,
-    "repo": r"(?:(?:models|datasets)--[\w.-]+--[\w.-]+|urls--[\w.-]+)",
+    "repo": r"(?:(?:models|datasets)--[\w.-]+--[\w.-]+|(?:urls|packages)--[\w.-]+)",
     "commit": r"[0-9a-f]{40}",
     "revision": r"\w[\w.%-]*",
     "file": rf"(?:{SEGMENT}/)*{SEGMENT}",
@@ -167,7 +167,7 @@ class HubTree(Artifact):
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile(Artifact):
-    """One file of a commit of the hub, or of a URL: its ``commit`` is the sha1 of the URL's text."""
+    """One file of a commit of the hub; of a URL or a package ``commit`` is the sha1 of what names it."""
 
     PATTERN = "data/hub/{repo}/{commit}/{file}"
     CHECKED = "data/hub/{repo}/{commit}.checked/{file}.json"
@@ -186,6 +186,17 @@ class HubFile(Artifact):
         name = unquote(parts.path).rpartition("/")[2] or "index"
         commit = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
         return cls(repo=f"urls--{parts.hostname}", commit=commit, file=name)
+
+    @classmethod
+    def of_package(cls, package: str, file: str) -> Self:
+        """A file inside the wheel of a package, which is given as ``name==version``.
+
+        >>> str(HubFile.of_package("tiny==1.0", "tiny/model.gguf"))
+        'data/hub/packages--tiny/37f01daca07078b4bc778d94b742c66043796bb9/model.gguf'
+        """
+        commit = hashlib.sha1(f"{package} {file}".encode(), usedforsecurity=False).hexdigest()
+        name = package.partition("==")[0]
+        return cls(repo=f"packages--{name}", commit=commit, file=file.rpartition("/")[2])
 
     @property
     def manifest(self) -> str:

@@ -1,9 +1,9 @@
-"""Projects with a preset's config, whose models of the hub have their config.json here and nothing else."""
+"""Projects with a preset's config, whose models from afar have their config.json here and nothing else."""
 
 import json
 
 import pytest
-from hub_configs import HUB, PLANS
+from hub_configs import PLANS, config_of
 
 from plait.config import Plan
 from plait.config.model import load_file
@@ -17,10 +17,10 @@ def planned(tmp_path, monkeypatch):
     def make(name):
         plan = Plan(load_file(PLANS / f"{name}.yaml"))
         for source in plan.config.raw_hf.values():
-            if source.kind == "hub":
+            if source.kind in {"hub", "gguf"}:
                 path = tmp_path / plan.config_file(source)
                 path.parent.mkdir(parents=True)
-                path.write_text(json.dumps(HUB[source.repo]))
+                path.write_text(json.dumps(config_of(source)))
         return plan
 
     return make

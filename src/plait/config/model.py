@@ -23,6 +23,7 @@ from plait.config.fit import (
     check_run,
     check_tokenizer,
 )
+from plait.config.gguf import GgufModel
 from plait.config.given import Elsewhere, Target
 from plait.config.hub import AsKind, HubData, HubModel, UrlData
 from plait.config.images import Images
@@ -195,7 +196,9 @@ class ModelTokenizer(Strict):
     """The tokenizer of a model of this config, e.g. of one that is downloaded."""
 
     kind: Literal["model"]
-    model: Name = Field(description="a model of raw_hf that has its tokenizer with it: of kind hub or folder")
+    model: Name = Field(
+        description="a model of raw_hf that has its tokenizer with it: of kind hub, folder or gguf"
+    )
 
 
 class ExtendedTokenizer(Strict):
@@ -421,7 +424,15 @@ class ExtendedModel(Strict):
 
 
 HfSource = Annotated[
-    InitModel | MixtralModel | FolderModel | HubModel | SoloModel | ExtendedModel | TowerModel | LlavaModel,
+    InitModel
+    | MixtralModel
+    | FolderModel
+    | HubModel
+    | GgufModel
+    | SoloModel
+    | ExtendedModel
+    | TowerModel
+    | LlavaModel,
     Field(discriminator="kind"),
 ]
 

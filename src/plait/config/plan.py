@@ -13,9 +13,10 @@ from typing import Any
 
 from plait import layout
 from plait.config.fit import picture_token
+from plait.config.gguf import GgufModel
 from plait.config.hub import HubData, HubModel, UrlData
 from plait.config.images import Kind, environment
-from plait.config.lock import Fetchable, Lock
+from plait.config.lock import Fetchable, Listed, Lock
 from plait.config.model import (
     ChatJsonl,
     Config,
@@ -101,12 +102,16 @@ class Plan:
         return layout.Raw(dataset=chat.dataset)
 
     def fetchables(self) -> dict[str, Fetchable]:
-        """Every entry of config/ that comes from the hub or from a URL, by its place there; none adopted."""
+        """Every entry of config/ that comes from afar, by its place there; none adopted."""
         found: dict[str, Any] = {f"datasets.{name}": one.source for name, one in self.config.datasets.items()}
         for name, source in self.config.raw_hf.items():
             if adopted(layout.HfModel(model=name)) is None:
                 found[f"raw_hf.{name}"] = source
-        return {where: one for where, one in found.items() if isinstance(one, HubModel | HubData | UrlData)}
+        return {
+            where: one
+            for where, one in found.items()
+            if isinstance(one, HubModel | HubData | UrlData) or (isinstance(one, GgufModel) and one.place)
+        }
 
     def fetched(self, where: str) -> list[layout.HubFile | layout.HubTree]:
         """The files that an entry of config/ comes as; its tree alone, where that is not locked yet."""
@@ -114,7 +119,7 @@ class Plan:
         if source is None:
             return []
         found = self.lock.files(source, where)
-        if found is None and not isinstance(source, UrlData):
+        if found is None and isinstance(source, HubModel | HubData):
             return [source.tree]
         return [*(found or ())]
 
@@ -123,6 +128,8 @@ class Plan:
         source, found = self.fetchables()[where], self.fetched(where)
         if isinstance(source, UrlData):
             name, listed = source.url, [self.lock.url(source)]
+        elif isinstance(source, GgufModel):
+            name, listed = f"{source.file} of {source.package}", [Listed(sha256=source.sha256)]
         else:
             tree = self.lock.tree(source.tree)
             name = f"{source.tree.key} at {tree.commit[:12] if tree else '?'}"
@@ -140,6 +147,8 @@ class Plan:
         for source in self.fetchables().values():
             if isinstance(source, UrlData) and layout.HubFile.of_url(source.url) == file:
                 return {"url": source.url, "sha256": source.sha256}
+            if isinstance(source, GgufModel) and source.place == file:
+                return source.model_dump(include={"package", "file", "sha256"})
         listed = self.lock.listed(file)
         if listed is None:
             raise ConfigError(
@@ -237,12 +246,12 @@ class Plan:
         """The base model and the tokenizer that a Hugging Face model is made from.
 
         Raises:
-            ConfigError: it is a folder that does not exist.
+            ConfigError: it is a folder or a file that does not exist.
         """
         source = _known("raw_hf", hf.model, self.config.raw_hf)
-        if isinstance(source, FolderModel):
+        if isinstance(source, FolderModel) or (isinstance(source, GgufModel) and source.path):
             check_there(f"raw_hf.{hf.model}.path", source.path)
-        if isinstance(source, FolderModel | HubModel | TowerModel):
+        if isinstance(source, FolderModel | HubModel | TowerModel | GgufModel):
             return []
         tokenizer = layout.Tokenizer(tokenizer=source.tokenizer)
         if isinstance(source, InitSizes):
@@ -522,7 +531,7 @@ class Plan:
     def _root(self, name: str) -> Any:
         """The entry of raw_hf that a model's sizes come from."""
         source = self.config.raw_hf[name]
-        while not isinstance(source, InitSizes | FolderModel | HubModel | TowerModel):
+        while not isinstance(source, InitSizes | FolderModel | HubModel | TowerModel | GgufModel):
             source = self.config.raw_hf[source.base]
         return source
 
@@ -535,10 +544,13 @@ class Plan:
         return found
 
     def config_file(self, source: Any) -> Path:
-        """The config.json of a folder, or of a model of the hub, which may not be fetched yet."""
+        """The config.json of a folder, of a model of the hub or of a GGUF file; it may not be here yet."""
         if isinstance(source, HubModel):
             commit = self.lock.commit(source) or "0" * 40
             return Path(str(layout.HubFile(repo=source.tree.repo, commit=commit, file="config.json")))
+        if isinstance(source, GgufModel):
+            name = next(name for name, one in self.config.raw_hf.items() if one == source)
+            return Path(str(layout.HfModel(model=name))) / "config.json"
         return local(source.path) / "config.json"
 
     def schedule(self, name: str, instances: int | None = None) -> Schedule | None:

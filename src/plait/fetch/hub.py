@@ -111,7 +111,7 @@ def cached(file: HubFile) -> Path | None:
     """The same file in a cache of ``huggingface_hub`` on this machine."""
     from huggingface_hub import constants
 
-    if file.repo.startswith("urls--"):
+    if not file.repo.startswith(("models--", "datasets--")):
         return None
     place = Path(constants.HF_HUB_CACHE) / file.repo / "snapshots" / file.commit / file.file
     return place.resolve() if place.is_file() else None

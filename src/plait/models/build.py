@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plait.config.base import Strict
+from plait.config.gguf import GgufModel
 from plait.config.hub import HubModel
 from plait.config.model import (
     ExtendedModel,
@@ -36,9 +37,17 @@ class Kind(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
+def _gguf(folder: Path, settings: GgufModel) -> dict[str, Any]:
+    """As the other builders; the package gguf is loaded by who needs it."""
+    from plait.models.gguf.build import gguf
+
+    return gguf(folder, settings)
+
+
 KINDS = {
     "folder": Kind(FolderModel, link),
     "hub": Kind(HubModel, hub),
+    "gguf": Kind(GgufModel, _gguf),
     "init": Kind(InitModel, init, ("tokenizer",)),
     "init_mixtral": Kind(MixtralModel, init, ("tokenizer",)),
     "init_tower": Kind(TowerModel, init_tower),

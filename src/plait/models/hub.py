@@ -9,6 +9,7 @@ from plait.config.hub import HubModel
 from plait.config.lock import Lock
 from plait.errors import DataError
 from plait.fetch.lfs import refuse_pointers
+from plait.layout import HubFile
 from plait.models.link import as_safetensors, check_and_complete
 from plait.models.weights import BIN_INDEX, FolderTensors, merkle
 
@@ -31,12 +32,7 @@ def hub(folder: Path, settings: HubModel) -> dict[str, Any]:
     if found is None:
         raise DataError(f"{settings.tree.key} is not locked", hint="plait lock")
     for file in found:
-        checked = files.read_json(file.manifest)
-        if not Path(str(file)).is_file() or Path(str(file)).stat().st_size != checked["bytes"]:
-            raise DataError(
-                f"{file} is not the file that was fetched", hint=f"remove it, then plait fetch {file}"
-            )
-        files.link(str(file), folder / file.file)
+        files.link(as_fetched(file), folder / file.file)
     refuse_pointers(folder / file.file for file in found)
     written = as_safetensors(folder, folder)
     if written:
@@ -51,3 +47,17 @@ def hub(folder: Path, settings: HubModel) -> dict[str, Any]:
     if written:
         log.info("written: %s", ", ".join(written))
     return {"merkle": merkle(tensors), "commit": commit}
+
+
+def as_fetched(file: HubFile) -> Path:
+    """The place of a file from afar, if it is as it was fetched.
+
+    Raises:
+        DataError: it is not fetched, or was changed since.
+    """
+    checked = files.read_json(file.manifest)
+    if not Path(str(file)).is_file() or Path(str(file)).stat().st_size != checked["bytes"]:
+        raise DataError(
+            f"{file} is not the file that was fetched", hint=f"remove it, then plait fetch {file}"
+        )
+    return Path(str(file))

@@ -7,6 +7,7 @@ from typing import Any
 
 from plait import files, layout
 from plait.config import Plan
+from plait.config.gguf import GgufModel
 from plait.config.hub import HubModel
 from plait.config.model import (
     ExtendedModel,
@@ -49,7 +50,7 @@ def config_of(plan: Plan, name: str) -> Values:
 
 
 def _given(plan: Plan, name: str, source: Any) -> Values:
-    """That of a folder of the user's, or of the hub."""
+    """That of a folder of the user's, of the hub, or of a GGUF file."""
     path = plan.config_file(source)
     if path.is_file():
         return files.read_object(path)
@@ -59,7 +60,10 @@ def _given(plan: Plan, name: str, source: Any) -> Values:
             f"the shape of raw_hf.{name} is in config.json of {source.repo}, which is not here",
             hint=f"snakemake {path}" if locked else "`plait lock`, then `snakemake prefetch`",
         )
-    raise ConfigError(f"the shape of raw_hf.{name} is in {path}, which is not there")
+    raise ConfigError(
+        f"the shape of raw_hf.{name} is in {path}, which is not there",
+        hint=f"snakemake {path.parent}" if isinstance(source, GgufModel) else "",
+    )
 
 
 def _longer(plan: Plan, _: str, source: Any) -> Values:
@@ -92,6 +96,7 @@ def _llava(plan: Plan, name: str, source: LlavaModel) -> Values:
 MADE: dict[type, Callable[[Plan, str, Any], Values]] = {
     FolderModel: _given,
     HubModel: _given,
+    GgufModel: _given,
     InitModel: _init,
     MixtralModel: _init,
     TowerModel: lambda _plan, _name, source: tower.config_of(source),

@@ -1,0 +1,1 @@
+"""GGUF files of llama.cpp: their headers, tensors and tokenizers, as Hugging Face folders."""
