@@ -113,6 +113,27 @@ def test_a_changed_key_of_a_run_changes_the_settings_of_its_stages_only(plan, ch
     assert changed == stages
 
 
+def test_how_a_model_is_proven_changes_what_is_proven_and_nothing_else(plan):
+    """No model is cut or trained again for it."""
+    base = plan.config.model_dump()
+    base["models"]["chat-tiny"] = {**base["models"]["chat-tiny"], "proof": "bytes"}
+    other = Plan(load(base))
+    sharded = layout.Sharded(model="chat-tiny", tp=1, pp=2)
+    asked = {
+        "convert": (layout.Megatron(model="chat-tiny"), ""),
+        "shard": (sharded, ""),
+        "verify": (sharded, "verify"),
+        "verify an iteration": (layout.Iteration(run="chat-tiny", iteration=50), "verify"),
+        "train": (layout.Iteration(run="chat-tiny", iteration=50), ""),
+        "export": (layout.Export(run="chat-tiny", step=50), ""),
+    }
+
+    changed = {stage for stage, one in asked.items() if plan.settings(*one) != other.settings(*one)}
+
+    assert changed == {"verify", "verify an iteration", "export"}
+    assert other.settings(sharded, "verify")["proof"] == "bytes"
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

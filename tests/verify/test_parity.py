@@ -1,14 +1,17 @@
 """The proof passes on every grid, and no classic fault of a converter passes it."""
 
 import json
+from pathlib import Path
 
 import megatron.core.models.gpt  # noqa: F401 - loaded once here, not in every forked rank
 import pytest
 import torch
 import transformers.models.mistral.modeling_mistral  # noqa: F401
+from makers import made
 from mutants import prove
 
-from plait import files
+from plait import files, layout
+from plait.convert import folders
 from plait.errors import PlaitError, ProofError
 from plait.models.weights import merkle
 from plait.parallel.grid import Grid
@@ -157,3 +160,32 @@ def test_a_tolerance_follows_arithmetic_and_depth():
     assert logits.tolerance(torch.float64, 8) == 1e-5
     assert logits.tolerance(torch.float32, 2) == 3e-5
     assert logits.tolerance(torch.float32, 32) == pytest.approx(6e-5)
+
+
+def test_a_proof_by_bytes_alone_says_so_as_does_all_that_is_made_of_it(maker, tmp_path, monkeypatch):
+    """Logits are not compared; coverage and the Merkle root are."""
+    monkeypatch.chdir(tmp_path)
+    whole, source = Path("data/models/raw/m-megatron"), maker.hf()
+    whole.parent.mkdir(parents=True)
+    made(whole, "megatron", lambda folder: folders.convert(source, folder))
+    proof = Path(layout.parse(whole).proof)
+
+    found = parity.prove_converted(source, whole, proof, by="bytes")
+
+    assert (found["proof"], found["logits"], found["layers"], found["passed"]) == ("bytes", [], [], True)
+    assert found["merkle_root"] == files.read_manifest(source)["facts"]["merkle"]
+    assert files.stamp(whole) == {"proof": "bytes"}
+    cut = made(tmp_path / "cut", "sharded", lambda folder: folders.shard(whole, folder, Grid(2, 1)))
+    assert files.read_manifest(cut)["facts"]["proof"] == "bytes"
+    by_logits = parity.prove_converted(source, cut, tmp_path / "cut.json")
+    assert by_logits["logits"]
+    assert by_logits["proof"] == "bytes"  # what it was made of was not computed with
+
+    parity.prove_converted(source, whole, proof)
+    assert files.stamp(whole) == {}
+    facts = files.read_manifest(whole)["facts"] | {"merkle": "0" * 64}
+    (whole / "plait.json").unlink()
+    files.write_manifest(whole, kind="megatron", settings={}, facts=facts)
+    monkeypatch.setattr(parity.stream, "root", lambda _: "0" * 64)
+    with pytest.raises(ProofError, match="merkle root"):
+        parity.prove_converted(source, whole, proof, by="bytes")

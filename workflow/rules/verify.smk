@@ -13,6 +13,7 @@ rule verify_megatron:
         "data/logs/verify_megatron/{model}.log",
     benchmark:
         "data/benchmarks/verify_megatron/{model}.tsv"
+    threads: 2
     resources:
         **asks("verify_megatron"),
     params:

@@ -40,7 +40,5 @@ def run(args: argparse.Namespace) -> None:
     with files.appears_whole(str(target), folder=True) as folder:
         template = chat_template(found["template"], name_of(source, Spec.of(source).image_token_id))
         facts = export_folder(source, checkpoint, folder, recipe=found["recipe"], chat_template=template)
-        facts = parity.prove_export(
-            checkpoint, folder, target, facts=facts, by=found.get("proof", "logits")
-        )
+        facts = parity.prove_export(checkpoint, folder, target, facts=facts, by=found.get("proof", "logits"))
         files.write_manifest(folder, kind="export", settings=found, inputs=[source, checkpoint], facts=facts)

@@ -53,10 +53,10 @@ VERSIONS = {
     "build": 3,
     "convert": 5,
     "shard": 5,
-    "verify": 5,
+    "verify": 6,
     "schedule": 1,
     "train": 5,
-    "export": 4,
+    "export": 5,
     "report": 1,
     "generate": 3,
 }
