@@ -6,6 +6,7 @@ model of transformers' own class with one layer, loaded by transformers' own rea
 B = sequences, S = tokens, D = hidden size, V = vocabulary.
 """
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from plait import files
+from plait.convert import layouts
+from plait.convert.stream import View
 from plait.errors import ProofError
 from plait.models import remote
 from plait.models.specs import EMBEDDING, HEAD, LANGUAGE_MODEL, Spec
-from plait.models.weights import FolderTensors
 from plait.verify.cases import Case
 from plait.verify.states import PRECISIONS, Logits, States
 
@@ -44,6 +46,8 @@ def of_transformers(folder: Path, inputs: list[Case], states: States | None = No
                     hidden[dtype][number] = given
                     if states is not None:
                         states.keep(given, dtype=dtype, case=number, layer=layer)
+            del model
+            gc.collect()  # its modules know each other: the next layer would find it still there
     return logits
 
 
@@ -55,14 +59,14 @@ def parts(folder: Path) -> Iterator[Any]:
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     trusted, spec = carries_our_code(folder), Spec.of(folder)
-    weights = FolderTensors(folder)
+    weights = View(layouts.of_hf(folder, spec))
     with tempfile.TemporaryDirectory() as modules:
         os.environ.setdefault("HF_MODULES_CACHE", modules)
         for layer in range(spec.num_layers):
             yield _part(folder, weights, spec, layer, trusted=trusted)
 
 
-def _part(folder: Path, weights: FolderTensors, spec: Spec, layer: int, *, trusted: bool) -> Any:
+def _part(folder: Path, weights: View, spec: Spec, layer: int, *, trusted: bool) -> Any:
     """One layer.
 
     Its embedding and its head are one matrix: the first part has no use for the head, and the last for the
@@ -101,7 +105,7 @@ def _part(folder: Path, weights: FolderTensors, spec: Spec, layer: int, *, trust
     return model.eval()
 
 
-def _tensors(weights: FolderTensors, spec: Spec, layer: int) -> dict[str, Tensor]:
+def _tensors(weights: View, spec: Spec, layer: int) -> dict[str, Tensor]:
     """A layer's tensors under the names of the first, and what the model has beside layers."""
     first, last = layer == 0, layer == spec.num_layers - 1
     below = LANGUAGE_MODEL if spec.vision else ""
