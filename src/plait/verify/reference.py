@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from plait import files
-from plait.convert import layouts
-from plait.convert.stream import View
 from plait.errors import ProofError
 from plait.models import remote
 from plait.models.specs import EMBEDDING, HEAD, LANGUAGE_MODEL, Spec
+from plait.models.weights import FolderTensors
 from plait.verify.cases import Case
 from plait.verify.states import PRECISIONS, Logits, States
 
@@ -55,19 +54,20 @@ def parts(folder: Path) -> Iterator[Any]:
     """A model's layers, each as a model of one layer in fp32; only the last of them has logits.
 
     Raises:
-        ProofError: the folder carries code that plait did not write.
+        ProofError: the folder carries code that plait did not write, or lacks what transformers looks for.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     trusted, spec = carries_our_code(folder), Spec.of(folder)
-    weights = View(layouts.of_hf(folder, spec))
     with tempfile.TemporaryDirectory() as modules:
         os.environ.setdefault("HF_MODULES_CACHE", modules)
         for layer in range(spec.num_layers):
-            yield _part(folder, weights, spec, layer, trusted=trusted)
+            yield _part(folder, spec, layer, trusted=trusted)
 
 
-def _part(folder: Path, weights: View, spec: Spec, layer: int, *, trusted: bool) -> Any:
+def _part(folder: Path, spec: Spec, layer: int, *, trusted: bool) -> Any:
     """One layer.
+
+    Its files are read by the safetensors library, not by the reader that conversion has.
 
     Its embedding and its head are one matrix: the first part has no use for the head, and the last for the
     embedding; those between have none for either, and a vocabulary of one token.
@@ -93,20 +93,24 @@ def _part(folder: Path, weights: View, spec: Spec, layer: int, *, trusted: bool)
     model, told = own.from_pretrained(
         None,
         config=config,
-        state_dict=_tensors(weights, spec, layer),
+        state_dict=_tensors(FolderTensors(folder), spec, layer),
         dtype=torch.float32,
         attn_implementation="eager",
         output_loading_info=True,
     )
     wrong = {key: sorted(names) for key, names in told.items() if names}
-    assert not wrong, f"a part of {folder} is not what transformers looks for: {wrong}"
+    if wrong:
+        raise ProofError(f"transformers looks for other tensors in layer {layer} of {folder}: {wrong}")
     if spec.num_experts:
         model.set_experts_implementation("eager")  # its grouped products are not of fp64
     return model.eval()
 
 
-def _tensors(weights: View, spec: Spec, layer: int) -> dict[str, Tensor]:
-    """A layer's tensors under the names of the first, and what the model has beside layers."""
+def _tensors(weights: FolderTensors, spec: Spec, layer: int) -> dict[str, Tensor]:
+    """A layer's tensors under the names of the first, and what the model has beside layers.
+
+    The files are opened for each layer: pages of those before would else stay in memory.
+    """
     first, last = layer == 0, layer == spec.num_layers - 1
     below = LANGUAGE_MODEL if spec.vision else ""
     own = below if first else ""
