@@ -116,7 +116,7 @@ def test_the_trainer_writes_what_the_export_writes(made):
     iteration = Path(f"data/ckpts/own/iter_{STEPS:07d}")
     ids = [token.id for token in served.tokens]
     grid = Grid(1, 1)
-    trained = parity._Trained(iteration, Spec.of(iteration, layout.HF_CONFIG), grid)
+    trained = parity.Trained(iteration, Spec.of(iteration, layout.HF_CONFIG), grid)
     written = trained_tokens(iteration, trained, grid, renderer, [(sample, ids)])
     assert written == [ids]
     assert torch.isfinite(torch.tensor([token.probability for token in served.tokens])).all()
