@@ -114,7 +114,7 @@ def test_a_changed_key_of_a_run_changes_the_settings_of_its_stages_only(plan, ch
 
 
 def test_how_a_model_is_proven_changes_what_is_proven_and_nothing_else(plan):
-    """No model is cut or trained again for it."""
+    """What decides a cut model, or a trained one, is as it was."""
     base = plan.config.model_dump()
     base["models"]["chat-tiny"] = {**base["models"]["chat-tiny"], "proof": "bytes"}
     other = Plan(load(base))

@@ -46,7 +46,7 @@ rule shard:
     """Cut a proven Megatron model for a tensor x pipeline grid."""
     input:
         unpack(inputs(layout.Sharded)),
-        proof=ancient(layout.proof_pattern(layout.Megatron)),
+        proof=layout.proof_pattern(layout.Megatron),
     output:
         folder=directory(layout.Sharded.PATTERN),
         manifest=layout.pattern(layout.Sharded, layout.MANIFEST),
