@@ -46,12 +46,22 @@ class Stored:
         """
         import torch
 
-        content = bytearray(self.nbytes)
-        with self.path.open("rb") as file:
-            read_into(file.fileno(), self.offset, memoryview(content), self.path)
+        content = read_at(self.path, self.offset, self.nbytes)
         dtype = getattr(torch, self.dtype)
         flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return flat.reshape(self.shape)
+
+
+def read_at(path: Path, offset: int, size: int) -> bytearray:
+    """So many bytes of a file.
+
+    Raises:
+        CheckpointError: the file is cut off.
+    """
+    content = bytearray(size)
+    with path.open("rb") as file:
+        read_into(file.fileno(), offset, memoryview(content), path)
+    return content
 
 
 class StoredTensors(Mapping[str, "Tensor"]):

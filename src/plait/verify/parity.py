@@ -180,13 +180,13 @@ class _Whole:
     """Loads a layer of a whole model on one rank, which pads its vocabulary as any grid does."""
 
     def __init__(self, folder: Path, spec: Spec) -> None:
-        self.folder, self.spec = folder, spec
+        self.spec = spec
+        self.whole = layouts.whole(layouts.released(folder, spec, Grid()), spec)
 
     def __call__(self, stage: Any, layer: int) -> None:
         from plait.train.build import load_weights
 
-        whole = layouts.whole(layouts.released(self.folder, self.spec, Grid()), self.spec)
-        load_weights(stage, engine.cut(whole, self.spec, Grid(1, self.spec.num_layers), 0, layer))
+        load_weights(stage, engine.cut(self.whole, self.spec, Grid(1, self.spec.num_layers), 0, layer))
 
 
 class Sharded:

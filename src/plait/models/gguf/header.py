@@ -17,7 +17,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from plait.errors import CheckpointError
-from plait.models.stored import read_into
+from plait.models.stored import read_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,9 +63,7 @@ class Packed:
         Raises:
             CheckpointError: the file is cut off.
         """
-        content = bytearray(self.nbytes)
-        with self.path.open("rb") as file:
-            read_into(file.fileno(), self.offset, memoryview(content), self.path)
+        content = read_at(self.path, self.offset, self.nbytes)
         return np.frombuffer(content, dtype=np.uint8).reshape(-1, self.row)
 
     def unpacked(self, rows: "NDArray[np.uint8]") -> "NDArray[np.float32]":
