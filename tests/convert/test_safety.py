@@ -104,7 +104,10 @@ def forked(words, moment, fault):
             return run
 
         for name in CALLS:
-            setattr(os, name, wrapped(name, getattr(os, name)))
+            call = (
+                getattr(os, name) if name != "fsync" else lambda _: None
+            )  # a kill loses nothing of the cache
+            setattr(os, name, wrapped(name, call))
         status = 70
         try:
             status = main(words)
@@ -146,7 +149,7 @@ def test_a_killed_job_leaves_the_old_artifact_or_none_or_the_new_one(command, wo
 
     # The artifact appears by the last rename, and by the one before it where another stood there.
     last = len(calls) - calls[::-1].index("replace")
-    for moment in (*some(5, 2, last - 10), *range(last - 10, last + 2), len(calls)):
+    for moment in (*some(3, 2, last - 10), *range(last - 10, last + 2), len(calls)):
         here = work(target)
         status, said = forked(words, moment, kill)
         assert status == -signal.SIGKILL, said
@@ -178,7 +181,7 @@ def test_what_cannot_be_written_is_a_sentence_and_leaves_what_was(command, work)
     calls = moments(words)
     last = len(calls) - calls[::-1].index("replace")
     writes = [at for at, name in enumerate(calls[: last - 4], 1) if name in ("pwrite", "fsync", "replace")]
-    for number, moment in enumerate(writes[at] for at in some(8, 0, len(writes))):
+    for number, moment in enumerate(writes[at] for at in some(4, 0, len(writes))):
         code = FULL[number % len(FULL)]
         work(target)
 
