@@ -6,8 +6,10 @@ made it. It holds no time, host or absolute path: an equal rebuild gives an equa
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,6 +26,10 @@ ADOPTED = b'"adopted"'
 PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)@(?P<host>.+)\.part")
 """What is being written, and by which process of which machine: a killed one leaves it behind."""
 SNAKEMAKE_LEFTOVERS = {".snakemake_timestamp"}
+OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Errors that only what writes can have: no space, a quota, a file too large, a read-only place."""
+
+log = logging.getLogger(__name__)
 
 
 def digest(path: Path | str) -> str:
@@ -185,26 +191,77 @@ def sizes(source: Path | str, names: re.Pattern[str]) -> dict[str, int]:
 def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]:
     """Give a path beside the target to write to; rename it into place if nothing went wrong.
 
+    What a killed process of this machine left of the same target is removed first.
+
     Raises:
         LayoutError: a folder that plait did not make stands at the target.
+        OSError: it cannot be written; the target is named.
     """
     target = Path(target)
     if folder:
         refuse_foreign(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}@{socket.gethostname()}.part")
-    remove(part)
-    try:
-        if folder:
-            part.mkdir()
-        yield part
-        sync(part)
-        if folder:
-            remove(target)
+    part = _beside(target, target.name)
+    with _told_by(target, part):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear(target)
+        try:
+            if folder:
+                part.mkdir()
+            yield part
+            sync(part)
+            _put(part, target)
+            sync(target.parent, deep=False)
+        finally:
+            remove(part)
+
+
+def _beside(target: Path, name: str) -> Path:
+    """What this process writes under a name beside a target."""
+    return target.with_name(f".{name}.{os.getpid()}@{socket.gethostname()}.part")
+
+
+def _put(part: Path, target: Path) -> None:
+    """Rename to the target; a folder that stands there is moved aside first, and never half removed."""
+    if not target.is_dir():
         part.replace(target)
-        sync(target.parent, deep=False)
-    finally:
-        remove(part)
+        return
+    old = _beside(target, f"{target.name}.old")
+    target.replace(old)
+    try:
+        part.replace(target)
+    except OSError:
+        old.replace(target)
+        raise
+    remove(old)
+
+
+def _clear(target: Path) -> None:
+    """Remove what processes of this machine left of a target that are gone; name what others may write."""
+    names = {target.name, f"{target.name}.old"}
+    for path in sorted(target.parent.iterdir()):
+        found = PART.fullmatch(path.name)
+        if not found or found["name"] not in names:
+            continue
+        gone = found["host"] == socket.gethostname() and not Path(f"/proc/{found['pid']}").exists()
+        if gone or int(found["pid"]) == os.getpid():
+            log.info("%s is removed: a process that was killed left it", path)
+            remove(path)
+        else:
+            log.warning("%s is written by process %s on %s, or was left by it", path, *found.group(2, 3))
+
+
+@contextlib.contextmanager
+def _told_by(target: Path, part: Path) -> Iterator[None]:
+    """Name the target where what is written beside it cannot be: a user knows no other name."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")
+        if name.startswith(str(part)):
+            error.filename = str(target) + name.removeprefix(str(part))
+        elif not name and error.errno in OF_WRITING:
+            error.filename = str(target)
+        raise
 
 
 def link(source: Path | str, place: Path) -> None:

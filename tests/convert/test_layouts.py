@@ -171,6 +171,11 @@ def test_a_checkpoint_padded_by_another_rule_is_read(maker, tmp_path):
         torch.save(content, path)
 
     assert stream.root(layouts.released(target, spec).stream()) == merkle(FolderTensors(maker.hf()))
+    with pytest.raises(
+        CheckpointError, match=r"264 rows, padded by .* 4; training has 512, by 128"
+    ) as refused:
+        checkpoint.read_rank(target, Grid(2, 1), 0, 0)
+    assert "plait convert" in refused.value.hint
 
 
 def _rank(maker, tp):

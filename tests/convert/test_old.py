@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from strategies import spec_of, weights
 
+from plait.cli.main import main
 from plait.convert import checkpoint, layouts
 from plait.convert.stream import root
 from plait.errors import CheckpointError
@@ -151,3 +152,50 @@ def test_what_llava_jp_combined_is_read_and_scrambled_groups_are_named(maker, gr
     said = [record.getMessage() for record in caplog.records]
     assert any("cut by 4 query heads and not by their 2 groups" in one for one in said) == (groups == 2)
     assert any("left out: language_model.embedding" in one for one in said) == (grid.pp == 2)
+
+
+def pai(shards, folder, tp, *, projector):
+    """What ``hf2mcore_llava.py`` combines: its parts, the names of Transformer Engine, the LLM's config."""
+    for rank in range(tp):
+        content = torch.load(checkpoint.rank_file(shards, Grid(tp, 1), rank, 0), weights_only=False)
+        model = {}
+        for name, tensor in content["model"].items():
+            fused = name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_")
+            model[fused.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")] = tensor
+            if name.startswith("vision_model.decoder") and "layernorm" not in name:
+                model[f"{name.rpartition('.')[0]}._extra_state"] = None
+        parts = {"language_model": "release", "vision_model": "clip_release", "": "iter_0000001"}
+        for part, place in parts.items():
+            held = {n: one for n, one in model.items() if projector or not n.startswith("vision_projection")}
+            own = {n.removeprefix(f"{part}."): one for n, one in held.items() if n.startswith(part)}
+            (folder / place / f"mp_rank_{rank:02d}").mkdir(parents=True)
+            rest = {"args": content["args"], "checkpoint_version": 3.0, "iteration": 0}
+            torch.save(
+                {**({} if part == "vision_model" else rest), "model": own},
+                folder / place / f"mp_rank_{rank:02d}/model_optim_rng.pt",
+            )
+    (folder / "latest_checkpointed_iteration.txt").write_text("1")
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_what_pai_combined_has_no_projector_and_is_refused_by_name(maker, tp, tmp_path, capsys):
+    source = maker.llava()
+    pai(maker.shards(source, tp, 1), tmp_path / "pai", tp, projector=False)
+    (tmp_path / "pai/config.json").write_bytes((maker.hf() / "config.json").read_bytes())
+    for words in ([], ["--hf", str(source)]):
+        assert main(["convert", f"{tmp_path}/pai", f"{tmp_path}/out", *words]) == 2
+        said = capsys.readouterr().err
+        assert "iter_0000001/mp_rank_00/model_optim_rng.pt lacks vision_projection.encoder.linear_fc1" in said
+        assert "as Pai-Megatron-Patch combines them" in said
+        assert [path.name for path in tmp_path.iterdir()] == ["pai"]
+
+
+def test_the_same_with_a_projector_is_read(maker, tmp_path):
+    """As training saves it; the config of the language model beside it is not taken for a model's."""
+    source = maker.llava()
+    shards = maker.shards(source, 2, 1)
+    pai(shards, tmp_path, 2, projector=True)
+    (tmp_path / "config.json").write_bytes((maker.hf() / "config.json").read_bytes())
+    (tmp_path / "carried.safetensors").write_bytes((shards / "carried.safetensors").read_bytes())
+    _, model = layouts.opened(tmp_path, hf=source)
+    assert root(model.stream()) == merkle(load_file(source / "model.safetensors"))

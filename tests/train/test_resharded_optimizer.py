@@ -19,7 +19,7 @@ from plait.cli.main import main
 from plait.convert import checkpoint, forms, moments, optimizer, torch_dist
 from plait.convert.carried import carry
 from plait.convert.forms import Place
-from plait.convert.torch_dist import STATE, TorchDist
+from plait.convert.torch_dist import STATE
 from plait.files import read_manifest
 from plait.layout import HF_CONFIG
 from plait.models.specs import Spec
@@ -665,7 +665,7 @@ def stacked(change):
         shutil.copytree(iteration(world.trained("bf16")), target)
         (target / "plait.json").unlink()
         common = torch.load(target / "common.pt")
-        metadata = TorchDist(target).metadata
+        metadata = pickle.loads((target / ".metadata").read_bytes())
         change(common, metadata.state_dict_metadata)
         torch.save(common, target / "common.pt")
         (target / ".metadata").write_bytes(pickle.dumps(metadata))

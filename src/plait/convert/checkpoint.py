@@ -207,6 +207,7 @@ def read_rank(folder: Path | str, grid: Grid, tp_rank: int, pp_rank: int) -> Map
     path = saved(folder) / grid.folder(tp=tp_rank, pp=pp_rank) / FILE
     content = _read(path)
     state = _local(content["model"], spec, grid)
+    refuse_padding(path, content["args"], spec, grid)
     expected = rank_shapes(spec, grid if is_padded(content["args"]) else None, tp_rank, pp_rank)
     check_shapes({name: one.shape for name, one in state.items()}, expected, str(path))
     return StoredTensors(state)
@@ -239,7 +240,7 @@ def ranks(folder: Path | str, spec: Spec, grid: Grid | None = None) -> Iterator[
     size = grid or _grid(args)
     combined = False
     ep, chunks = (int(args.get(key) or 1) for key in (EXPERTS, CHUNKS))
-    divisor = int(args.get("make_vocab_size_divisible_by") or DIVISOR)
+    divisor = _divisor(first["args"])
     for number in range(ep if spec.num_experts else 1):
         for tp, pp in size:
             path = _file(saved(folder) / size.folder(tp=tp, pp=pp, ep=number if ep > 1 else None))
@@ -256,6 +257,7 @@ def ranks(folder: Path | str, spec: Spec, grid: Grid | None = None) -> Iterator[
                 tensors = content.get(_model(chunk, chunks))
                 if not isinstance(tensors, dict):
                     raise CheckpointError(f"{path} has no {_model(chunk, chunks)!r}")
+                old.refuse_halves(path, tensors)
                 state = _local(tensors, spec, cut)
                 combined |= old.is_llava_jp(state)
                 if combined:
@@ -297,7 +299,27 @@ def _local(model: Mapping[str, Any], spec: Spec, grid: Grid) -> dict[str, Stored
 
 def is_padded(args: argparse.Namespace) -> bool:
     """Whether a checkpoint's vocabulary has the rows that make it divide among its ranks."""
-    return bool(args.make_vocab_size_divisible_by > 1)
+    return _divisor(args) > 1
+
+
+def _divisor(args: argparse.Namespace) -> int:
+    return int(getattr(args, "make_vocab_size_divisible_by", None) or DIVISOR)
+
+
+def refuse_padding(path: Path, args: argparse.Namespace, spec: Spec, grid: Grid) -> None:
+    """Refuse a vocabulary with other rows than the model that is trained has: ranks hold other tokens then.
+
+    Raises:
+        CheckpointError: it is padded by another rule.
+    """
+    divisor = _divisor(args)
+    rows, own = (padded_vocab_size(spec.vocab_size, grid.tp, size) for size in (divisor, DIVISOR))
+    if divisor > 1 and rows != own:
+        raise CheckpointError(
+            f"{path} has a vocabulary of {rows} rows, padded by --make-vocab-size-divisible-by {divisor}; "
+            f"training has {own}, by {DIVISOR}",
+            hint="`plait convert` reads any padding: make it anew by that",
+        )
 
 
 def read_args(folder: Path | str, grid: Grid) -> argparse.Namespace:

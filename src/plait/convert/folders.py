@@ -156,10 +156,19 @@ def _written(model: Model, folder: Path, placed: list[Placed], source: Path) -> 
         one = next(differences(kept, leaves), None) if kept else None
         raise CheckpointError(
             f"{source} is not what it was when it was made: "
-            + (f"{one.name} {one.how}" if one else f"Merkle root {root(leaves)[:12]}, not {known[:12]}"),
+            + (
+                f"{one.name} {one.how}, in {_where(model, one.name)}"
+                if one
+                else f"Merkle root {root(leaves)[:12]}, not {known[:12]}"
+            ),
             hint="it is damaged: ask for it again",
         )
     return write_leaves(folder, leaves)
+
+
+def _where(model: Model, name: str) -> str:
+    """The files in which a tensor stands."""
+    return ", ".join(sorted({str(move.source.stored.path) for move in model.moves(name)}))
 
 
 def digest_of_tokenizer(source: Path) -> str:

@@ -9,7 +9,7 @@ from plait.convert.engine import State, to_mcore
 from plait.convert.forms import coverage
 from plait.convert.stream import Model, Placed, View, write_leaves
 from plait.errors import CheckpointError
-from plait.layout import HF_CONFIG
+from plait.layout import HF_CONFIG, TRACKER
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors, check_shapes, lay_out
 from plait.parallel.grid import Grid
@@ -111,9 +111,11 @@ def found(path: Path, *, step: int | None = None, hf: Path | None = None) -> tup
         raise CheckpointError(
             f"{place} is no folder", hint="give a model's folder, and --step for an iteration"
         )
-    known = (place / CONFIG, place / HF_CONFIG, path / HF_CONFIG)
+    # LLaVA-JP and Pai-Megatron-Patch lay a config.json beside their files, Pai that of its language model.
+    is_megatron = (place / TRACKER).is_file() and checkpoint.saved(place).is_dir()
+    known = (*([] if is_megatron else [place / CONFIG]), place / HF_CONFIG, path / HF_CONFIG)
     own = next((config for config in known if config.is_file()), None)
-    config = hf / CONFIG if hf else own
+    config = hf / CONFIG if hf else own or (place / CONFIG if is_megatron else None)
     if config is None or not config.is_file():
         raise CheckpointError(
             f"{config.parent if config else place} has no {CONFIG}",

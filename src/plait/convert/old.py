@@ -3,7 +3,8 @@
 Megatron-LLM (SOLO, CodeActAgent) has rotary rows in pairs, up before gate, names of its own in nested
 dictionaries, and a head that is a bare tensor. LLaVA-JP's saver has Megatron Core's names but for the tower's
 layers, a vocabulary as it is, modules in every stage that only one of them uses, and keys and values cut by
-query heads, which scrambles them where groups are fewer.
+query heads, which scrambles them where groups are fewer. What Pai-Megatron-Patch combined has no projector,
+so it is no model; what was trained from it has one, and Megatron Core's names.
 """
 
 import logging
@@ -15,6 +16,7 @@ from typing import Any
 from plait.convert.ops import COLUMN, ROW, VOCAB, WHOLE, FuseGateUp, Held, PairedQKV, Part, QKVByHeads
 from plait.convert.stream import Placed
 from plait.convert.tables import LAYER, Entry, Row
+from plait.errors import CheckpointError
 from plait.models.specs import SOLO, Spec
 from plait.models.stored import Stored
 from plait.models.weights import check_shapes
@@ -57,6 +59,22 @@ def is_megatron_llm(model: Any) -> bool:
 def is_llava_jp(model: Mapping[str, Any]) -> bool:
     """Whether a file's model is one that LLaVA-JP combined."""
     return any(name.startswith("vision_model.transformer.layers.") for name in model)
+
+
+def refuse_halves(path: Path, model: Mapping[str, Any]) -> None:
+    """Refuse a file that Pai-Megatron-Patch combined: a language model and a tower, nothing between them.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    parts = {name.partition(".")[0] for name in model}
+    if {"language_model", "vision_model"} <= parts and "vision_projection" not in parts:
+        raise CheckpointError(
+            f"{path} lacks vision_projection.encoder.linear_fc1.weight: it has a language model and a vision "
+            "tower without a projector, as Pai-Megatron-Patch combines them before anything is trained",
+            hint="`plait build` makes the model of the two Hugging Face folders that it was combined of: "
+            "`kind: llava` of raw_hf, with `projector` or a drawn one",
+        )
 
 
 def megatron_llm(

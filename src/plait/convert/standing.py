@@ -36,7 +36,9 @@ def model(target: Megatron | Sharded, hf: Path, settings: Mapping[str, Any]) -> 
     with _completed(folder, hf, spec) as (whole, beside):
         model = layouts.released(whole, spec, grid)
         root = stream.root(model.stream())
-        padded = checkpoint.is_padded(checkpoint.read_args(whole, grid))
+        args = checkpoint.read_args(whole, grid)
+        checkpoint.refuse_padding(ranks[0], args, spec, grid)
+        padded = checkpoint.is_padded(args)
         types = folders.dtypes(spec, model.dtypes)
     expected = files.read_manifest(hf, kind="hf_model")["facts"]["merkle"]
     if root != expected:

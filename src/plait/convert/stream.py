@@ -113,7 +113,12 @@ class Model:
         """
         for one in sources:
             _check(one)
-        forms.check_once((one.held for one in sources), shapes)
+        self.files = sorted({one.stored.path for one in sources})
+        try:
+            forms.check_once((one.held for one in sources), shapes)
+        except CheckpointError as error:
+            place = os.path.commonpath(self.files) if self.files else "no file"
+            raise CheckpointError(f"{place}: {error.args[0]}", hint=error.hint) from error
         self.shapes = dict(shapes)
         self.dtypes: dict[str, str] = {}
         for one in sources:
@@ -123,7 +128,6 @@ class Model:
                     raise CheckpointError(
                         f"{one.stored.path}: {one.name} has {piece.hf} as {one.stored.dtype}, not {known}"
                     )
-        self.files = sorted({one.stored.path for one in sources})
         self._index = Sources((one, one.held) for one in sources)
 
     def stream(

@@ -1,20 +1,18 @@
 """Reading a ``torch_dist`` checkpoint of Megatron Core, without processes and without Megatron.
 
-``.metadata`` is a pickle: for every tensor its size and chunks, for every chunk the file, offset and
-length of its bytes, which are a ``torch.save`` of that chunk. The pickle is read by an unpickler that
-knows the few classes below and no others; of a chunk the tensor's place is read, see ``models/archive.py``.
+``.metadata`` says for every tensor its size and chunks, and for every chunk the file, offset and length of
+its bytes, which are a ``torch.save`` of that chunk. It is read by :mod:`plait.convert.metadata`; of a chunk
+the tensor's place is read, see ``models/archive.py``.
 
 The layers of a model are one tensor whose first axis counts them, under names without a number; the next
 axis counts experts.
 Names are those of Transformer Engine's layers, also where Megatron's local layers were trained.
 """
 
-import io
 import math
 import pickle
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -23,13 +21,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from plait.convert import metadata
+from plait.convert.metadata import Chunk, Metadata
 from plait.convert.ops import VOCAB, Held, Part, Piece, matrix
 from plait.convert.stream import Placed, type_of
 from plait.convert.tables import Entry, entries
 from plait.errors import CheckpointError
 from plait.files import write_json
 from plait.layout import OPTIMIZER
-from plait.models.archive import BROKEN, Archive, Room, append, check_pickle
+from plait.models.archive import Archive, Room, append
 from plait.models.specs import Spec
 from plait.models.stored import Stored
 
@@ -45,45 +45,6 @@ BACKENDS = {
 EXTRA = "_extra_state"
 """Transformer Engine's own entries carry this in their names; nothing else may be ignored."""
 
-_CHECKPOINT = "torch.distributed.checkpoint"
-ALLOWED: dict[str, frozenset[str]] = {
-    "torch": frozenset({"Size", "float32", "float16", "bfloat16", "float64", "uint8", "int32", "int64"}),
-    "torch.serialization": frozenset({"_get_layout"}),
-    "collections": frozenset({"OrderedDict"}),
-    f"{_CHECKPOINT}.filesystem": frozenset({"_StorageInfo"}),
-    f"{_CHECKPOINT}.planner": frozenset({"SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"}),
-    f"{_CHECKPOINT}.metadata": frozenset(
-        {
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        }
-    ),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows the classes of a checkpoint's metadata and no others."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("builtins", "getattr"):
-            return _member
-        if name not in ALLOWED.get(module, frozenset()):
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's metadata")
-        return super().find_class(module, name)
-
-
-def _member(kind: Any, name: str) -> Enum:
-    """Stand for ``getattr``, with which Python 3.11.0 to 3.11.3 pickle the member of an enum."""
-    if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
-        raise pickle.UnpicklingError(f"getattr of {name!r} has no place in a checkpoint's metadata")
-    return kind[name]
-
 
 @dataclass(frozen=True)
 class TorchDist:
@@ -92,58 +53,40 @@ class TorchDist:
     folder: Path
 
     @cached_property
-    def metadata(self) -> Any:
-        """Torch's ``Metadata`` of the checkpoint.
+    def metadata(self) -> Metadata:
+        """What it says of itself.
 
         Raises:
-            CheckpointError: there is none, or it holds something that it should not.
+            CheckpointError: as :func:`plait.convert.metadata.read`.
         """
-        path = self.folder / METADATA
-        try:
-            text = path.read_bytes()
-            check_pickle(text)
-            found = _Unpickler(io.BytesIO(text)).load()
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path} is missing: {self.folder} is no torch_dist checkpoint") from error
-        except BROKEN as error:
-            words = str(error).partition("\n")[0] or type(error).__name__
-            raise CheckpointError(f"{path} cannot be read: {words}") from error
-        known = all(
-            isinstance(getattr(found, name, None), dict) for name in ("state_dict_metadata", "storage_data")
-        )
-        if not known:
-            raise CheckpointError(f"{path} cannot be read: it is no metadata of a checkpoint")
-        return found
+        return metadata.read(self.folder / METADATA)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor."""
-        found = self.metadata.state_dict_metadata
-        return {name: tuple(entry.size) for name, entry in found.items() if hasattr(entry, "chunks")}
+        return {name: one.size for name, one in self.metadata.entries.items() if one.size is not None}
 
-    def chunk(self, name: str, chunk: Any) -> Stored:
+    def chunk(self, name: str, chunk: Chunk) -> Stored:
         """Where a chunk of a tensor stands.
 
         Raises:
             CheckpointError: it is not what the metadata say.
         """
-        from torch.distributed.checkpoint.metadata import MetadataIndex
-
-        info = self.metadata.storage_data.get(MetadataIndex(name, chunk.offsets))
+        info = self.metadata.locations.get((name, chunk.offsets))
         if info is None:
             raise CheckpointError(f"{self.folder / METADATA} does not say where a chunk of {name} stands")
-        path = self.folder / info.relative_path
-        if path.name != info.relative_path or getattr(info, "transform_descriptors", None):
+        path = self.folder / info.file
+        if path.name != info.file or not info.is_plain:
             raise CheckpointError(f"{self.folder}: {name} is stored in a way that plait does not read")
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing; {self.folder / METADATA} lists it")
+            raise CheckpointError(f"{path} is missing; {self.folder / METADATA} lists it for {name}")
         try:
             found = Archive(path, info.offset, info.length).content
         except CheckpointError as error:
-            raise CheckpointError(f"a chunk of {name} in {error}", hint=error.hint) from error
-        if not isinstance(found, Stored) or found.shape != tuple(chunk.sizes):
+            raise CheckpointError(f"a chunk of {name} in {error.args[0]}", hint=error.hint) from error
+        if not isinstance(found, Stored) or found.shape != chunk.sizes:
             raise CheckpointError(
-                f"{path}: a chunk of {name} is {getattr(found, 'shape', found)}, not {tuple(chunk.sizes)}"
+                f"{path}: a chunk of {name} is {getattr(found, 'shape', found)}, not {chunk.sizes}"
             )
         return found
 
@@ -176,7 +119,7 @@ def sources(
     found = []
     for name, stack in stacks.items():
         _check_stack(folder, name, stored.shapes[name], stack, spec)
-        chunks = stored.metadata.state_dict_metadata[name].chunks
+        chunks = stored.metadata.entries[name].chunks
         found += [Placed(name, stored.chunk(name, one), _held(stack, one, spec)) for one in chunks]
     return found
 
@@ -309,10 +252,10 @@ def _write_metadata(folder: Path, written: Sequence[_Written]) -> None:
         pickle.dump(Metadata(found, storage_data=storage), file)
 
 
-def _held(stack: Mapping[tuple[int, ...], Entry], chunk: Any, spec: Spec) -> Held:
+def _held(stack: Mapping[tuple[int, ...], Entry], chunk: Chunk, spec: Spec) -> Held:
     """What a chunk of a tensor holds, which may be several layers of one parameter."""
     depth = len(next(iter(stack)))
-    sizes, offsets = tuple(chunk.sizes), tuple(chunk.offsets)
+    offsets, sizes = chunk
     rows, cols = matrix(sizes[depth:])
     pieces: list[Piece] = []
     view = None

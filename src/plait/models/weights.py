@@ -131,10 +131,17 @@ class FolderTensors(Mapping[str, Tensor]):
         for file in dict.fromkeys(found.values()):
             if not (self.folder / file).is_file():
                 raise CheckpointError(f"{self.folder / file} is missing; {index} lists it")
-            lacking = sorted({name for name in found if found[name] == file} - set(self._handle(file).keys()))
+            held = set(self._handle(file).keys())
+            lacking = sorted({name for name in found if found[name] == file} - held)
             if lacking:
                 raise CheckpointError(
                     f"{self.folder / file} lacks {_some(lacking)}; {index} lists it there",
+                    hint="the files are of different downloads: download them anew",
+                )
+            twice = sorted(name for name in held & found.keys() if found[name] != file)
+            if twice:
+                raise CheckpointError(
+                    f"{self.folder / file} holds {_some(twice)}; {index} lists it in {found[twice[0]]}",
                     hint="the files are of different downloads: download them anew",
                 )
         return dict(found)

@@ -127,7 +127,7 @@ def _held(wanted: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     Megatron Core's own layers remember nothing, but most of them leave an empty entry.
     """
-    stored = TorchDist(folder).metadata.state_dict_metadata
+    stored = TorchDist(folder).metadata.entries
     return {name: one for name, one in wanted.items() if EXTRA not in name or one.unique_key in stored}
 
 
