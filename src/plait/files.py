@@ -192,7 +192,7 @@ def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]
     if folder:
         refuse_foreign(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}@{socket.gethostname()}.part")
+    part = _beside(target)
     remove(part)
     try:
         if folder:
@@ -205,6 +205,32 @@ def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]
         sync(target.parent, deep=False)
     finally:
         remove(part)
+
+
+@contextlib.contextmanager
+def appears_once(target: Path) -> Iterator[Path]:
+    """Give a folder beside the target to write to; it becomes the target where no other process was faster.
+
+    One rename decides, so that nobody waits for anybody: the others' folders are removed.
+    """
+    part = _beside(target)
+    remove(part)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        sync(part)
+        try:
+            part.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        sync(target.parent, deep=False)
+    finally:
+        remove(part)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}@{socket.gethostname()}.part")
 
 
 def link(source: Path | str, place: Path) -> None:
