@@ -84,6 +84,15 @@ def test_paths_are_those_of_the_guides(artifact, path):
     assert str(artifact) == path
 
 
+def test_what_a_part_says_lies_beside_its_artifact():
+    cut = layout.Sharded(model="x", tp=2, pp=1)
+
+    assert cut.part(2, 3) == "data/models/sharded/.x-megatron-tp2-pp1.parts/2-of-3.json"
+    assert layout.part_pattern(layout.Sharded).format(model="x", tp=2, pp=1, part=2, parts=3) == cut.part(
+        2, 3
+    )
+
+
 def test_proofs_mirror_their_artifacts():
     export = layout.Export(run="x", step=100)
 
@@ -132,6 +141,8 @@ MADE_BESIDE_ARTIFACTS = [
     "data/verify/ckpts/x/iter_0000100/parity.json",
     "data/verify/models/sharded/x-megatron-tp2-pp1/parity.json",
     "ckpts/x/hf/model_iter_100",
+    "data/models/raw/.x-megatron.parts/2-of-3.json",
+    "data/models/sharded/.x-megatron-tp2-pp1.parts/10-of-12.json",
     "data/logs/raw/x.log",
 ]
 

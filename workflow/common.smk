@@ -5,6 +5,7 @@ from functools import wraps
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
@@ -64,11 +65,12 @@ def from_afar(wildcards):
     return files_of_all
 
 
-def inputs(kind, *, of_its_proof=False):
+def inputs(kind, *, guarded=True):
     """The artifacts that one of this kind is made from, by name, and their manifests.
 
     Only the manifests count as changed: folders are ancient, so touching or cloning plans nothing.
     The folder of an iteration is no output of its rule, and so no input: its manifest stands for it.
+    What makes the artifact itself looks at what stands there (guarded), and waits for its parts, if it has any.
     """
 
     def folder(one):
@@ -77,7 +79,7 @@ def inputs(kind, *, of_its_proof=False):
     @in_snakemakes_frame
     def find(wildcards):
         artifact = made(kind, wildcards)
-        if not of_its_proof and plan.left_alone(artifact, workflow.dag_settings):
+        if guarded and plan.left_alone(artifact, workflow.dag_settings):
             return {}
         found = plan.inputs(artifact)
         if kind is layout.Export:
@@ -86,7 +88,7 @@ def inputs(kind, *, of_its_proof=False):
         if kind is layout.Raw and plan.to_supply(artifact) not in {"", *waiting}:
             waiting.add(plan.to_supply(artifact))
             logger.info(f"You must supply {plan.to_supply(artifact)}.")
-        if not of_its_proof:
+        if guarded:
             files.refuse_foreign(artifact)
         found.pop("files", None)
         needed = [one for several in found.values() for one in several]
@@ -96,6 +98,9 @@ def inputs(kind, *, of_its_proof=False):
         folders = {
             name: [folder(one) for one in several] for name, several in found.items()
         }
+        if guarded and kind in layout.SPLIT:
+            recorded = workflow.persistence.input(IOFile(artifact.manifest))
+            folders["parts"] = plan.conversion_parts(artifact, recorded)
         return folders | {"manifests": manifests}
 
     return find
@@ -202,6 +207,9 @@ def asks(rule):
 around = in_snakemakes_frame(
     lambda wildcards: files.canonical(asking.around(made(layout.Iteration, wildcards)))
 )
+
+# How many parts of a conversion its job joins; 0 where it was not split.
+joined = lambda wildcards, input: len(input.get("parts", ()))
 
 # The user's own files by size: an appended line makes a raw source again, touching it does not.
 user_files = in_snakemakes_frame(

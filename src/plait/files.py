@@ -264,6 +264,30 @@ def _told_by(target: Path, part: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def appears_once(target: Path) -> Iterator[Path]:
+    """Give a folder beside the target to write to; it becomes the target where no other process was faster.
+
+    One rename decides, so that nobody waits for anybody: the others' folders are removed.
+    """
+    part = _beside(target, target.name)
+    with _told_by(target, part):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear(target)
+        try:
+            part.mkdir()
+            yield part
+            sync(part)
+            try:
+                part.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+            sync(target.parent, deep=False)
+        finally:
+            remove(part)
+
+
 def link(source: Path | str, place: Path) -> None:
     """Link to a file of this project by the way from here to there: the project may be moved."""
     source = Path(source)

@@ -63,6 +63,8 @@ WILDCARDS: dict[str, str] = {
     "commit": r"[0-9a-f]{40}",
     "revision": r"\w[\w.%-]*",
     "file": rf"(?:{SEGMENT}/)*{SEGMENT}",
+    "part": NUMBER,
+    "parts": NUMBER,
 }
 WIDTHS = {"shard": 5, "iteration": 7}
 COUNTED = "a number from 1 without leading zeros"
@@ -127,6 +129,16 @@ class Artifact:
     def proof(self) -> str:
         """The proof of this artifact."""
         return proof_of(str(self))
+
+    @property
+    def parts(self) -> str:
+        """Where several jobs that make it together leave what they have, until one more joins it."""
+        folder, _, name = str(self).rpartition("/")
+        return f"{folder}/.{name}.parts"
+
+    def part(self, number: int, of: int) -> str:
+        """What one of these jobs says when it is done."""
+        return f"{self.parts}/{number}-of-{of}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,6 +405,10 @@ ADOPTABLE: tuple[type[Artifact], ...] = (
 """What ``plait adopt`` takes where plait did not make it."""
 
 
+SPLIT: tuple[type[Artifact], ...] = (Megatron, Sharded)
+"""What several jobs can make together."""
+
+
 def pattern(kind: type[Artifact], suffix: str = "") -> str:
     """The Snakemake pattern of a kind of artifact, or of a file inside it."""
     return kind.PATTERN + (f"/{suffix}" if suffix else "")
@@ -401,6 +417,12 @@ def pattern(kind: type[Artifact], suffix: str = "") -> str:
 def proof_pattern(kind: type[Artifact]) -> str:
     """The Snakemake pattern of the proof of a kind of artifact."""
     return f"data/verify/{kind.PATTERN.removeprefix('data/')}/parity.json"
+
+
+def part_pattern(kind: type[Artifact]) -> str:
+    """The Snakemake pattern of what a job says that makes a part of an artifact."""
+    folder, _, name = kind.PATTERN.rpartition("/")
+    return f"{folder}/.{name}.parts/{{part}}-of-{{parts}}.json"
 
 
 def inside(path: str | os.PathLike[str]) -> str:
@@ -451,7 +473,7 @@ def unmade() -> str:
     parts = [pattern(kind, MANIFEST) for kind in KINDS if kind not in lone]
     proofs = [proof_pattern(kind) for kind in (Megatron, Sharded, Iteration, Export)]
     others = [Chat.LEDGER, Chat.REJECTS, f"{Run.PATTERN}/schedule.json", Export.PATTERN.removeprefix("data/")]
-    others.append(HubFile.CHECKED)
+    others += [HubFile.CHECKED, *map(part_pattern, SPLIT)]
     made = "|".join(_nameless(template) for template in whole + parts + proofs + others)
     return f"(?!(?:{made})$)(?:data/(?!logs/|benchmarks/)|ckpts/).+"
 

@@ -89,6 +89,27 @@ def test_what_another_machine_writes_is_left_to_it(said, monkeypatch):
     assert part.exists()
 
 
+def test_what_jobs_of_a_conversion_wrote_stays_while_one_of_them_is_at_work(said):
+    parts = Path("data/models/raw/.x-megatron.parts")
+    process = started(HOLD.replace("data/raw/emoji", f"{parts}/0123456789abcdef"))
+    try:
+        (parts / "1-of-3.json").write_text("{}")
+        assert f"{parts}, 0.0 MB: a conversion of several jobs writes it" in said("--clean")
+        assert (parts / "1-of-3.json").exists()
+    finally:
+        killed(process)
+
+    Path(".snakemake/locks").mkdir(parents=True)
+    Path(".snakemake/locks/0.input.lock").touch()
+    said("--clean")
+    assert (parts / "1-of-3.json").exists()  # its other jobs may still be to come
+
+    Path(".snakemake/locks/0.input.lock").unlink()
+    assert "a conversion of several jobs is gone; plait status --clean removes it" in said()
+    assert f"removed: {parts}" in said("--clean")
+    assert not parts.exists()
+
+
 def test_a_download_that_goes_on_and_a_half_written_checkpoint_are_told_apart(said):
     download, half = Path("data/hub/.model.safetensors.part"), Path("data/ckpts/x/.iter_0000100.part")
     for folder in (download, half):

@@ -13,6 +13,8 @@ JOINT = {
                  "more": {"source": {"kind": "chatterbot-dialogues", "languages": ["english"]}, "shards": 2}},
 }  # fmt: skip
 
+IN_PARTS = {"models": {"solo-tiny": {"conversion_jobs": 3}}}
+
 TARGETS = {
     "all": ((), None),
     "raw": (("data/raw/emoji",), None),
@@ -24,6 +26,7 @@ TARGETS = {
     "hf-model": (("data/models/raw_hf/MultimodalMistral-tiny",), None),
     "megatron-model": (("data/models/raw/solo-tiny-megatron",), None),
     "sharded-model": (("data/models/sharded/solo-tiny-megatron-tp2-pp2",), None),
+    "sharded-model-in-parts": (("data/models/sharded/solo-tiny-megatron-tp2-pp2",), IN_PARTS),
     "proof-of-a-sharded-model": (
         ("data/verify/models/sharded/chat-tiny-megatron-tp1-pp2/parity.json",),
         None,

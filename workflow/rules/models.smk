@@ -36,10 +36,30 @@ rule convert:
         "data/benchmarks/convert/{model}.tsv"
     resources:
         **asks("convert"),
+        joined=joined,
     params:
         settings=settings(layout.Megatron),
     shell:
-        "plait convert {input.hf} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+        "plait convert {input.hf} {output.folder} --settings {params.settings:q} --join {resources.joined} > {log} 2>&1"
+
+
+rule convert_part:
+    """Convert a part of a Hugging Face model; `convert` joins the parts."""
+    input:
+        unpack(inputs(layout.Megatron, guarded=False)),
+    output:
+        temp(layout.part_pattern(layout.Megatron)),
+    log:
+        "data/logs/convert_part/{model}/{part}-of-{parts}.log",
+    benchmark:
+        "data/benchmarks/convert_part/{model}/{part}-of-{parts}.tsv"
+    resources:
+        **asks("convert_part"),
+    params:
+        target=layout.Megatron.PATTERN,
+        settings=settings(layout.Megatron),
+    shell:
+        "plait convert {input.hf} {params.target} --part {wildcards.part}/{wildcards.parts} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule shard:
@@ -56,7 +76,28 @@ rule shard:
         "data/benchmarks/shard/{model}-tp{tp}-pp{pp}.tsv"
     resources:
         **asks("shard"),
+        joined=joined,
     params:
         settings=settings(layout.Sharded),
     shell:
-        "plait shard {input.megatron} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+        "plait shard {input.megatron} {output.folder} --settings {params.settings:q} --join {resources.joined} > {log} 2>&1"
+
+
+rule shard_part:
+    """Cut a part of a proven Megatron model; `shard` joins the parts."""
+    input:
+        unpack(inputs(layout.Sharded, guarded=False)),
+        proof=layout.proof_pattern(layout.Megatron),
+    output:
+        temp(layout.part_pattern(layout.Sharded)),
+    log:
+        "data/logs/shard_part/{model}-tp{tp}-pp{pp}/{part}-of-{parts}.log",
+    benchmark:
+        "data/benchmarks/shard_part/{model}-tp{tp}-pp{pp}/{part}-of-{parts}.tsv"
+    resources:
+        **asks("shard_part"),
+    params:
+        target=layout.Sharded.PATTERN,
+        settings=settings(layout.Sharded),
+    shell:
+        "plait shard {input.megatron} {params.target} --part {wildcards.part}/{wildcards.parts} --settings {params.settings:q} > {log} 2>&1"

@@ -31,6 +31,29 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--settings", metavar="JSON", help="the settings, as the workflow gives them")
 
 
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """Let several jobs make a target together."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--part",
+        type=_part,
+        metavar="K/N",
+        help="write the K-th of N parts of a large model, beside the target; parts may run at once, and each "
+        "again. They use the disk that the target will have",
+    )
+    group.add_argument(
+        "--join", type=int, default=0, metavar="N", help="check N parts, and put them into place; 0: no parts"
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    """K/N as two numbers."""
+    number, stroke, of = text.partition("/")
+    if not (stroke and number.isdecimal() and of.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 2/4")
+    return int(number), int(of)
+
+
 def settings(args: argparse.Namespace, artifact: Artifact, stage: str = "") -> dict[str, Any]:
     """The settings that decide the content of ``artifact``.
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from plait import files, layout
-from plait.cli.common import Subparsers, add_settings, add_stage, settings
+from plait.cli.common import Subparsers, add_parts, add_settings, add_stage, settings
 from plait.errors import LayoutError
 
 SIZES = {
@@ -25,6 +25,7 @@ def add(stages: Subparsers) -> None:
         "convert",
         "convert a model: to a whole Megatron one inside data/, from any layout to any elsewhere",
         "data/models/raw_hf/Mistral-7B-v0.1 data/models/raw/Mistral-7b-megatron\n"
+        "  plait convert data/models/raw_hf/Mistral-7B-v0.1 data/models/raw/Mistral-7b-megatron --part 1/4\n"
         "  plait convert data/ckpts/RUN there/tp4 --step 100 --tp 4\n"
         "  plait convert there/tp4 there/hf --to hf --hf data/models/raw_hf/Mistral-7B-v0.1\n"
         "  plait convert data/ckpts/RUN there/tp2 --step 100 --tp 2 --optim",
@@ -36,6 +37,7 @@ def add(stages: Subparsers) -> None:
         "target", help=f"{layout.Megatron.PATTERN}; elsewhere any folder that is not there yet"
     )
     add_settings(parser)
+    add_parts(parser)
     elsewhere = parser.add_argument_group("outside data/, where no path says it")
     elsewhere.add_argument(
         "--to", choices=("classic", "torch_dist", "hf"), help="the target's layout (default: classic)"
@@ -76,14 +78,13 @@ def _inside(args: argparse.Namespace) -> None:
             f"{given[0]} was given for {args.target}, whose path says what it is",
             hint="leave it out, or name a target outside data/",
         )
-    from plait.convert import folders
+    from plait.convert.folders import Conversion
+    from plait.convert.split import Job
 
     source = Path(str(layout.HfModel.parse(args.source)))
     target = layout.Megatron.parse(args.target)
-    chosen = settings(args, target)
-    with files.appears_whole(str(target), folder=True) as folder:
-        facts = folders.convert(source, folder)
-        files.write_manifest(folder, kind="megatron", settings=chosen, inputs=[source], facts=facts)
+    job = Job(Conversion.of_hf(source), target, "megatron", settings(args, target))
+    job.part(*args.part) if args.part else job.whole(args.join)
 
 
 def _elsewhere(args: argparse.Namespace) -> None:
@@ -91,6 +92,10 @@ def _elsewhere(args: argparse.Namespace) -> None:
     from plait.convert import folders
     from plait.parallel.grid import Grid
 
+    if args.part or args.join:
+        raise LayoutError(
+            f"parts are made of a target inside data/, which {args.target} is not", hint="leave --part out"
+        )
     target = Path(args.target)
     if target.exists():
         raise LayoutError(f"{target} stands there already", hint="name a folder that does not")

@@ -452,6 +452,11 @@ class Model(Strict):
         description="logits: what it computes is compared with transformers, layer by layer; bytes: coverage "
         "and Merkle root alone, and all that is made of it says so",
     )
+    conversion_jobs: PositiveInt = Field(
+        1,
+        description="jobs that convert it and that cut it for a grid, each a part of its bytes, at once if "
+        "there are cores or nodes; one more puts the parts into place. Changes nothing of what is made",
+    )
 
 
 Reference = tuple[str, str, str, str, Mapping[str, Any]]

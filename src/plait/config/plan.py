@@ -6,7 +6,7 @@ version remakes the artifact, an edited comment does not. Raise a stage's versio
 of its code that changes what it writes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -379,14 +379,33 @@ class Plan:
 
     def stands(self, export: layout.Export) -> bool:
         """Whether an export is there as config/ and its inputs have it now: nothing makes it again."""
-        if not (Path(export.manifest).is_file() and Path(export.proof).is_file()):
+        return Path(export.proof).is_file() and self._is_current(export)
+
+    def _is_current(self, artifact: layout.Artifact) -> bool:
+        """Whether an artifact is there as config/ and its inputs have it now."""
+        if not Path(artifact.manifest).is_file():
             return False
-        found = read_json(export.manifest)
-        return canonical(found["settings"]) == self.settings_text(export) and all(
+        found = read_json(artifact.manifest)
+        return canonical(found["settings"]) == self.settings_text(artifact) and all(
             was == digest_of_input(path)
             for path, was in found["inputs"].items()
             if Path(path, layout.MANIFEST).is_file()
         )
+
+    def conversion_parts(self, artifact: Any, known: Iterable[str] | None) -> list[str]:
+        """What the jobs say that make a converted model together; nothing where one job makes it.
+
+        Snakemake makes again what was made from other files than a rule lists now. So one that is there as
+        config/ has it lists those that it was made from: another ``conversion_jobs`` remakes nothing.
+
+        Args:
+            artifact: the model.
+            known: what it was made from, as Snakemake recorded it.
+        """
+        if self._is_current(artifact):
+            return [path for path in known or () if path.startswith(f"{artifact.parts}/")]
+        jobs = self._model(artifact.model).conversion_jobs
+        return [artifact.part(number, jobs) for number in range(1, jobs + 1) if jobs > 1]
 
     def check_kept(self, export: layout.Export, asked: Any) -> None:
         """Refuse to make an export anew from a checkpoint that was thinned out: the old one would be lost.
@@ -503,9 +522,12 @@ class Plan:
 
     def split(self, model: str) -> dict[str, int | None]:
         """Layers of the first and the last stage of a model's pipelines; None where they are even."""
-        entry = self.config.models.get(model) or Model(source=self.hf(model).model)
-        found: dict[str, int | None] = entry.model_dump(include=SPLIT)
+        found: dict[str, int | None] = self._model(model).model_dump(include=SPLIT)
         return found
+
+    def _model(self, name: str) -> Model:
+        """The keys of a converted model."""
+        return self.config.models.get(name) or Model(source=self.hf(name).model)
 
     def shape(self, model: str) -> dict[str, int]:
         """The sizes that a grid must divide, as far as they are known before the model exists."""

@@ -1,6 +1,6 @@
 """Two models tensor by tensor, and a model with what it was when it was made."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ def check(path: Path) -> tuple[str, int]:
     return root(known), len(known)
 
 
-def differences(one: dict[str, Leaf], other: dict[str, Leaf]) -> Iterator[Difference]:
+def differences(one: Mapping[str, Leaf], other: Mapping[str, Leaf]) -> Iterator[Difference]:
     """The tensors that two models do not have alike, in the first one's order."""
     for name, leaf in one.items():
         if name not in other:

@@ -1,9 +1,11 @@
 """The stages of conversion, folder to folder; what is read is digested as it passes."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from plait import files
 from plait.convert import carried, checkpoint, layouts, optimizer, torch_dist
@@ -11,10 +13,10 @@ from plait.convert.compare import differences
 from plait.convert.export import set_dtype
 from plait.convert.forms import coverage
 from plait.convert.moments import Optimizer
-from plait.convert.stream import Model, Placed, read_leaves, root, write_leaves
+from plait.convert.stream import Leaf, Model, Placed, read_leaves, root, write_leaves
 from plait.convert.tables import entries
 from plait.errors import CheckpointError
-from plait.layout import HF_CONFIG, MANIFEST, TENSORS
+from plait.layout import CARRIED, HF_CONFIG, MANIFEST, TENSORS
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
@@ -25,47 +27,108 @@ TOKENIZER = "tokenizer.json"
 log = logging.getLogger(__name__)
 
 
-def convert(source: Path, folder: Path) -> dict[str, Any]:
-    """Write a Hugging Face model as a whole Megatron one; the facts of its manifest.
+@dataclass(frozen=True)
+class Conversion:
+    """A model that becomes a Megatron one in the classic layout, folder to folder.
 
-    ``tokenizer`` among them is the sha256 of the source's tokenizer.json: training compares it with
-    that of its data, for tokenizers of equal size can be told apart by nothing else.
-
-    Raises:
-        CheckpointError: the source does not hold what its config promises.
+    Attributes:
+        source: where it stands.
+        spec: the model.
+        model: its tensors there.
+        tokenizer: the sha256 of its tokenizer.json: training compares it with that of its data, for
+            tokenizers of equal size can be told apart by nothing else.
+        grid: what it is cut for; None leaves it whole, its vocabulary not padded.
+        note: the end of a log line: what of the source is left out.
     """
-    spec = Spec.of(source)
-    tokenizer = digest_of_tokenizer(source)
-    model = layouts.of_hf(source, spec)
-    placed = checkpoint.lay_out(folder, spec, Grid(), model.dtypes, padded=False)
-    carried.take_along(source, folder)
-    merkle = _written(model, folder, placed + carried.lay_out(folder, spec, model.dtypes), source)
-    checkpoint.write_tracker(folder)
-    size = sum(one.stored.nbytes for one in placed)
-    note = FolderTensors(source).note
-    log.info("%d tensors -> %d tensors, %s%s", len(model.shapes), len(placed), _bytes(size), note)
-    return _facts(merkle, spec, None, tokenizer, model.dtypes) | files.stamp(source)
+
+    source: Path
+    spec: Spec
+    model: Model
+    tokenizer: str
+    grid: Grid | None = None
+    note: str = ""
+
+    @classmethod
+    def of_hf(cls, source: Path) -> Self:
+        """A Hugging Face model, to a whole Megatron one.
+
+        Raises:
+            CheckpointError: the source does not hold what its config promises.
+        """
+        spec = Spec.of(source)
+        tokenizer = digest_of_tokenizer(source)
+        model = layouts.of_hf(source, spec)
+        return cls(source, spec, model, tokenizer, note=FolderTensors(source).note)
+
+    @classmethod
+    def of_whole(cls, source: Path, grid: Grid) -> Self:
+        """A whole Megatron model, to shards of a grid.
+
+        Raises:
+            CheckpointError: as :meth:`of_hf`.
+        """
+        spec = Spec.of(source, HF_CONFIG)
+        tokenizer = _carried_digest(source)
+        return cls(source, spec, layouts.released(source, spec, Grid()), tokenizer, grid)
+
+    def lay_out(self, folder: Path) -> list[Placed]:
+        """Make its files with room for the tensors, and what goes along; where each tensor goes.
+
+        Raises:
+            ConfigError: the model cannot be cut for this grid.
+        """
+        dtypes, is_cut = self.model.dtypes, self.grid is not None
+        placed = checkpoint.lay_out(folder, self.spec, self.grid or Grid(), dtypes, padded=is_cut)
+        carried.take_along(self.source, folder)
+        return placed + carried.lay_out(folder, self.spec, dtypes)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write it; the facts of its manifest.
+
+        Raises:
+            CheckpointError: the source is not what its manifest says.
+            ConfigError: the model cannot be cut for this grid.
+        """
+        placed = self.lay_out(folder)
+        facts = self.finish(folder, self.model.stream(placed))
+        log.info("%d tensors -> %s%s", len(self.model.shapes), self._sizes(placed), self.note)
+        return facts
+
+    def _sizes(self, placed: list[Placed]) -> str:
+        """What it becomes, in words; tensors that are carried beside do not count."""
+        own = [one.stored for one in placed if one.stored.path.name != CARRIED]
+        sizes = Counter[Path]()
+        for stored in own:
+            sizes[stored.path] += stored.nbytes
+        most = _bytes(max(sizes.values()))
+        return f"{self.grid}, {most} per rank" if self.grid else f"{len(own)} tensors, {most}"
+
+    def finish(self, folder: Path, leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+        """Say in a folder what was written to it; the facts of its manifest.
+
+        Raises:
+            CheckpointError: that is not what its source's manifest says.
+        """
+        merkle = _told(self.model, leaves, folder, self.source)
+        checkpoint.write_tracker(folder)
+        return {
+            "merkle": merkle,
+            "coverage": coverage(self.spec, self.grid),
+            "grid": (self.grid or Grid()).facts,
+            "tokenizer": self.tokenizer,
+            "dtypes": dtypes(self.spec, self.model.dtypes),
+            **files.stamp(self.source),
+        }
+
+
+def convert(source: Path, folder: Path) -> dict[str, Any]:
+    """Write a Hugging Face model as a whole Megatron one; see :class:`Conversion`."""
+    return Conversion.of_hf(source).write(folder)
 
 
 def shard(source: Path, folder: Path, grid: Grid) -> dict[str, Any]:
-    """Cut a whole Megatron model for a grid; the facts of its manifest.
-
-    Raises:
-        CheckpointError: as :func:`convert`.
-        ConfigError: the model cannot be cut for this grid.
-    """
-    spec = Spec.of(source, HF_CONFIG)
-    tokenizer = _carried_digest(source)
-    model = layouts.released(source, spec, Grid())
-    placed = checkpoint.lay_out(folder, spec, grid, model.dtypes)
-    carried.take_along(source, folder)
-    merkle = _written(model, folder, placed + carried.lay_out(folder, spec, model.dtypes), source)
-    checkpoint.write_tracker(folder)
-    sizes: dict[Path, int] = {}
-    for one in placed:
-        sizes[one.stored.path] = sizes.get(one.stored.path, 0) + one.stored.nbytes
-    log.info("%d tensors -> %s, %s per rank", len(model.shapes), grid, _bytes(max(sizes.values())))
-    return _facts(merkle, spec, grid, tokenizer, model.dtypes) | files.stamp(source)
+    """Cut a whole Megatron model for a grid; see :class:`Conversion`."""
+    return Conversion.of_whole(source, grid).write(folder)
 
 
 def remake(
@@ -104,7 +167,7 @@ def remake(
     facts = {"tensors": len(model.shapes), "grid": grid.facts, "ep": ep, "chunks": chunks}
     if state:
         state.check(placed)
-    facts["merkle"] = _written(model, folder, placed[""], place)
+    facts["merkle"] = _told(model, model.stream(placed[""]), folder, place)
     if state:
         facts["optimizer"] = state.write(placed, read_leaves(folder))
     if to == "classic":
@@ -143,13 +206,12 @@ def _laid_out(
     return {**placed, "": beside + placed[""]}
 
 
-def _written(model: Model, folder: Path, placed: list[Placed], source: Path) -> str:
-    """Write the model; its Merkle root, of what was read.
+def _told(model: Model, leaves: Mapping[str, Leaf], folder: Path, source: Path) -> str:
+    """Write down in its folder the tensors that a model was read as; their Merkle root.
 
     Raises:
         CheckpointError: that is not what its source's manifest says; the first tensor that differs is named.
     """
-    leaves = model.stream(placed)
     known = files.read_manifest(source)["facts"].get("merkle") if (source / MANIFEST).is_file() else None
     if known not in (None, root(leaves)):
         kept = read_leaves(source) if (source / TENSORS).is_file() else {}
@@ -190,18 +252,6 @@ def _carried_digest(source: Path) -> str:
             f"{source} does not say which tokenizer its model has", hint="`plait convert` makes it anew"
         )
     return str(facts["tokenizer"])
-
-
-def _facts(
-    merkle: str, spec: Spec, grid: Grid | None, tokenizer: str, types: Mapping[str, str]
-) -> dict[str, Any]:
-    return {
-        "merkle": merkle,
-        "coverage": coverage(spec, grid),
-        "grid": (grid or Grid()).facts,
-        "tokenizer": tokenizer,
-        "dtypes": dtypes(spec, types),
-    }
 
 
 def dtypes(spec: Spec, types: Mapping[str, str]) -> dict[str, list[str]]:

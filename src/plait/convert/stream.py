@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -82,9 +82,7 @@ def root(leaves: Mapping[str, Leaf]) -> str:
 
 def write_leaves(folder: Path, leaves: Mapping[str, Leaf]) -> str:
     """Write down a model's tensors, beside the files that hold it; its root."""
-    write_json(
-        folder / TENSORS, {name: [one.dtype, list(one.shape), one.sha256] for name, one in leaves.items()}
-    )
+    write_json(folder / TENSORS, to_json(leaves))
     return root(leaves)
 
 
@@ -94,7 +92,16 @@ def read_leaves(folder: Path) -> dict[str, Leaf]:
     Raises:
         DataError: they were not written down.
     """
-    found = read_object(folder / TENSORS)
+    return from_json(read_object(folder / TENSORS))
+
+
+def to_json(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+    """Tensors as JSON has them."""
+    return {name: [one.dtype, list(one.shape), one.sha256] for name, one in leaves.items()}
+
+
+def from_json(found: Mapping[str, Any]) -> dict[str, Leaf]:
+    """What :func:`to_json` made JSON of."""
     return {name: Leaf(dtype, tuple(shape), sha256) for name, (dtype, shape, sha256) in found.items()}
 
 
@@ -136,6 +143,7 @@ class Model:
         *,
         digests: bool = True,
         rounded: Mapping[str, Leaf] | None = None,
+        only: Sequence[str] | None = None,
     ) -> dict[str, Leaf]:
         """Write the model where ``targets`` say, and digest it as it passes.
 
@@ -143,6 +151,7 @@ class Model:
             targets: where it goes; nowhere, where there are none.
             digests: whether the sha256 of tensors are wanted.
             rounded: what each tensor must be in another type.
+            only: some of its tensors; None is all. Targets are checked whole in any case.
 
         Raises:
             CheckpointError: targets do not take each element once, with its type; copies of a tensor differ,
@@ -153,9 +162,10 @@ class Model:
         index = Sources((one, one.held) for one in targets)
         with _Files(self.files) as read, _Files({one.stored.path for one in targets}, write=True) as written:
             one = _Pass(self, index, read, written, digests=digests, rounded=rounded or {})
+            names = list(self.shapes) if only is None else only
             with ThreadPoolExecutor(THREADS) as pool:
-                leaves = list(pool.map(one, self.shapes))
-        return dict(zip(self.shapes, leaves, strict=True))
+                leaves = list(pool.map(one, names))
+        return dict(zip(names, leaves, strict=True))
 
     def check(self, targets: Sequence[Placed]) -> None:
         """Check that targets take each element once, with its type; nothing is read or written.
@@ -215,7 +225,8 @@ class _Files:
     """Open files by path."""
 
     def __init__(self, paths: Iterable[Path], *, write: bool = False) -> None:
-        self._paths, self._flags, self._stack = paths, os.O_RDWR if write else os.O_RDONLY, ExitStack()
+        # Never O_RDWR: NFS would write whole pages back, over what another host has written of them.
+        self._paths, self._flags, self._stack = paths, os.O_WRONLY if write else os.O_RDONLY, ExitStack()
 
     def __enter__(self) -> Self:
         paths = list(self._paths)

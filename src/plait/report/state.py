@@ -23,6 +23,8 @@ STATES = ".state"
 KEEPS = (STATES, ".saved")
 TRAINED = re.compile(r"\.iter_\d{7}\.part")
 """A checkpoint that is being written, by all ranks of whoever has the run's lease."""
+SPLIT = re.compile(r"\..+\.parts")
+"""What the jobs of a conversion have written, until one more puts it into place."""
 RUNS = "ckpts"
 
 
@@ -129,6 +131,9 @@ class Part:
     @property
     def state(self) -> str:
         """``live``, ``gone``, or ``unknown`` where its machine cannot be asked from here."""
+        if self.is_split:
+            within = [one.state for one in _half_written(self.path)] + ["live"] * bool(workflow_lock())
+            return next((state for state in ("live", "unknown") if state in within), "gone")
         if not self.host:
             folder = self.path.parent
             try:
@@ -139,6 +144,11 @@ class Part:
         if self.host == socket.gethostname():
             return "live" if Path(f"/proc/{self.pid}").exists() else "gone"
         return "gone" if _idle(self.host) else "unknown"
+
+    @property
+    def is_split(self) -> bool:
+        """Whether jobs of a conversion write it, each a part."""
+        return bool(SPLIT.fullmatch(self.path.name))
 
     @property
     def pid(self) -> int:
@@ -155,6 +165,8 @@ class Part:
     @property
     def writer(self) -> str:
         """Who writes it, in words."""
+        if self.is_split:
+            return "a conversion of several jobs"
         return f"process {self.pid} on {self.host}" if self.host else "the holder of the run's lease"
 
     @property
@@ -167,12 +179,18 @@ class Part:
 
 def parts() -> list[Part]:
     """Everything half written below ``data/``; a ``.part`` of a download is another thing, and goes on."""
-    found = []
-    for folder, names, others in os.walk(DATA):
-        half = {name for name in (*names, *others) if files.PART.fullmatch(name) or TRAINED.fullmatch(name)}
-        found += [Part(Path(folder, name)) for name in half]
+    return sorted(_half_written(DATA), key=lambda part: part.path)
+
+
+def _half_written(within: Path) -> Iterator[Part]:
+    for folder, names, others in os.walk(within):
+        half = {
+            name
+            for name in (*names, *others)
+            if any(kind.fullmatch(name) for kind in (files.PART, TRAINED, SPLIT))
+        }
+        yield from (Part(Path(folder, name)) for name in half)
         names[:] = [name for name in names if name not in half and name != ".git"]
-    return sorted(found, key=lambda part: part.path)
 
 
 def clean(found: list[Part]) -> list[Part]:
