@@ -136,7 +136,7 @@ DEATHS = {
     "writing": ("--part", "2/3", killed_in(stream, "write_from", after=3)),
     "before it says so": ("--part", "2/3", killed_in(split, "to_json", after=0)),
     "joining": ("--join", "3", killed_in(files, "write_manifest", after=0)),
-    "putting into place": ("--join", "3", killed_in(files, "remove", after=2)),
+    "putting into place": ("--join", "3", killed_in(files, "_put", after=2)),
 }
 
 

@@ -60,9 +60,7 @@ ROWS = [
     for theirs, ours, note in cells(system)
 ]  # fmt: skip
 MEGATRONS = [Row("", names(theirs), ours, note) for theirs, ours, note in cells("Megatron's own")]
-NOT_YET = [Row(system, names(theirs), ours, note) for system, theirs, ours, note in cells("Not yet")]
 BEYOND = [Row(system, names(theirs), "", note) for system, theirs, note in cells("Out of scope")]
-KEYS_TO_COME = [key for row in NOT_YET for key in names(row.ours)]
 
 
 # What exists
@@ -263,30 +261,23 @@ def test_a_path_of_theirs_is_of_the_kind_that_its_row_says(system):
 
 
 def test_what_a_note_names_exists():
-    rows = [row for row in (*ROWS, *MEGATRONS, *NOT_YET) if row.ours != "refused"]
+    rows = [row for row in (*ROWS, *MEGATRONS) if row.ours != "refused"]
 
     assert not [(row.theirs[0], said) for row in rows for said in misses(row.note)]
 
 
 @pytest.mark.parametrize("system", GUIDES)
 def test_each_name_of_a_guide_has_one_row(system):
-    listed = Counter(
-        name for row in (*ROWS, *NOT_YET, *BEYOND) if row.system == system for name in row.theirs
-    )
+    listed = Counter(name for row in (*ROWS, *BEYOND) if row.system == system for name in row.theirs)
     wanted = Counter(name for kind in GUIDES[system].values() for name in kind)
 
     assert sorted((wanted - listed).elements()) == [], "no row"
     assert sorted((listed - wanted).elements()) == [], "a row too many"
 
 
-def test_what_is_not_yet_is_not_yet():
-    assert all(key.partition(".")[0] in Config.model_fields for key in KEYS_TO_COME)
-    assert not [key for key in KEYS_TO_COME if is_key(key)], "these have come: move their rows out of it"
-
-
 def test_every_gap_has_a_reason():
-    assert NOT_YET
-    assert not [row for row in (*NOT_YET, *BEYOND) if not row.note or row.system not in GUIDES]
+    assert BEYOND
+    assert not [row for row in BEYOND if not row.note or row.system not in GUIDES]
 
 
 def test_the_command_of_each_guide_ends_in_an_export_of_its_preset():
