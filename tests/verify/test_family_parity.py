@@ -124,13 +124,19 @@ def test_a_family_is_proven_through_the_stages(maker, name, tmp_path):
     assert found["passed"]
 
 
-SEEING = {"qwen3": Grid(2, 1), "llama, scaled": Grid(1, 2), "qwen2, tied": Grid(2, 2)}
+SEEING = {
+    "qwen3": Grid(2, 1),
+    "llama, scaled": Grid(1, 2),
+    "qwen2, tied": Grid(2, 2),
+    "mistral v0.3": Grid(1, 1),
+    "mixtral": Grid(2, 2),
+}
 
 
 @pytest.mark.parametrize(
     ("name", "tower"),
     [
-        pytest.param(name, tower, marks=() if (name, tower) == ("qwen3", "clip") else LONG)
+        pytest.param(name, tower, marks=() if (name, tower) in {("qwen3", "clip"), ("mixtral", "siglip")} else LONG)
         for name in SEEING
         for tower in ("clip", "siglip")
     ],

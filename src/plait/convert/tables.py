@@ -205,7 +205,7 @@ def parts(spec: Spec) -> Iterator[Part]:
     both = PROJECTION + (PROJECTION_BIAS if spec.projector.bias else ())
     yield Part(tuple(row.below("vision_projection.", PROJECTOR) for row in both), spec, (("first", 1),))
     rows = tuple(row.below("language_model.", LANGUAGE_MODEL) for row in rows_of(spec))
-    yield Part(rows, spec, language)
+    yield Part(rows, spec, language, spec.num_experts)
 
 
 def carried(spec: Spec) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from plait.models.specs import Spec
 
 SEQUENCES, TOKENS, PATCHES, WORDS = 2, 48, 4, 5
+"""Sequences are as long as ``TOKENS`` or a multiple: tensor parallel ranks of experts share each evenly."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ def _patches(spec: Spec, draw: torch.Generator) -> Case:
 
 
 def _pictures(spec: Spec, draw: torch.Generator, name: str, count: int) -> Case:
-    """LLaVA's pictures, ``count`` in each of two sequences, with a few words around each."""
+    """LLaVA's pictures, ``count`` in each of two sequences, with a few words or more around each."""
     tower = spec.vision
     assert tower is not None
-    shape = (SEQUENCES, WORDS + count * (tower.tokens + WORDS))
+    shape = (SEQUENCES, -(-(WORDS + count * (tower.tokens + WORDS)) // TOKENS) * TOKENS)
     rows, ids = torch.full(shape, -1), _words(spec, shape, draw)
     for number in range(SEQUENCES * count):
         sequence, place = divmod(number, count)

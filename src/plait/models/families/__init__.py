@@ -16,5 +16,5 @@ __all__ = ["BY_ARCHITECTURE", "BY_TEXT_TYPE", "Family"]
 BY_ARCHITECTURE: dict[str, Family] = {
     one.architecture: one for one in (MISTRAL, LLAMA, QWEN2, QWEN3, MIXTRAL, SOLO)
 }
-BY_TEXT_TYPE: dict[str, Family] = {one.model_type: one for one in (MISTRAL, LLAMA, QWEN2, QWEN3)}
+BY_TEXT_TYPE: dict[str, Family] = {one.model_type: one for one in (MISTRAL, LLAMA, QWEN2, QWEN3, MIXTRAL)}
 """The language models of LLaVA, by the ``model_type`` of its ``text_config``."""
