@@ -8,7 +8,7 @@ VENV := .venv
 CORES ?= 2
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: tiny env dev test tiny-test test-long test-cluster check format config goldens image mutants bench
+.PHONY: tiny env dev test tiny-test test-long test-cluster test-cluster-short check format config goldens image mutants bench
 
 tiny: env
 	snakemake --cores $(CORES)
@@ -37,12 +37,15 @@ tiny-test: dev
 	pytest -m tiny tests/tiny
 
 test-long: dev
-	pytest -m long
+	pytest -m "long and not cluster" -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 # On a Slurm of this host and with an Apptainer, installed and brought up by the tests; says in one line each
-# what it skips, and why.
+# what it skips, and why. The short ones leave out those that wait for Slurm to give up or to begin anew.
 test-cluster: dev
 	pytest -m cluster -rs tests/cluster tests/envs
+
+test-cluster-short: dev
+	pytest -m "cluster and not long" -rs tests/cluster tests/envs
 
 check: dev
 	ruff format --check src tests

@@ -139,6 +139,7 @@ def test_a_killed_run_goes_on_tried_again_or_asked_again(before, reference, clus
     assert long.equals(reference)
 
 
+@pytest.mark.long
 def test_a_run_out_of_time_is_requeued_and_loses_no_iteration(before, reference, cluster):
     project, long = before
     training = sum(row["iteration-time"] for row in reference.rows)
@@ -160,6 +161,7 @@ def test_a_run_out_of_time_is_requeued_and_loses_no_iteration(before, reference,
     assert long.equals(reference)
 
 
+@pytest.mark.long
 def test_a_driver_that_was_killed_leaves_its_job_and_no_other_writes(before, reference, cluster):
     project, long = before
     driver = project.start(LONG)

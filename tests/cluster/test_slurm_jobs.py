@@ -39,6 +39,7 @@ def records(cluster, folder, state):
     return [one for one in cluster.ended() if one["WorkDir"] == str(folder) and one["JobState"] == state]
 
 
+@pytest.mark.long
 def test_a_failing_job_is_tried_again_with_more_memory_and_time_and_its_log_is_named(cluster, project):
     asked = config(["no json"], project=project, rules={"chat": {"partition": "gpu", "mem_mb": 700}})
     project.run("data/raw/mine", config=asked)
@@ -59,6 +60,7 @@ def test_a_failing_job_is_tried_again_with_more_memory_and_time_and_its_log_is_n
     assert "data/logs/chat/mine/shard_00000.log" in done.text
 
 
+@pytest.mark.long
 def test_the_driver_is_a_job_that_requeues_itself_in_time(cluster, project):
     asked = config([dialogue(1)], project=project, rules={"chat": {"slurm_extra": ["--begin=now+30"]}})
     target = "data/processed/mine/shard_00000.jsonl.gz"
