@@ -136,7 +136,9 @@ SEEING = {
 @pytest.mark.parametrize(
     ("name", "tower"),
     [
-        pytest.param(name, tower, marks=() if (name, tower) in {("qwen3", "clip"), ("mixtral", "siglip")} else LONG)
+        pytest.param(
+            name, tower, marks=() if (name, tower) in {("qwen3", "clip"), ("mixtral", "siglip")} else LONG
+        )
         for name in SEEING
         for tower in ("clip", "siglip")
     ],
