@@ -26,7 +26,7 @@ from plait.config.plan import Plan
 from plait.data import shaped, shapes, shards, sources
 from plait.data.albums import Album
 from plait.data.chat import Text
-from plait.errors import DataError
+from plait.errors import ConfigError, DataError
 from plait.layout import Chat, Raw
 
 
@@ -729,3 +729,60 @@ def test_memory_does_not_grow_with_the_input(kinds):
         small, big = peak(f"small/{kind}", shape), peak(f"large/{kind}", shape)
         assert big < small + 30, f"{kind}: {small} MiB and {big} MiB"
         assert big < 300
+
+
+# Keys
+
+KEYS = {
+    "no such shape": ({"shape": "nonsense"}, "nonsense"),
+    "no such key": ({"shape": {"name": "mmc4", "skip": True}}, "skip"),
+    "pictures of text": (
+        {"shape": "c4", "pictures": "x"},
+        "records of shape c4 name none that lie elsewhere",
+    ),
+    "no classes": ({"shape": "imagenet"}, "classes"),
+    "two ways": (
+        {"kind": "hub", "repo": "a/b", "files": ["*"], "shape": "c4", "as_kind": "tars", "path": None},
+        "as_kind and shape both say how the files are read",
+    ),
+    "share of nothing": (
+        {"kind": "hub", "repo": "a/b", "files": ["*"], "share": 0.5, "path": None},
+        "share is of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_keys_that_do_not_fit_are_refused_in_planning(name):
+    given, sentence = KEYS[name]
+    source = {
+        key: value for key, value in {"kind": "files", "path": "x", **given}.items() if value is not None
+    }
+    with pytest.raises(ConfigError, match=sentence):
+        planned(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ({"shape": "r.py"}, "datasets.toy.source.shape.path: r.py does not exist"),
+        ({"shape": {"name": "imagenet", "classes": "c.txt"}}, "source.shape.classes: c.txt does not exist"),
+        ({"shape": "dvqa", "pictures": "p.zip"}, "source.pictures: p.zip does not exist"),
+        ({"shape": "dvqa", "path": "q"}, "source.path: q does not exist"),
+    ],
+)
+def test_what_a_source_is_made_from_must_be_there(source, sentence):
+    Path("mine").mkdir()
+    with pytest.raises(ConfigError, match=sentence):
+        planned({"kind": "files", "path": "mine", **source}).sources(Raw(dataset="toy"))
+
+
+def test_a_name_is_short_for_a_shape_and_sizes_of_all_files_are_known():
+    jsonl("mine/a.jsonl.gz", [{"text": "x"}])
+    folder_of("mine", {"b.parquet": b"12", "c.txt": b"1", "d/e.tar": b"123"})
+    plan = planned(files_of("c4"))
+    assert plan.settings(Raw(dataset="toy"))["source"]["shape"] == {"name": "c4"}
+    assert plan.sizes(Raw(dataset="toy")) == {
+        "a.jsonl.gz": Path("mine/a.jsonl.gz").stat().st_size, "b.parquet": 2, "d/e.tar": 3,
+    }  # fmt: skip
+    assert planned(files_of("r.py")).dataset("toy").source.shape.path == "r.py"

@@ -30,7 +30,7 @@ from plait.config.images import Images
 from plait.config.jobs import Jobs
 from plait.config.paths import shard_name
 from plait.config.run import Run
-from plait.config.shapes import Shape
+from plait.config.shapes import PICTURED, Shape
 from plait.errors import ConfigError
 
 # Data
@@ -101,6 +101,12 @@ class Files(Strict):
     )
     shape: Shape
     share: Share = Field(1.0, description=DRAWN)
+
+    @model_validator(mode="after")
+    def _names_pictures(self) -> Self:
+        if self.pictures and self.shape.name not in PICTURED:
+            raise ValueError(f"pictures: records of shape {self.shape.name} name none that lie elsewhere")
+        return self
 
 
 class YouSupply(Strict):

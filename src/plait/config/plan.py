@@ -38,7 +38,7 @@ from plait.config.paths import NAMES, check_there, local
 from plait.config.remembered import remembered
 from plait.config.run import Around, Run, unfit_for_experts
 from plait.config.schedule import Schedule
-from plait.config.shapes import told
+from plait.config.shapes import named, told
 from plait.config.spread import undivided
 from plait.errors import ConfigError
 from plait.files import adopted, canonical, digest, digest_of_input, pruned, read_json, sizes
@@ -174,8 +174,8 @@ class Plan:
             raise ConfigError(f"dataset {raw.dataset} packs others together and has no raw source itself")
         if isinstance(source, PATHS):
             check_there(f"datasets.{raw.dataset}.source.path", source.path)
-        for path in told(source):
-            check_there(f"datasets.{raw.dataset}.source", path)
+        for key, path in named(source).items():
+            check_there(f"datasets.{raw.dataset}.source.{key}", path)
         return [*self.fetched(f"datasets.{raw.dataset}")]
 
     def told(self, dataset: str) -> dict[str, Any]:

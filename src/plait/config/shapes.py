@@ -9,6 +9,10 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, StringConstraints
 
 from plait.config.base import Strict
 
+PICTURED = {"allava", "dvqa", "figureqa", "file", "llava", "llavar", "mmc4", "ocr-vqa", "question-answer"}
+"""Shapes whose records may name pictures that lie elsewhere."""
+SMALL = ("path", "classes")
+"""Keys of shapes that name a small file of the user's."""
 OWN = ".py"
 """How a shape ends that is a file of the user's."""
 
@@ -145,7 +149,15 @@ Shape = Annotated[
 ]
 
 
+def named(source: Any) -> dict[str, str]:
+    """The user's files and folders besides `path` that a source names for its shape, by their keys."""
+    shape = getattr(source, "shape", None)
+    found = {"pictures": getattr(source, "pictures", "")}
+    found |= {f"shape.{key}": getattr(shape, key, "") for key in (*SMALL, "metadata")}
+    return {key: path for key, path in found.items() if path}
+
+
 def told(source: Any) -> list[str]:
     """The user's small files that a source's shape is told by: another content makes the data again."""
-    shape = getattr(source, "shape", None)
-    return [path for key in ("path", "classes") if (path := getattr(shape, key, ""))]
+    found = named(source)
+    return [found[key] for key in (f"shape.{one}" for one in SMALL) if key in found]

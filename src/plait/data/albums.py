@@ -63,6 +63,7 @@ class Album(_OnDisk):
         self.rows.execute("create index by_name on found (name)")
         self.rows.execute("create index by_base on found (base)")
         self.inside = bool(self.rows.execute("select 1 from found limit 1").fetchone())
+        self.unlisted = deep and root.is_dir()
 
     def alias(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         """Let pictures go by other names too, as by the addresses that img2dataset fetched them from."""
@@ -79,7 +80,12 @@ class Album(_OnDisk):
         name = named(wanted)
         if found := self.rows.execute("select name from alias where wanted = ?", (name,)).fetchone():
             name = found[0]
-        return (self._in_archives(name) if self.inside else None) or self._as_file(name)
+        if found := (self._listed(name) if self.inside else None) or self._as_file(name):
+            return found
+        if self.unlisted and not _address(name):
+            self._list_files()
+            return self._listed(name)
+        return None
 
     def _as_file(self, name: str) -> Place | None:
         parts = PurePosixPath(name).parts if self.root.is_dir() and not _address(name) else ()
@@ -89,18 +95,29 @@ class Album(_OnDisk):
                 return [shorter]
         return None
 
-    def _in_archives(self, name: str) -> Place | None:
-        """The longest end of the name that a file in an archive has; or the one file of its last part."""
+    def _list_files(self) -> None:
+        """List the files of the folder too, once a name is not that of one as it stands."""
+        found = (one for one in self.root.rglob("*") if one.is_file() and one.suffix not in ARCHIVES)
+        rows = ((one.relative_to(self.root).as_posix(), one.name) for one in found)
+        self.rows.executemany("insert into found (name, base) values (?, ?)", rows)
+        self.inside, self.unlisted = True, False
+
+    def _listed(self, name: str) -> Place | None:
+        """The longest end of the name that is a file's; or the one file that is called as its last part."""
         parts = name.split("/")
         for first in range(len(parts)):
-            query = "select archive, a, b, c, d from found where name = ? order by rowid desc limit 1"
+            query = "select name, archive, a, b, c, d from found where name = ? order by rowid desc limit 1"
             if found := self.rows.execute(query, ("/".join(parts[first:]),)).fetchone():
                 return self._opened(*found)
-        query = "select archive, a, b, c, d from found where base = ? limit 2"
+        query = "select name, archive, a, b, c, d from found where base = ? limit 2"
         several = self.rows.execute(query, (parts[-1],)).fetchall()
         return self._opened(*several[0]) if len(several) == 1 else None
 
-    def _opened(self, archive: str, begin: int, packed: int, kind: int, size: int) -> Place | None:
+    def _opened(
+        self, name: str, archive: str | None, begin: int, packed: int, kind: int, size: int
+    ) -> Place | None:
+        if archive is None:
+            return [name]
         path = self.root / archive if archive else self.root
         if path.suffix == ".zip":
             if kind not in (zipped.STORED, zipped.DEFLATED):
