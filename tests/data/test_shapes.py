@@ -23,8 +23,7 @@ from talks import picture
 from plait import files
 from plait.config.model import load
 from plait.config.plan import Plan
-from plait.data import shaped, shapes, shards, sources
-from plait.data.albums import Album
+from plait.data import albums, members, shaped, shapes, shards, sources
 from plait.data.chat import Text
 from plait.errors import ConfigError, DataError
 from plait.layout import Chat, Raw
@@ -598,13 +597,40 @@ def test_every_record_is_in_one_shard(sizes, count, tmp_path_factory):
 def test_a_picture_is_found_by_its_whole_name(names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("album")
     tarred(folder / "x.tar", {name: name.encode() for name in names})
-    from plait.data import albums
-
-    with Album(folder / "x.tar", folder / "names") as album:
+    with albums.Album(folder / "x.tar", folder / "names") as album:
         assert [albums.read(album.root, album.place(name)).decode() for name in names] == names
         assert albums.read(album.root, album.place(f"zzz/{names[0]}")).decode() == names[0]
         assert album.place("nothing") is None
     assert not (folder / "names").exists()
+
+
+JSONS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    records=st.lists(JSONS, max_size=6), chunk=st.integers(1, 40), indent=st.sampled_from([None, 1]),
+    before=JSONS, after=JSONS,
+)  # fmt: skip
+def test_members_are_those_that_json_knows(records, chunk, indent, before, after, tmp_path_factory):
+    path = tmp_path_factory.mktemp("members") / "a.json"
+    whole = {
+        None: (records, records),
+        "qa_pairs": ({"a": before, "qa_pairs": records, "z": after}, records),
+        "": (
+            {str(n): {"n": one} for n, one in enumerate(records)},
+            [{"id": str(n), "n": one} for n, one in enumerate(records)],
+        ),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(members, "CHUNK", chunk)
+        for inside, (value, wanted) in whole.items():
+            path.write_text(json.dumps(value, indent=indent))
+            assert list(members.members(path, inside=inside)) == wanted
 
 
 def test_a_shards_job_reads_its_own_files_only():

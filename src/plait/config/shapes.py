@@ -115,7 +115,12 @@ class Mmc4(Strict):
 
 
 class OwnShape(Strict):
-    """A Python file of yours, with `read(record, pictures)`: `shape: FILE.py` says the same."""
+    """A Python file of yours: `shape: FILE.py` says the same.
+
+    `read(record, pictures)` gives LLaVA's list of turns, `{"from": "human", "value": "<image> What?"}`, a
+    `plait.data.chat.Sample`, or None, which leaves the record out. `pictures(record)`, if there is one, names
+    the pictures. A record that they fail at is rejected.
+    """
 
     name: Literal["file"]
     path: Annotated[str, StringConstraints(pattern=r"\.py$")] = Field(
