@@ -4,6 +4,7 @@ PlaitError
 ├── ConfigError        a value in config/ is wrong
 ├── LayoutError        a path does not follow the artifact layout
 ├── RecordError        one line of one input file is wrong (counted, never fatal by itself)
+│   └── LeftOut        one that is not wrong, and that a rule leaves out (counted apart)
 ├── DataError          a data artifact is not what it should be
 ├── CheckpointError    a checkpoint does not hold what its name says
 ├── ProofError         an artifact failed its proof
@@ -48,6 +49,10 @@ class RecordError(PlaitError):
         """Keep the code apart from the sentence."""
         super().__init__(message, hint=hint)
         self.reason = reason
+
+
+class LeftOut(RecordError):  # noqa: N818 - nothing is wrong
+    """One line of one input file that a rule of the config leaves out; ``reason`` names the rule."""
 
 
 class DataError(PlaitError):

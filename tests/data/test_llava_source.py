@@ -8,7 +8,7 @@ import pytest
 from talks import KEYS, exchange, picture, talk, tar_of
 
 from plait import files
-from plait.data import llava, shards, sources, webdataset
+from plait.data import llava, members, shards, sources, webdataset
 from plait.data.chat import Picture, Text
 from plait.errors import DataError
 from plait.layout import Chat
@@ -106,7 +106,7 @@ def test_ids_that_a_list_gives_twice_become_ids_of_their_own():
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64])
 def test_a_list_is_read_in_pieces(chunk, monkeypatch):
-    monkeypatch.setattr(llava, "CHUNK", chunk)
+    monkeypatch.setattr(members, "CHUNK", chunk)
     values = [{"a": "]},{é\\"}, 12, -3.5e7, True, None, "日本", [[], {}]]
     for text in (json.dumps(values), json.dumps(values, indent=2, ensure_ascii=False), "\ufeff [ ] \n"):
         Path("l.json").write_text(text, encoding="utf-8")
@@ -135,13 +135,13 @@ def test_what_is_no_list_has_a_sentence(text, sentence):
 
 
 def test_a_mistake_far_from_the_end_does_not_load_the_file(monkeypatch):
-    monkeypatch.setattr(llava, "CHUNK", 64)
-    monkeypatch.setattr(llava, "LONGEST", 128)
+    monkeypatch.setattr(members, "CHUNK", 64)
+    monkeypatch.setattr(members, "LONGEST", 128)
     Path("l.json").write_text("[1, oops, " + "2, " * 5000 + "3]")
     with Path("l.json").open() as file:
-        assert file.read(1) == "["
+        reader = members._Reader(Path("l.json"), file, "")
         with pytest.raises(json.JSONDecodeError):
-            llava._value("oops", file)
+            list(reader.listed() if reader.mark() == "[" else ())
         assert file.tell() < 1000
 
 

@@ -265,3 +265,27 @@ def test_a_clone_without_its_large_files_is_refused(place, kind, name):
     said = place.plait("raw", "data/raw/x", code=2)
     assert f"{name} is a pointer of git LFS: the large files were never fetched" in said
     assert f"git -C {place.folder}/clone lfs pull" in said
+
+
+def test_records_of_a_shape_come_with_their_zips_of_pictures(hub, place):
+    hub.repos["datasets/us/allava"] = {
+        "laion/caption.json": LLAVA,
+        "laion/chunks/images_0.zip": zipped({"x/00000/0.jpg": PICTURES["00000/0.jpg"]}),
+        "laion/chunks/images_1.zip": zipped({"1.jpg": PICTURES["00001/1.jpg"]}, zipfile.ZIP_DEFLATED),
+    }
+    source = {
+        "kind": "hub", "repo": "us/allava", "files": ["laion/*.json", "laion/*/*.zip"], "shape": "allava",
+    }  # fmt: skip
+    found = brought(place, source)
+    assert [one.messages[0].parts[0] for one in found] == [picture(n) for n in range(2)]
+    assert ledger(place)["reasons"] == {"missing_picture": 1}
+    listed = json.loads(place.read("data/raw/x/plait.json"))["files"]
+    assert not any(name.endswith(".zip") or name == "pictures" for name in listed)
+    assert not list((place.folder / "data/raw").rglob("*.jpg")), "no picture becomes a file"
+
+
+def test_an_archive_by_url_is_unpacked_for_a_shape(hub, place):
+    members = {"qa/train_qa.json": b'[{"image": "0.jpg", "question": "q", "answer": "a"}]'}
+    hub.urls["/d/dvqa.tar.gz"] = tarred({**members, "images/0.jpg": PICTURES["00000/0.jpg"]})
+    found = brought(place, {"kind": "url", "url": f"{hub.url}/d/dvqa.tar.gz", "shape": "dvqa"})
+    assert [one.messages[0].parts[0] for one in found] == [picture(0)]

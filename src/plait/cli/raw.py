@@ -20,12 +20,13 @@ def add(stages: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make the source and its manifest."""
-    from plait.data import sources
+    from plait.data import shaped, sources
 
     target = layout.Raw.parse(args.target)
     chosen = settings(args, target)
     if not chosen.get("source"):
         raise ConfigError(f"dataset {target.dataset} packs others together and has no source itself")
+    shaped.check_told(chosen)
     with files.appears_whole(str(target), folder=True) as folder:
         facts = sources.make(chosen["source"], folder)
         files.write_manifest(

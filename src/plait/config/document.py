@@ -63,12 +63,13 @@ def _sections(found: dict[str, Any]) -> Iterator[str]:
     for section, entry in found["properties"].items():
         if whole := _references(entry):
             yield f"\n## {section}"
-            yield from (line for name in whole for line in _table(definitions[name], definitions))
+            yield from (line for name in whole for line in _table(definitions[name], definitions, set()))
             continue
         yield f"\n## {section}\n\nBy name: {entry['description']}."
         entries = entry.get("additionalProperties") or next(iter(entry["patternProperties"].values()))
+        shown: set[str] = set()
         for name in _models(entries):
-            yield from _table(definitions[name], definitions)
+            yield from _table(definitions[name], definitions, shown)
 
 
 def _models(entry: dict[str, Any]) -> list[str]:
@@ -76,7 +77,8 @@ def _models(entry: dict[str, Any]) -> list[str]:
     return [variant["$ref"].rpartition("/")[2] for variant in variants if "$ref" in variant]
 
 
-def _table(model: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
+def _table(model: dict[str, Any], definitions: dict[str, Any], shown: set[str]) -> Iterator[str]:
+    """The keys of a model, and the tables of its values' models that the section has not shown yet."""
     yield f"\n{model['description']}\n"
     yield "| key | value | default | meaning |\n| --- | --- | --- | --- |"
     required = set(model.get("required", ()))
@@ -89,8 +91,9 @@ def _table(model: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
             default = ""
         meaning = entry.get("description", "")
         yield f"| `{key}` | {_kind(entry)} | {default} | {meaning} |"
-    for name in dict.fromkeys(nested):
-        yield from _table(definitions[name], definitions)
+    for name in [one for one in dict.fromkeys(nested) if one not in shown]:
+        shown.add(name)
+        yield from _table(definitions[name], definitions, shown)
 
 
 def _references(entry: dict[str, Any]) -> list[str]:

@@ -5,13 +5,31 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, StringConstraints, field_validator, model_validator
 
-from plait.config.base import Strict
+from plait.config.base import Share, Strict
+from plait.config.shapes import Shape
 from plait.errors import LayoutError
 from plait.layout import HubFile, HubTree
 
 AsKind = Literal["chat-jsonl", "llava-json", "tars"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 AS_KIND = "how the files are read; pictures of a llava-json may lie in one zip, parquet becomes chat-jsonl"
+SHAPE = "in place of as_kind: what their records are, a name or a Python file of yours"
+DRAWN = "share of a shape's records that is kept; which they are follows from their number alone"
+
+
+class Shaped(Strict):
+    """Files from afar that may be read by a shape."""
+
+    shape: Shape | None = Field(None, description=SHAPE)
+    share: Share = Field(1.0, description=DRAWN)
+
+    @model_validator(mode="after")
+    def _read_in_one_way(self) -> Self:
+        if self.shape and getattr(self, "as_kind", "") != "chat-jsonl":
+            raise ValueError("as_kind and shape both say how the files are read: give one")
+        if not self.shape and self.share < 1:
+            raise ValueError("share is of records that a shape reads, and there is none")
+        return self
 
 
 class HubRepo(Strict):
@@ -43,7 +61,7 @@ class HubModel(HubRepo):
         return HubTree.of("models", self.repo, self.revision)
 
 
-class HubData(HubRepo):
+class HubData(HubRepo, Shaped):
     """Files of a dataset of the Hugging Face hub, fetched at one commit and checked one by one."""
 
     kind: Literal["hub"]
@@ -58,7 +76,7 @@ class HubData(HubRepo):
         return HubTree.of("datasets", self.repo, self.revision)
 
 
-class UrlData(Strict):
+class UrlData(Shaped):
     """A file behind a URL: zip, tar, tgz, tar.bz2 and tar.xz are unpacked, any other is read as it is."""
 
     kind: Literal["url"]

@@ -25,11 +25,12 @@ from plait.config.fit import (
 )
 from plait.config.gguf import GgufModel
 from plait.config.given import Elsewhere, Target
-from plait.config.hub import AsKind, HubData, HubModel, UrlData
+from plait.config.hub import DRAWN, AsKind, HubData, HubModel, UrlData
 from plait.config.images import Images
 from plait.config.jobs import Jobs
 from plait.config.paths import shard_name
 from plait.config.run import Run
+from plait.config.shapes import PICTURED, Shape
 from plait.errors import ConfigError
 
 # Data
@@ -85,12 +86,37 @@ class EnergonFolder(Strict):
     path: str = Field(description="the folder with .nv-meta")
 
 
+class Files(Strict):
+    """Files of a released dataset, or of yours, whose records are of a known shape."""
+
+    kind: Literal["files"]
+    path: str = Field(
+        description="a file or a folder: .jsonl or .json, plain or .gz, .lz4, .zst; .parquet; .tar; or, of "
+        "imagenet, a folder for each class"
+    )
+    pictures: str = Field(
+        "",
+        description="where the pictures are that records name: a folder, a zip or tar, or a folder of such; "
+        "empty: where the records are",
+    )
+    shape: Shape
+    share: Share = Field(1.0, description=DRAWN)
+
+    @model_validator(mode="after")
+    def _names_pictures(self) -> Self:
+        if self.pictures and self.shape.name not in PICTURED:
+            raise ValueError(f"pictures: records of shape {self.shape.name} name none that lie elsewhere")
+        return self
+
+
 class YouSupply(Strict):
     """Data that only you have: a dry run lists them, and the run stops until you name a source."""
 
     kind: Literal["you-supply"]
     what: str = Field(description="what they are, in a sentence")
-    as_kind: AsKind = Field("chat-jsonl", description="the kind of source that takes its place")
+    as_kind: AsKind | Literal["files"] = Field(
+        "chat-jsonl", description="the kind of source that takes its place"
+    )
 
 
 Source = Annotated[
@@ -100,6 +126,7 @@ Source = Annotated[
     | LlavaJson
     | Tars
     | EnergonFolder
+    | Files
     | HubData
     | UrlData
     | YouSupply,

@@ -13,7 +13,10 @@ HOME = "PLAIT_HOME"
 """Where this is set it is the user's home folder: Snakemake gives images the working folder as HOME."""
 JSONL = re.compile(r".*\.jsonl(\.gz|\.lz4|\.zst)?")
 """Names of files of chat records."""
+RECORDS = re.compile(r".*\.(jsonl?(\.gz|\.lz4|\.zst)?|parquet)")
+"""Names of files whose records a shape reads."""
 NAMES = {
+    "files": re.compile(RECORDS.pattern + r"|.*\.(tar|zip)"),
     "chat-jsonl": JSONL,
     "llava-json": re.compile(r".*\.json"),
     "tars": re.compile(r".*\.tar"),

@@ -22,6 +22,7 @@ from plait.config.model import (
     Config,
     EnergonFolder,
     ExtendedTokenizer,
+    Files,
     FolderModel,
     FolderTokenizer,
     InitSizes,
@@ -37,13 +38,14 @@ from plait.config.paths import NAMES, check_there, local
 from plait.config.remembered import remembered
 from plait.config.run import Around, Run, unfit_for_experts
 from plait.config.schedule import Schedule
+from plait.config.shapes import named, told
 from plait.config.spread import undivided
 from plait.errors import ConfigError
-from plait.files import adopted, canonical, digest_of_input, pruned, read_json, sizes
+from plait.files import adopted, canonical, digest, digest_of_input, pruned, read_json, sizes
 
 VERSIONS = {
-    "raw": 2,
-    "chat": 5,
+    "raw": 3,
+    "chat": 6,
     "lock": 1,
     "fetch": 1,
     "tokenizer": 2,
@@ -60,7 +62,7 @@ VERSIONS = {
     "report": 1,
     "generate": 3,
 }
-PATHS = (ChatJsonl, LlavaJson, Tars, EnergonFolder)
+PATHS = (ChatJsonl, LlavaJson, Tars, EnergonFolder, Files)
 """Sources that name a path of the user's."""
 SPLIT = {"num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"}
 
@@ -172,7 +174,14 @@ class Plan:
             raise ConfigError(f"dataset {raw.dataset} packs others together and has no raw source itself")
         if isinstance(source, PATHS):
             check_there(f"datasets.{raw.dataset}.source.path", source.path)
+        for key, path in named(source).items():
+            check_there(f"datasets.{raw.dataset}.source.{key}", path)
         return [*self.fetched(f"datasets.{raw.dataset}")]
+
+    def told(self, dataset: str) -> dict[str, Any]:
+        """Digests of the user's small files that say how a dataset's records are read."""
+        there = [path for path in told(self.dataset(dataset).source) if local(path).is_file()]
+        return {"told": {path: digest(local(path)) for path in there}} if there else {}
 
     def sizes(self, raw: layout.Raw) -> dict[str, int]:
         """How many bytes each of the user's own files of a raw source has."""
@@ -714,8 +723,12 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     "raw": lambda plan, it: {
         "source": _dump(plan.dataset(it.dataset).source),
         **plan.commit(plan.dataset(it.dataset).source),
+        **plan.told(it.dataset),
     },
-    "chat": lambda plan, it: dict(plan.dataset(it.dataset).model_dump(mode="json", include=CHAT_KEYS)),
+    "chat": lambda plan, it: {
+        **plan.dataset(it.dataset).model_dump(mode="json", include=CHAT_KEYS),
+        **plan.told(it.dataset),
+    },
     "tokenizer": lambda plan, it: {
         "source": _dump(_known("tokenizer", it.tokenizer, plan.config.tokenizers))
     },

@@ -1,7 +1,7 @@
 """Raw sources that come as files from the hub or a URL: linked, unpacked, or parquet written as jsonl."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from plait import files
 from plait.config.hub import HubData, UrlData
 from plait.config.lock import Lock
 from plait.config.paths import JSONL, NAMES
+from plait.data.albums import ARCHIVES
+from plait.data.containers import PARQUET, numbered
 from plait.errors import DataError
 from plait.fetch.lfs import refuse_pointers
 from plait.fetch.unpack import Limits, is_archive, unpack
 from plait.layout import HubFile
 
-PARQUET = ".parquet"
 FILES = "files"
 """Where they lie in a raw source, so that no name of a stranger's meets one of ours."""
 LIMITS = Limits(bytes=200 * 10**9, files=2_000_000)
@@ -48,7 +49,7 @@ def brought(source: Mapping[str, Any]) -> list[HubFile]:
 def place(source: Mapping[str, Any], folder: Path) -> list[str]:
     """Put what a source comes as into the folder of the raw source; the names of the files there.
 
-    A zip of pictures stays a zip.
+    A zip of pictures stays a zip; for shapes, zips and tars stay what they are.
     """
     limits = LIMITS
     if "max_files" in source:
@@ -57,12 +58,16 @@ def place(source: Mapping[str, Any], folder: Path) -> list[str]:
     inner = folder / FILES
     for file in brought(source):
         path = Path(str(file))
+        if source["shape"] and (path.suffix in ARCHIVES or not is_archive(path.name)):
+            files.link(path, inner / file.file)
+            names.append(file.file)
+            continue
         pictures = source["as_kind"] == "llava-json" and path.suffix == ".zip" and source["kind"] == "hub"
         webdataset = source["as_kind"] == "tars" and path.suffix == ".tar"
         if path.suffix == PARQUET and source["as_kind"] == "chat-jsonl":
             names.append(_as_jsonl(path, inner, file.file))
         elif is_archive(path.name) and not pictures and not webdataset:
-            names += _unpacked(path, inner, source["as_kind"], limits)
+            names += _unpacked(path, inner, "" if source["shape"] else source["as_kind"], limits)
         else:
             files.link(path, inner / file.file)
             names.append(file.file)
@@ -70,7 +75,7 @@ def place(source: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _unpacked(path: Path, folder: Path, kind: str, limits: Limits) -> list[str]:
-    """What an archive has of a kind; of a LLaVA json everything, its pictures too.
+    """What an archive has of a kind; of a LLaVA json, and for shapes, everything, pictures too.
 
     Raises:
         DataError: it has none.
@@ -78,7 +83,7 @@ def _unpacked(path: Path, folder: Path, kind: str, limits: Limits) -> list[str]:
     found = unpack(
         path,
         folder,
-        lambda name: kind == "llava-json" or bool(NAMES[kind].fullmatch(Path(name).name)),
+        lambda name: kind in ("", "llava-json") or bool(NAMES[kind].fullmatch(Path(name).name)),
         limits,
     )
     if not found:
@@ -97,7 +102,7 @@ def _as_jsonl(path: Path, folder: Path, name: str) -> str:
     (folder / written).parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with (folder / written).open("xb") as lines:
-        for row in _rows(path):
+        for _, row in numbered(path):
             try:
                 lines.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
             except TypeError as error:
@@ -105,20 +110,6 @@ def _as_jsonl(path: Path, folder: Path, name: str) -> str:
             count += 1
     log.info("%s: %d rows", name, count)
     return written
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as opened:
-            for batch in opened.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as parquet: {error}", hint="is it another kind of file?"
-        ) from error
 
 
 def facts(folder: Path, names: list[str]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import codecs
 import contextlib
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from plait.errors import DataError
 
@@ -15,6 +16,25 @@ if TYPE_CHECKING:
 MAGIC = {".gz": b"\x1f\x8b", ".lz4": b"\x04\x22\x4d\x18", ".zst": b"\x28\xb5\x2f\xfd"}
 CHUNK = 1 << 11
 """Bytes of zstd unpacked at a time; a chunk of the most repetitive text grows a thousandfold."""
+
+
+@dataclass(frozen=True)
+class RawLine:
+    """One line of a raw source, not yet read."""
+
+    file: str
+    """Its file, relative to the source's folder."""
+    number: int
+    """Its line in that file, from 1."""
+    position: int
+    """Its line in the whole source, from 1."""
+    content: Any
+    """Its bytes; of a row of parquet, its values by column."""
+
+    @property
+    def blank(self) -> bool:
+        """Whether it is a line with nothing on it."""
+        return isinstance(self.content, bytes) and not self.content.strip()
 
 
 def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:

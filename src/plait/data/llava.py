@@ -9,20 +9,16 @@ import json
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
-from typing import Any, TextIO
+from typing import Any
 
 import orjson
 
 from plait.data import chat, webdataset, zipped
+from plait.data.members import members
 from plait.errors import DataError, RecordError
 
 PICTURES = "pictures"
 """The link to the folder of the pictures, or to a zip of them."""
-CHUNK = 1 << 20
-LONGEST = 1 << 24
-"""Characters that a mistake in the JSON may lie behind what was read; no record of LLaVA is near it."""
-LONGEST_EXPONENT = len("e+")
-"""Behind a number that was cut, no more than this is left of it."""
 HINT = "a LLaVA json is [{id, image, conversations}, ...]"
 
 
@@ -55,60 +51,12 @@ class Unique:
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The members of a list in JSON, one at a time.
+    """The records of a LLaVA json, one at a time.
 
     Raises:
         DataError: it is no list, is not JSON, or is cut short.
     """
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            mark, rest = _mark("", file)
-            if mark != "[":
-                raise DataError(f"{path} is no list of records", hint=HINT)
-            mark, after = _mark(rest, file)
-            rest = after if mark == "]" else mark + after
-            while mark != "]":
-                found, rest = _value(rest, file)
-                yield found
-                number += 1
-                mark, rest = _mark(rest, file)
-                if mark not in (",", "]"):
-                    raise DataError(f"{path} has neither comma nor end after record {number}", hint=HINT)
-            if _mark(rest, file)[0]:
-                raise DataError(f"{path} goes on after its list of {number} records", hint=HINT)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read after record {number}: {error}", hint=HINT) from error
-
-
-def _mark(text: str, file: TextIO) -> tuple[str, str]:
-    """The next character that is no space, and the text behind it; nothing at the end of the file."""
-    while not (text := text.lstrip()):
-        text = file.read(CHUNK)
-        if not text:
-            return "", ""
-    return text[0], text[1:]
-
-
-def _value(text: str, file: TextIO) -> tuple[Any, str]:
-    """The value that a text begins with, and what follows it; reads on while it may be unfinished."""
-    decoder = json.JSONDecoder()
-    while True:
-        text = text.lstrip()
-        try:
-            found, end = decoder.raw_decode(text)
-        except json.JSONDecodeError as error:
-            if len(text) - error.pos > LONGEST:
-                raise
-            end, cause = 0, error
-        if end and len(text) - end > LONGEST_EXPONENT:
-            return found, text[end:]
-        more = file.read(CHUNK)
-        if not more and end:
-            return found, text[end:]
-        if not more:
-            raise cause
-        text += more
+    return members(path, HINT)
 
 
 def rows(path: Path, pictures: Path, unique: Unique) -> Iterator[bytes]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,9 +18,9 @@ import orjson
 from tqdm import tqdm
 
 from plait import files
-from plait.data import chat, images, sources
-from plait.data.lines import read_lines
-from plait.errors import DataError, RecordError
+from plait.data import chat, images, shaped, sources
+from plait.data.lines import RawLine, read_lines
+from plait.errors import DataError, LeftOut, RecordError
 from plait.layout import Chat
 
 log = logging.getLogger(__name__)
@@ -39,6 +38,8 @@ class Counts:
     images: int = 0
     blank: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Those that a rule of the config leaves out, by rule; none of them is wrong."""
 
     @property
     def rejected(self) -> int:
@@ -46,9 +47,11 @@ class Counts:
         return self.reasons.total()
 
     def check(self) -> None:
-        """Every line that was read was kept or rejected."""
-        if self.kept + self.rejected != self.read:
-            raise DataError(f"{self.kept} kept + {self.rejected} rejected lines are not {self.read} read")
+        """Every line that was read was kept, rejected or left out."""
+        if self.kept + self.rejected + self.left_out.total() != self.read:
+            others = f" + {self.left_out.total()} left out" if self.left_out else ""
+            sentence = f"{self.kept} kept + {self.rejected} rejected{others} lines are not {self.read} read"
+            raise DataError(sentence)
 
     def to_json(self) -> dict[str, Any]:
         """The counts of a ledger."""
@@ -59,6 +62,7 @@ class Counts:
             "blank": self.blank,
             "images": self.images,
             "reasons": dict(sorted(self.reasons.items())),
+            "left_out": dict(sorted(self.left_out.items())),
         }
 
 
@@ -81,6 +85,7 @@ def write(raw: Path, shard: Chat, settings: Mapping[str, Any]) -> dict[str, Any]
     if shard.shard >= settings["shards"]:
         last = f"{settings['shards'] - 1:05d}"
         raise DataError(f"{shard} is beyond the last shard of {shard.dataset}, {last}")
+    shaped.check_told(settings)
     files.refuse_foreign(shard)
     for path in (shard.manifest, str(shard), shard.rejects):
         files.remove(Path(path))
@@ -121,17 +126,20 @@ def _sort(raw: Path, shard: Chat, settings: Mapping[str, Any], kept: Path, rejec
     counts = Counts()
     read_line = sources.reader(settings["source"])
     resize = partial(images.resized, pictures=settings["pictures"])
-    share = islice(sources.read(raw), shard.shard, None, settings["shards"])
+    share = sources.share(raw, settings["source"], shard.shard, settings["shards"])
     with ExitStack() as stack:
         good = stack.enter_context(_gzip(stack.enter_context(kept.open("wb"))))
         bad = stack.enter_context(rejects.open("wb"))
         for line in tqdm(share, desc=str(shard), unit="line", disable=None):
-            if not line.content.strip():
+            if line.blank:
                 counts.blank += 1
                 continue
             counts.read += 1
             try:
                 sample = read_line(line.content, raw).with_pictures(resize)
+            except LeftOut as error:
+                counts.left_out[error.reason] += 1
+                continue
             except RecordError as error:
                 counts.reasons[error.reason] += 1
                 bad.write(_reject(line, error))
@@ -151,7 +159,7 @@ def _gzip(file: BinaryIO) -> gzip.GzipFile:
     return gzip.GzipFile("", "wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0)
 
 
-def _reject(line: sources.RawLine, error: RecordError) -> bytes:
+def _reject(line: RawLine, error: RecordError) -> bytes:
     entry = {"file": line.file, "line": line.number, "reason": error.reason, "message": str(error)}
     return orjson.dumps(entry) + b"\n"
 

@@ -7,25 +7,20 @@ To add a kind: a class in ``config/model.py`` and a row in :data:`KINDS`.
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from plait import files
-from plait.config.paths import JSONL, NAMES, local
-from plait.data import builtin, chat, fetched, llava, meta, tars, webdataset
-from plait.data.lines import read_lines
+from plait.config.paths import JSONL, NAMES
+from plait.data import builtin, chat, fetched, linked, llava, meta, shaped, tars, webdataset
+from plait.data.lines import RawLine, read_lines
 from plait.errors import DataError, RecordError
 from plait.fetch.lfs import refuse_pointers
 
 log = logging.getLogger(__name__)
-
-EXPECTED = {
-    "chat-jsonl": ".jsonl, .jsonl.gz, .jsonl.lz4 or .jsonl.zst",
-    "tars": ".tar",
-    "energon": ".tar, and .nv-meta with dataset.yaml",
-}
 
 
 @dataclass(frozen=True)
@@ -36,19 +31,6 @@ class Kind:
     """Fills the folder from the source's settings and gives the facts worth recording."""
     read: Callable[[bytes, Path], chat.Sample]
     """Reads one line; the folder is where the line's pictures are. Raises RecordError."""
-
-
-@dataclass(frozen=True)
-class RawLine:
-    """One line of a raw source, not yet read."""
-
-    file: str
-    """Its file, relative to the source's folder."""
-    number: int
-    """Its line in that file, from 1."""
-    position: int
-    """Its line in the whole source, from 1."""
-    content: bytes
 
 
 # Making
@@ -73,7 +55,7 @@ def link(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         DataError: there is no such path, or no jsonl file in it.
     """
-    wanted, others = _link(source["path"], folder, source["kind"])
+    wanted, others = linked.link(source["path"], folder, source["kind"])
     return {"linked": len(wanted), "other_files": others}
 
 
@@ -83,7 +65,7 @@ def link_tars(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         DataError: there is no such path, no tar in it, or a tar is damaged.
     """
-    wanted, others = _link(source["path"], folder, source["kind"])
+    wanted, others = linked.link(source["path"], folder, source["kind"])
     return {"linked": len(wanted), "other_files": others, **_note_places(wanted, folder)}
 
 
@@ -104,9 +86,9 @@ def link_llava(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         DataError: the json or the folder is not there, or the json is no list.
     """
-    path = _origin(source["path"])
+    path = linked.origin(source["path"])
     refuse_pointers([path])
-    pictures = _origin(source["images"]) if source["images"] else path.parent
+    pictures = linked.origin(source["images"]) if source["images"] else path.parent
     if not pictures.is_dir() and pictures.suffix != ".zip":
         raise DataError(
             f"{pictures} is no folder and no zip", hint="`images` names where a LLaVA json's pictures are"
@@ -130,7 +112,7 @@ def link_energon(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         DataError: it is not there, or is not prepared.
     """
-    wanted, others = _link(source["path"], folder, source["kind"])
+    wanted, others = linked.link(source["path"], folder, source["kind"])
     if meta.DATASET not in wanted:
         hint = "`energon prepare` makes it; tars without it are a source of kind tars"
         raise DataError(f"{source['path']} has no {meta.DATASET}", hint=hint)
@@ -143,6 +125,8 @@ def fetched_source(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         DataError: it holds no such source.
     """
+    if source["shape"]:
+        return shaped.make(source, folder)
     names = fetched.place(source, folder)
     if source["as_kind"] == "tars":
         return _note_places([name for name in names if name.endswith(".tar")], folder)
@@ -167,14 +151,18 @@ def inputs(source: Mapping[str, Any]) -> list[str]:
 
 def unlisted(source: Mapping[str, Any]) -> frozenset[str]:
     """Zips of pictures: the records have a digest of each, and every shard would read the whole zip again."""
+    if source.get("shape"):
+        return shaped.unlisted(source)
     if source.get("as_kind", source["kind"]) != "llava-json":
         return frozenset()
     zips = [Path(file.file).name for file in fetched.brought(source)] if source["kind"] == "hub" else []
     return frozenset({llava.PICTURES, *(name for name in zips if name.endswith(".zip"))})
 
 
-def reader(source: Mapping[str, Any]) -> Callable[[bytes, Path], chat.Sample]:
+def reader(source: Mapping[str, Any]) -> Callable[[Any, Path], chat.Sample]:
     """What reads a line of a source."""
+    if source.get("shape"):
+        return shaped.reader(source)
     return KINDS[source["as_kind"] if source["kind"] in AFAR else source["kind"]].read
 
 
@@ -188,33 +176,6 @@ def supplied(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         f"the data of {files.final_name(folder)} must be supplied by you: {source['what']}",
         hint="give the dataset another `source` in your config: a path to what you have",
     )
-
-
-def _origin(path: str) -> Path:
-    origin = local(path)
-    if not origin.exists():
-        hint = "paths of datasets.*.source in config/ are taken from the folder where you run plait"
-        raise DataError(f"{path} does not exist", hint=hint)
-    return origin
-
-
-def _link(path: str, folder: Path, kind: str) -> tuple[list[str], int]:
-    """Link the files of a kind that the user has somewhere; their names, and how many others there are."""
-    origin, names = _origin(path), NAMES[kind]
-    base = origin if origin.is_dir() else origin.parent
-    found = sorted(origin.rglob("*")) if origin.is_dir() else [origin]
-    wanted = [one for one in found if names.fullmatch(one.name) and one.is_file()]
-    if not wanted:
-        raise DataError(f"{path} holds none of the files that are read", hint=f"expected {EXPECTED[kind]}")
-    refuse_pointers(wanted)
-    for one in wanted:
-        place = folder / one.relative_to(base)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(one.resolve())
-    others = sum(one.is_file() for one in found) - len(wanted)
-    if others:
-        log.info("%s: %d files of other kinds are left alone", path, others)
-    return [one.relative_to(base).as_posix() for one in wanted], others
 
 
 # Reading
@@ -232,23 +193,22 @@ def read(folder: Path | str) -> Iterator[RawLine]:
     lines = [name for name in manifest["files"] if JSONL.fullmatch(Path(name).name)]
     for name, entry in manifest["files"].items():
         if name in lines or (folder / name).is_symlink():
-            _check_unchanged(folder / name, entry)
+            linked.check_unchanged(folder / name, entry)
     for name in lines:
         for number, content in read_lines(folder / name):
             position += 1
             yield RawLine(file=name, number=number, position=position, content=content)
 
 
-def _check_unchanged(path: Path, entry: dict[str, Any]) -> None:
-    """A linked file may have been edited since its digest was recorded."""
-    if not path.is_file():
-        where = path.readlink() if path.is_symlink() else path
-        raise DataError(
-            f"{path} is gone", hint=f"put {where} back, or remove {path.parent} and make it again"
-        )
-    if path.stat().st_size != entry["bytes"] or files.digest(path) != entry["sha256"]:
-        sentence = f"{path} is not the file of {entry['bytes']} bytes that became a raw source"
-        raise DataError(sentence, hint=f"remove {path.parent} and ask for it again")
+def share(folder: Path, source: Mapping[str, Any], shard: int, shards: int) -> Iterator[RawLine]:
+    """The lines of one shard of a raw source; every line is in one.
+
+    Raises:
+        DataError: as :func:`read`.
+    """
+    if source.get("shape"):
+        return shaped.stretch(source, folder, shard, shards)
+    return islice(read(folder), shard, None, shards)
 
 
 def read_chat(line: bytes, folder: Path) -> chat.Sample:  # noqa: ARG001
@@ -295,6 +255,7 @@ KINDS: dict[str, Kind] = {
     "llava-json": Kind(make=link_llava, read=llava.read),
     "tars": Kind(make=link_tars, read=read_places),
     "energon": Kind(make=link_energon, read=read_chat),
+    "files": Kind(make=shaped.make, read=read_chat),
     "hub": Kind(make=fetched_source, read=read_chat),
     "url": Kind(make=fetched_source, read=read_chat),
     "you-supply": Kind(make=supplied, read=read_chat),

@@ -78,6 +78,7 @@ def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, str, tarfi
         DataError: one is a link: its bytes stand elsewhere, and readers pass it over without a word.
     """
     for info in tar:
+        tar.members = []  # type: ignore[attr-defined] # or it would keep every one of them
         name = MEMBER.fullmatch(info.name)
         if info.isdir() or not name or META_MEMBER.match(info.name):
             continue

@@ -47,13 +47,26 @@ class Zip:
         info = self.infos.get(name) or self.infos.get(f"{self.top}{name}")
         if info is None or info.compress_type not in (STORED, DEFLATED) or info.file_size > LARGEST:
             return None
-        with self.path.open("rb") as file:
-            head = os.pread(file.fileno(), HEADER.size, info.header_offset)
-        if len(head) < HEADER.size or not head.startswith(MARK):
-            raise DataError(f"{self.path} is damaged: {info.filename} is not where it should be")
-        _, name_size, extra = HEADER.unpack(head)
-        begin = info.header_offset + HEADER.size + name_size + extra
+        begin = content_at(self.path, info.header_offset)
         return [begin, info.compress_size, info.compress_type, info.file_size]
+
+
+def content_at(path: Path, header: int) -> int:
+    """Where the bytes of a file in a zip begin.
+
+    Args:
+        path: the zip.
+        header: where the file's own header begins.
+
+    Raises:
+        DataError: there is none.
+    """
+    with path.open("rb") as file:
+        head = os.pread(file.fileno(), HEADER.size, header)
+    if len(head) < HEADER.size or not head.startswith(MARK):
+        raise DataError(f"{path} is damaged: no file begins at {header}, where one should")
+    _, name_size, extra = HEADER.unpack(head)
+    return int(header + HEADER.size + name_size + extra)
 
 
 def read(path: Path, place: Place) -> bytes:
