@@ -216,6 +216,14 @@ user_files = in_snakemakes_frame(
     lambda wildcards: files.canonical(plan.sizes(made(layout.Raw, wildcards)))
 )
 
+# What a mixture's page quotes besides its sources; only ledgers count as changed.
+quoted = in_snakemakes_frame(
+    lambda wildcards: {
+        name: paths if name == "ledgers" else ancient(paths)
+        for name, paths in plan.quoted(made(layout.Analysis, wildcards)).items()
+    }
+)
+
 # The export that the short form links to.
 linked = in_snakemakes_frame(
     lambda wildcards: ancient(files.linkable(made(layout.Export, wildcards)))

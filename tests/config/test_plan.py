@@ -79,6 +79,28 @@ def test_a_saved_schedule_of_other_settings_does_not_count(tmp_path):
         Schedule.read(path)
 
 
+def test_a_mixtures_page_quotes_the_rejects_of_all_its_shards_but_not_of_adopted_ones(
+    plan, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    def quoted(mixture):
+        return plan.quoted(layout.Analysis(mixture=mixture))
+
+    names = [f"data/processed/emoji/shard_{n:05d}" for n in range(3)]
+    assert quoted("captions") == {
+        "words": ["data/tokenizers/mistral-solo"],
+        "rejects": [f"{name}.rejects.jsonl" for name in names],
+        "ledgers": ["data/tokenizers/mistral-solo/plait.json", *(f"{name}.ledger.json" for name in names)],
+    }
+    assert quoted("english")["rejects"] == ["data/processed/emoji-en/shard_00000.rejects.jsonl"]
+    taken = layout.Chat(dataset="emoji", shard=1)
+    monkeypatch.setattr(plan, "adopted", lambda one: one == taken)
+    assert quoted("captions")["rejects"] == [f"{names[0]}.rejects.jsonl", f"{names[2]}.rejects.jsonl"]
+    monkeypatch.setattr(plan, "adopted", lambda one: isinstance(one, layout.Indexed))
+    assert quoted("captions") == {"words": [], "rejects": [], "ledgers": []}
+
+
 def test_every_stage_of_an_artifact_has_inputs_a_version_and_settings(plan):
     assert set(STAGE_OF) == set(INPUTS) == set(layout.KINDS)
     assert set(STAGE_OF.values()) | {"verify"} == set(VERSIONS)

@@ -105,6 +105,7 @@ rule analyse:
     """Count the tokens of a mixture and weigh its sources."""
     input:
         unpack(inputs(layout.Analysis)),
+        unpack(quoted),
     output:
         folder=report(directory(layout.Analysis.PATTERN), **TOKENS_PAGE),
         manifest=layout.pattern(layout.Analysis, layout.MANIFEST),

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
             settings=chosen,
             inputs=map(str, inputs),
             facts=facts,
-            unlisted=frozenset({analysis.PAGE}),
+            unlisted=frozenset({analysis.PAGE, analysis.SHOWN}),
         )
 
 

@@ -51,7 +51,7 @@ VERSIONS = {
     "tokenizer": 2,
     "index": 2,
     "energon": 5,
-    "analyse": 5,
+    "analyse": 6,
     "build": 3,
     "convert": 5,
     "shard": 5,
@@ -250,6 +250,23 @@ class Plan:
             for name in mixture.names
             for shard in range(self.dataset(name).shards)
         ]
+
+    def quoted(self, analysis: layout.Analysis) -> dict[str, list[str]]:
+        """The files that a mixture's page quotes besides its sources: tokenizers, rejects and their ledgers.
+
+        Of what was adopted there are none: what it was made from need not be here.
+        """
+        sources = [one for one in self.mixed(analysis)["indexed"] if not self.adopted(one)]
+        made_from = dict.fromkeys(
+            one for source in sources for several in self.inputs(source).values() for one in several
+        )
+        words = [one for one in made_from if isinstance(one, layout.Tokenizer)]
+        chats = [one for one in made_from if isinstance(one, layout.Chat) and not self.adopted(one)]
+        return {
+            "words": [str(one) for one in words],
+            "rejects": [one.rejects for one in chats],
+            "ledgers": [one.manifest for one in (*words, *chats)],
+        }
 
     def parts(self, hf: layout.HfModel) -> list[layout.HfModel | layout.Tokenizer]:
         """The base model and the tokenizer that a Hugging Face model is made from.

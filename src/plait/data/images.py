@@ -257,3 +257,14 @@ def patches(
     cut = pixels_YXC.reshape(rows, patch_size, columns, patch_size, 3)
     patches_NCYX = cut.transpose(0, 2, 4, 1, 3).reshape(rows * columns, -1)
     return np.ascontiguousarray(patches_NCYX, dtype=np.float32)
+
+
+def unpatched(patches_NF: "NDArray[Any]", columns: int) -> "Image.Image":
+    """The picture that :func:`patches` has cut and normalised, ``columns`` patches wide; back in 8 bits."""
+    import numpy as np
+    from PIL import Image
+
+    side = round((patches_NF.shape[1] // 3) ** 0.5)
+    cut = patches_NF.astype(np.float32).reshape(-1, columns, 3, side, side).transpose(0, 3, 1, 4, 2)
+    pixels_YXC = cut.reshape(-1, columns * side, 3) * np.array(STD, np.float32) + np.array(MEAN, np.float32)
+    return Image.fromarray(np.clip(np.rint(pixels_YXC * 255), 0, 255).astype(np.uint8))

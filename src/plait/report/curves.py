@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plait.errors import DataError, LayoutError
-from plait.tokens.page import COLOURS, plain
+from plait.tokens.style import COLOURS
 
 FORMS = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 """Kinds of picture, and the metadata that would make equal pictures differ."""
@@ -192,3 +192,11 @@ def _along(axis: Any, curve: Curve) -> None:
     axis.set_xlabel("iteration", color=GREY)
     axis.set_xlim(min(0, curve.iteration[0]), max(curve.iteration[-1], 1))
     plain(axis)
+
+
+def plain(axis: Any) -> None:
+    """Let the curve of a matplotlib axis stand out: a light grid, thin grey axes, no frame."""
+    axis.grid(color="#e4e8ec", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#8a949e")
+    axis.tick_params(color="#8a949e", labelcolor="#56616d", width=0.6)

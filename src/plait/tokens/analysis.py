@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -16,7 +16,12 @@ from plait.tokens import mixture
 from plait.tokens.indexed import ROLE, IndexedReader, read_rows
 from plait.tokens.roles import PACK_SEP
 
+if TYPE_CHECKING:
+    from plait.tokens.page import Look
+
 PAGE = "tokens.html"
+SHOWN = "page.json"
+"""What the page has besides tokens.json: which samples are shown, and what was rejected."""
 log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
@@ -37,6 +42,16 @@ TOTALS: dict[str, str] = {
     "images": "n_images",
 }
 """The totals that sum a measure."""
+HISTOGRAMS = {"document_tokens": "documents", "n_tokens": "sequences"}
+"""The measures of which tokens.json has histograms, and what they are of."""
+QUANTILES = 200
+"""Equal shares that a distribution is described by: more would not be seen."""
+BINS = 32
+"""Bins of a histogram, about."""
+FILLS = 20
+"""Bins of the histogram of fill, exactly."""
+TAIL = 30
+"""A histogram's bins grow with the values where the largest is so many times the median."""
 HOW_MANY = ("packs", "documents", "samples", "rejected", "clipped", "unanswered")
 """The other totals: packed shards have the first two, energon's datasets the rest."""
 
@@ -51,6 +66,8 @@ class Counted:
     """How many packs and documents (one that was split is one); or samples, rejected ones beside them,
     clipped ones, and ones of which no trained token is left."""
     fill: float
+    limit: int
+    """Tokens that a sequence has room for."""
 
 
 def build(
@@ -59,6 +76,7 @@ def build(
     counted: Sequence[Counted],
     settings: Mapping[str, Any],
     more: Mapping[str, Any] | None = None,
+    look: "Look | None" = None,
 ) -> dict[str, Any]:
     """Write an analysis into an empty folder.
 
@@ -68,6 +86,7 @@ def build(
         counted: its shards, measured.
         settings: a mixture of the config: ``datasets`` or ``weights``.
         more: what else mixture.yaml says; without it, the mixture is Megatron's to read, in mixture.txt.
+        look: what the page shows besides figures; None: it is looked for in the packed shards.
 
     Returns:
         The facts of its manifest.
@@ -75,7 +94,7 @@ def build(
     Raises:
         DataError: a shard is not whole, or is not of the mixture.
     """
-    from plait.tokens.page import page
+    from plait.tokens.page import look_at, page
 
     weighed = weigh(counted, settings)
     tokens = to_json(counted)
@@ -87,8 +106,9 @@ def build(
     )
     if not more:
         (folder / "mixture.txt").write_text(line + "\n", encoding="utf-8")
-    measures = {dataset: together(several) for dataset, several in by_dataset(counted).items()}
-    (folder / PAGE).write_text(page(name, tokens, mixed, line, measures), encoding="utf-8")
+    look = look or look_at(counted)
+    files.write_json(folder / SHOWN, look.to_json())
+    (folder / PAGE).write_text(page(name, tokens, mixed, line, look), encoding="utf-8")
     _report(tokens, mixed, line)
     return {"total_instances": mixed["total_instances"], **tokens["total"]}
 
@@ -113,11 +133,19 @@ def measure(shard: layout.Indexed) -> Counted:
             f"{folder}/data.jsonl counts {found['n_tokens'].sum()} tokens, its manifest {facts['tokens']}"
         )
     counts = {"packs": len(rows), "documents": facts["documents"]}
-    return Counted(shard, found, counts, facts["fill"])
+    return Counted(shard, found, counts, facts["fill"], shard.seq)
 
 
 def document_lengths(roles: IndexedReader, *, own_separators: bool) -> Ints:
-    """Tokens of each document, or part of a split one: what stands between separators or pack bounds.
+    """Tokens of each document, or part of a split one, as :func:`document_bounds` finds them."""
+    starts, ends = document_bounds(roles, own_separators=own_separators)
+    return np.asarray(ends - starts, np.int64)
+
+
+def document_bounds(roles: IndexedReader, *, own_separators: bool) -> tuple[Ints, Ints]:
+    """First token of each document, or part of a split one, and the one after its last, in a whole shard.
+
+    A document is what stands between separators or pack bounds.
 
     Args:
         roles: the roles of a shard.
@@ -131,7 +159,7 @@ def document_lengths(roles: IndexedReader, *, own_separators: bool) -> Ints:
     skips = np.concatenate([skip, np.zeros(len(roles), np.int64)])
     order = np.argsort(ends, kind="stable")
     starts = np.concatenate([[0], (ends + skips)[order][:-1]])
-    return np.asarray(ends[order] - starts, np.int64)
+    return np.asarray(starts, np.int64), np.asarray(ends[order], np.int64)
 
 
 def weigh(counted: Sequence[Counted], settings: Mapping[str, Any]) -> mixture.Weighed:
@@ -183,6 +211,38 @@ def statistics(values: Ints) -> dict[str, float]:
     return {name: round(float(figure), 6) for name, figure in figures.items()}
 
 
+def quantiles(values: Ints) -> list[int]:
+    """The least, and the values that 1/200, 2/200, ... all of them do not exceed."""
+    places = -(-np.arange(QUANTILES + 1) * len(values) // QUANTILES) - 1
+    return [int(value) for value in np.sort(values)[np.maximum(places, 0)]]
+
+
+def histogram(values: Ints) -> dict[str, list[int]]:
+    """How many values fall between bounds: an upper bound belongs to the next bin.
+
+    Args:
+        values: from 1 on.
+    """
+    high, median = int(values.max()), float(np.median(values))
+    if high > TAIL * median:
+        edges = np.unique(np.rint(np.geomspace(values.min(), high + 1, BINS + 1)).astype(np.int64))
+    else:
+        width = -(-(high + 1) // BINS)
+        edges = np.arange(0, high + width + 1, width)
+    return {"edges": edges.tolist(), "counts": np.histogram(values, edges)[0].tolist()}
+
+
+def filled(sizes: Ints, limit: int) -> dict[str, Any]:
+    """How full sequences are: the mean, and how many are 0 to 5 %, 5 to 10 %, ... full."""
+    bins = np.minimum(sizes * FILLS // limit, FILLS - 1)
+    return {
+        "limit": limit,
+        "mean": round(float(sizes.sum() / (len(sizes) * limit)), 6),
+        "edges": [number / FILLS for number in range(FILLS + 1)],
+        "counts": np.bincount(bins, minlength=FILLS).tolist(),
+    }
+
+
 def to_json(counted: Sequence[Counted]) -> dict[str, Any]:
     """The content of tokens.json."""
     datasets = {}
@@ -191,6 +251,9 @@ def to_json(counted: Sequence[Counted]) -> dict[str, Any]:
         datasets[name] = {
             **totals(shards),
             "statistics": {key: statistics(measures[key]) for key in MEASURES},
+            "quantiles": {key: quantiles(measures[key]) for key in MEASURES},
+            "histograms": {key: histogram(measures[key]) for key in HISTOGRAMS},
+            "fill": filled(measures["n_tokens"], shards[0].limit),
             "shards": {str(shard.source): totals([shard]) | {"fill": shard.fill} for shard in shards},
         }
     return {"schema": files.SCHEMA, "datasets": datasets, "total": totals(counted)}

@@ -146,7 +146,12 @@ def _pieces(
 
 def loss_tokens(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> int:
     """The number of tokens that an assistant wrote, picture markup not counted."""
-    return int(np.count_nonzero((role == ASSISTANT) & ~np.isin(text, list(vision.values()))))
+    return int(np.count_nonzero(trained(text, role, vision)))
+
+
+def trained(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
+    """Which tokens an assistant wrote, picture markup left out: (n,), true for each of them."""
+    return np.asarray((role == ASSISTANT) & ~np.isin(text, list(vision.values())))
 
 
 # Documents to packs

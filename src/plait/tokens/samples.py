@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from plait import files, layout
 from plait.data import energon
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
-from plait.tokens import analysis
+from plait.tokens import analysis, rejected, shown
 from plait.tokens.llava import Encoded, LlavaRenderer
+from plait.tokens.page import Look
 
 BLEND = "metadataset.yaml"
 
@@ -48,14 +50,20 @@ def build(
     renderer = LlavaRenderer(tokenizer, form, settings["image_token_id"])
     with (folder / NAME).open("wb") as out:
         rejects = {one: Rejects(out) for one in datasets if one.dataset in names}
-        counted = [measure(one, renderer, length, rejected) for one, rejected in rejects.items()]
+        draws = {one: shown.Draw.of(one.dataset, _expected(one)) for one in rejects}
+        counted = [measure(one, renderer, length, bad, draws[one]) for one, bad in rejects.items()]
     more = {
         "tokenizer": str(tokenizer),
         "image_token_id": renderer.image_id,
         "decoder_seq_length": length,
         "format": dict(form),
     }
-    facts = analysis.build(folder, target.mixture, counted, mixed, more)
+    look = Look(
+        {one.dataset: shown.with_sources(Path(str(one)), draw.shown) for one, draw in draws.items()},
+        {one.dataset: _stages(folder, one, bad) for one, bad in rejects.items()},
+        shown.Words(tokenizer),
+    )
+    facts = analysis.build(folder, target.mixture, counted, mixed, more, look)
     weights = {str(shard.prefix): weight for shard, weight in analysis.weigh(counted, mixed)}
     validation = [str(layout.Energon(dataset=name)) for name in mixed["validation"]]
     blend = energon.blend(weights, validation, relative_to=Path(str(target)))
@@ -72,23 +80,38 @@ def _check(datasets: Sequence[layout.Energon], names: set[str]) -> None:
         )
 
 
+def _expected(dataset: layout.Energon) -> int:
+    """The training samples that a dataset's manifest counts."""
+    return int(files.read_manifest(str(dataset), kind="energon")["facts"]["splits"]["train"])
+
+
+def _stages(folder: Path, dataset: layout.Energon, rejects: Rejects) -> list[rejected.Row]:
+    """The ledgers of the stages that made a dataset, and of this one."""
+    own = rejected.templated(folder / NAME, dataset, _expected(dataset), rejects.reasons)
+    return [*rejected.stages([Path(str(dataset))]), own]
+
+
 def measure(
-    dataset: layout.Energon, renderer: LlavaRenderer, length: int, rejected: Rejects
+    dataset: layout.Energon, renderer: LlavaRenderer, length: int, rejects: Rejects, draw: shown.Draw
 ) -> analysis.Counted:
-    """Tokenise every training sample of a dataset and keep its counts.
+    """Tokenise every training sample of a dataset and keep its counts, and the few that are drawn.
 
     Raises:
         DataError: it is not whole, or the template cannot write more of its samples than may be rejected.
     """
     folder = Path(str(dataset))
-    expected = files.read_manifest(folder, kind="energon")["facts"]["splits"]["train"]
-    whole = np.array([_counts(sample, length) for sample in _encoded(folder, renderer, rejected)], np.int64)
-    if len(whole) + rejected.count != expected:
+    expected, kept = _expected(dataset), []
+    for number, (tar, key, sample) in enumerate(_encoded(folder, renderer, rejects)):
+        clipped = sample.clip(length)
+        kept.append(_counts(clipped))
+        draw.offer(number, partial(shown.of_sample, folder, tar, key, clipped, renderer.tokens))
+    whole = np.array(kept, np.int64)
+    if len(whole) + rejects.count != expected:
         raise DataError(
-            f"{folder} has {len(whole) + rejected.count} training samples, its manifest counts {expected}",
+            f"{folder} has {len(whole) + rejects.count} training samples, its manifest counts {expected}",
             hint="remove the folder; it is made again",
         )
-    rejected.check(
+    rejects.check(
         expected,
         renderer.form["reject_limit"],
         str(folder),
@@ -110,24 +133,24 @@ def measure(
     }
     counts = {
         "samples": len(whole),
-        "rejected": rejected.count,
+        "rejected": rejects.count,
         "clipped": int((original > tokens).sum()),
         "unanswered": int((trained == 0).sum()),
     }
-    return analysis.Counted(dataset, found, counts, float(tokens.mean() / length))
+    return analysis.Counted(dataset, found, counts, float(tokens.mean() / length), length)
 
 
-def _encoded(folder: Path, renderer: LlavaRenderer, rejected: Rejects) -> Iterator[Encoded]:
+def _encoded(folder: Path, renderer: LlavaRenderer, rejects: Rejects) -> Iterator[tuple[str, str, Encoded]]:
+    """The samples that the template can write, each with its tar and its key."""
     for name, sample in energon.located(folder):
         try:
-            yield renderer.encode(renderer.instructed(sample, sample.id))
+            yield name, sample.id, renderer.encode(renderer.instructed(sample, sample.id))
         except RecordError as error:
-            rejected.add(Record(folder / name, None, sample.id), error.reason, str(error))
+            rejects.add(Record(folder / name, None, sample.id), error.reason, str(error))
 
 
-def _counts(sample: Encoded, length: int) -> tuple[int, int, int, int, int]:
+def _counts(kept: Encoded) -> tuple[int, int, int, int, int]:
     """Tokens, those of pictures, trained ones, pictures, and tokens before clipping."""
-    kept = sample.clip(length)
     pictures = int((kept.picture_rows >= 0).sum())
     trained = int(kept.trained[1:].sum())
-    return len(kept.input_ids), pictures, trained, len(sample.pictures), len(sample.input_ids)
+    return len(kept.input_ids), pictures, trained, len(kept.pictures), len(kept.input_ids) + kept.clipped
