@@ -42,6 +42,7 @@ SIDES = {
     ("tokenizer", "index"): ("t", 20, "l", 12),
     ("tokenizer", "analyse"): ("r", -14, "b", -44),
     ("tokenizer", "train"): ("r", 14, "l", 16),
+    ("chat", "analyse"): ("r", 14, "l", 14),
     ("chat", "energon"): ("b", 10, "l", 0),
     ("energon", "analyse"): ("r", -8, "b", -20),
     ("energon", "train"): ("r", 8, "l", -4),

@@ -14,7 +14,9 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
     "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
-INSTALL = "apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium"
+INSTALL = (
+    "apt-get -qq update && apt-get -qq -o DPkg::Lock::Timeout=120 install -y --no-install-recommends chromium"
+)
 
 
 def chromium():

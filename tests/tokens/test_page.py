@@ -316,6 +316,15 @@ def test_samples_of_energon_are_what_training_reads(found):
             assert pixels[..., 0].mean() == pytest.approx((number + place) * 5, abs=4)
 
 
+@pytest.mark.parametrize(("mixture", "source"), [("packs", "seen"), ("samples", "few")])
+def test_where_all_documents_are_shown_their_figures_are_the_sources(found, mixture, source):
+    tokens, shown_, _ = found[mixture]
+    figures, samples = tokens["datasets"][source], shown_["samples"][source]
+    assert len(samples) == figures.get("documents", figures.get("samples")) < shown.PER_SOURCE
+    for key in ("loss_tokens", "image_tokens", "images"):
+        assert sum(one[key] for one in samples) == figures[key] > 0
+
+
 def test_a_sample_can_say_what_it_likes(found):
     for _, _, read in found.values():
         text = "".join(sample["text"] for sample in read.samples)
