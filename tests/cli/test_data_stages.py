@@ -9,6 +9,7 @@ from plait import files, layout
 from plait.cli.main import main
 from plait.tokens.indexed import PackedShard
 
+TWICE = {"datasets": {"talk": {"epochs": [1, 2]}}}
 CONFIG = {
     "datasets": {"talk": {"source": {"kind": "chat-jsonl", "path": "."}, "shards": 2}},
     "tokenizers": {
@@ -16,7 +17,11 @@ CONFIG = {
         "chat": {"kind": "extend", "base": "base", "add": ["chatml"]},
     },
     "formats": {"chatml": {"tokenizer": "chat", "template": "chatml"}},
-    "mixtures": {"all": {"format": "chatml", "pack": 64, "datasets": ["talk"]}},
+    "mixtures": {
+        "all": {"format": "chatml", "pack": 64, "datasets": ["talk"]},
+        "twice": {"format": "chatml", "pack": 64, "solve": TWICE | {"tokens": [1, 10**7]}},
+        "never": {"format": "chatml", "pack": 64, "solve": TWICE | {"tokens": [10**7, 10**7]}},
+    },
 }
 SHARDS = [f"data/megatron_format/chatml_talk_pack64/shard_0000{number}" for number in (0, 1)]
 
@@ -75,6 +80,32 @@ def test_the_analysis_counts_what_the_shards_hold(workplace):
 
     assert facts["total_instances"] == sum(len(PackedShard(shard)) for shard in SHARDS)
     assert facts["documents"] == 40
+
+
+def test_a_solved_mixture_reads_what_its_limits_allow_and_names_those_that_bind(workplace, caplog):
+    caplog.set_level("INFO")
+    run("analyse", *SHARDS, "data/analysis/twice")
+    natural, solved = (files.read_manifest(f"data/analysis/{name}")["facts"] for name in ("all", "twice"))
+    mixed = yaml.safe_load(Path("data/analysis/twice/mixture.yaml").read_text())
+
+    assert solved["total_instances"] == mixed["total_instances"] == 2 * natural["total_instances"]
+    assert solved["binding"] == ["datasets.talk.epochs at most 2"]
+    assert [source["epochs"] for source in mixed["sources"]] == [2, 2]
+    assert mixed["solved"]["tokens"] == 2 * natural["tokens"]
+    assert mixed["solved"] == files.read_json("data/analysis/twice/tokens.json")["solved"]
+    assert "binding: datasets.talk.epochs at most 2" in caplog.text
+    page = Path("data/analysis/twice/tokens.html").read_text()
+    assert "<td>datasets.talk.epochs</td><td>most 2</td><td>2</td><td>binds</td>" in page
+    assert "<td>tokens</td><td>most 10,000,000</td>" in page
+    assert "<h3>Limits</h3>" not in Path("data/analysis/all/tokens.html").read_text()
+
+
+def test_limits_that_cannot_be_kept_to_end_in_a_sentence_and_no_analysis(workplace, capsys):
+    assert main(["analyse", *SHARDS, "data/analysis/never", "--config", "config.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "mixtures.never.solve asks for what its data cannot give: tokens at least 10000000 and" in said
+    assert "datasets.talk.epochs at most 2 exclude one another; the smallest change that helps: lower" in said
+    assert not Path("data/analysis/never").exists()
 
 
 def test_a_format_names_its_tokenizer(workplace, capsys):

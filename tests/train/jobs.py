@@ -53,13 +53,14 @@ class Place:
     start: str
     around: dict = field(default_factory=lambda: {"peak_tflops": 1.0})
     run: str = "r"
+    analysis: str = "data/analysis/x"
 
     def words(self, start=("-m", "plait.cli.main"), *, after=0, to=STEPS, asked=None, **around):
         keys = Around(**self.around | around).model_dump(mode="json")
         keys |= {"asked": {"until": to} | (asked or {})}
         begin = saved(after, self.run) if after else self.start
         return [
-            sys.executable, *start, "train", begin, "data/analysis/x",
+            sys.executable, *start, "train", begin, self.analysis,
             f"data/ckpts/{self.run}/schedule.json", saved(to, self.run),
             "--settings", json.dumps(self.settings), "--around", json.dumps(keys),
         ]  # fmt: skip

@@ -1,7 +1,9 @@
 """SOLO's curriculum: three runs, each from a checkpoint of the one before, not from its export."""
 
+import shutil
+
 import pytest
-from jobs import patched, saved
+from jobs import analysed, patched, saved
 
 from plait import files
 from plait.convert.layouts import trained
@@ -23,8 +25,20 @@ def stages(tmp_path_factory):
     for name, keys in STAGES.items():
         places[-1].train(to=STEPS)
         places.append(places[-1].after(name, STEPS, steps=STEPS, **keys))
+        if name == "stage2":
+            places[-1].analysis = other_mixture(places[-1])
     places[-1].train(to=STEPS)
     return places
+
+
+def other_mixture(place):
+    """A mixture of other shards than the first run's: copies of its one."""
+    shards = [f"data/megatron_format/f_{name}_pack64/shard_00000" for name in "de"]
+    shutil.copytree(place.root / shards[0], place.root / shards[1])
+    sources = [{"prefix": one, "weight": weight} for one, weight in zip(shards, (0.25, 0.75), strict=True)]
+    folder = analysed(place, {"sources": sources}, "y")
+    files.write_manifest(folder, kind="analysis", settings={}, facts={})
+    return "data/analysis/y"
 
 
 def weights(place):
@@ -44,6 +58,15 @@ def test_each_stage_begins_with_the_weights_of_the_one_before_and_its_own_iterat
         assert saved(STEPS, before.run) in manifest["inputs"]
         assert [row["iteration"] for row in place.rows()] == [1, 2, 3, 4]
         assert place.rows()[0]["learning-rate"] == 0
+
+
+def test_a_stage_may_have_a_mixture_of_its_own_and_each_is_audited_against_its_own(stages):
+    expected = [("x", {"d": 1}), ("y", {"d": 0.25, "e": 0.75}), ("x", {"d": 1})]
+    for place, (mixture, shares) in zip(stages, expected, strict=True):
+        manifest = files.read_manifest(place.root / saved(STEPS, place.run))
+        audit = files.read_json(place.ckpts / "audit.json")
+        assert f"data/analysis/{mixture}" in manifest["inputs"]
+        assert {name: one["trained_share"] for name, one in audit["datasets"].items()} == shares
 
 
 def test_pictures_are_learnt_from_stage_to_stage(stages):

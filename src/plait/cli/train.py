@@ -1,11 +1,17 @@
 """``plait train``: from a sharded model or a checkpoint to the next checkpoint."""
 
 import argparse
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 from plait import layout
 from plait.cli.common import Subparsers, add_settings, add_stage, settings
-from plait.errors import ConfigError
+from plait.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from plait.train.job import Job
+
+log = logging.getLogger(__name__)
 
 
 def add(stages: Subparsers) -> None:
@@ -48,6 +54,18 @@ def run(args: argparse.Namespace) -> None:
     )
     job.check()
     launch(job, args.image)
+    if job.steps[1] == job.train_iters and not job.around["debug"]:
+        _audit(job)
+
+
+def _audit(job: "Job") -> None:
+    """Tell how far what the whole run consumed is from its mixture; where that is unknown it is trained."""
+    from plait.report import audit
+
+    try:
+        log.info("%s", audit.sentence(audit.audit(job.run.run)))
+    except DataError as error:
+        log.warning("%s is not audited: %s", job.run, error)
 
 
 def beside(args: argparse.Namespace, target: layout.Iteration) -> dict[str, Any]:

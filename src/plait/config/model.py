@@ -31,6 +31,7 @@ from plait.config.jobs import Jobs
 from plait.config.paths import shard_name
 from plait.config.run import Run
 from plait.config.shapes import PICTURED, Shape
+from plait.config.solve import Solve
 from plait.errors import ConfigError
 
 # Data
@@ -290,6 +291,9 @@ class Mixture(Strict):
     )
     datasets: tuple[Name, ...] = Field((), description="datasets at their natural weights")
     weights: dict[Name, PositiveFloat] = Field({}, description="explicit weights by dataset; they sum to 1")
+    solve: Solve | None = Field(
+        None, description="instead of them: limits, from which `plait analyse` solves the weights"
+    )
     validation: tuple[Name, ...] = Field(
         (),
         description="datasets of the validation blend (energon), by their val split; as a whole, where they "
@@ -309,17 +313,24 @@ class Mixture(Strict):
         return self
 
     @model_validator(mode="after")
-    def _datasets_or_weights(self) -> Self:
-        if bool(self.datasets) == bool(self.weights):
-            raise ValueError("a mixture has either `datasets` (natural weights) or `weights`")
+    def _one_kind_of_weights(self) -> Self:
+        if sum(map(bool, (self.datasets, self.weights, self.solve))) != 1:
+            raise ValueError(
+                "a mixture has either `datasets` (natural weights) or `weights`, or `solve` (limits)"
+            )
         if self.weights and abs(sum(self.weights.values()) - 1) > 1e-6:
             raise ValueError(f"weights sum to {sum(self.weights.values()):g}, expected 1")
+        if self.solve and self.solve.whole_shards and not self.pack:
+            raise ValueError(
+                "`solve.whole_shards` needs `pack`: energon draws samples by weight, and promises no whole "
+                "reading of anything; leave it out"
+            )
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
         """The datasets, in the order of the config."""
-        return self.datasets or tuple(self.weights)
+        return self.datasets or tuple(self.solve.datasets if self.solve else self.weights)
 
 
 # Models

@@ -426,7 +426,11 @@ class Run(Parallel, Experts, Memory, Precision, Optimization, Length, Reading, A
         None, description="LLaVA's stage: 1 trains the projector, 2 also the language model; sets defaults"
     )
     freeze: tuple[Part, ...] = Field((), description="parts that are not trained (LLaVA)")
-    start_run: Name | None = Field(None, description="a run whose weights this one starts from")
+    start_run: Name | None = Field(
+        None,
+        description="a run whose weights this one starts from; its mixture may be another, so that a "
+        "curriculum is one run a mixture",
+    )
     start_iteration: PositiveInt | None = Field(None, description="the iteration of `start_run`")
     finetune: bool = Field(
         True,

@@ -13,16 +13,13 @@ from typing import Any
 import orjson
 
 from plait import files, layout
-from plait.config.schedule import skipped
 from plait.data.lines import read_lines
 from plait.data.webdataset import SAMPLES
 from plait.errors import DataError
-from plait.report import state
+from plait.report import state, told
 from plait.tokens.lineage import Lineage
 from plait.train import lineage
 from plait.train.job import Mixed
-
-TAR = ".tar/"
 
 
 def trace(name: str, step: int) -> dict[str, Any]:
@@ -44,15 +41,15 @@ def trace(name: str, step: int) -> dict[str, Any]:
     """
     (run,) = state.runs(name)
     _check_step(run, step)
-    told = _told(run)
-    _check_own(run, told["settings"], step)
-    _check_unchanged(told["analysis"], told["digest"], "the run")
+    said = told.of(run)
+    _check_own(run, said["settings"], step)
+    told.check_unchanged(said["analysis"], said["digest"], "the run")
     found = lineage.of_step(Path(run.samples), step)
-    left_out = found.skipped if found else _is_left_out(told["settings"], step)
-    trained = not left_out and (found is not None or step <= _reached(run, told))
-    samples = found.samples if found else _computed(run, told, step, _standing(left_out, trained))
-    sequences = [{"sequence": number, **_sequence(one, told)} for number, one in samples.items()]
-    _add_documents(sequences, told)
+    left_out = found.skipped if found else told.is_left_out(said["settings"], step)
+    trained = not left_out and (found is not None or step <= told.reached(run, said))
+    samples = found.samples if found else _computed(run, said, step, _standing(left_out, trained))
+    sequences = [{"sequence": number, **_sequence(one, said)} for number, one in samples.items()]
+    _add_documents(sequences, said)
     return {
         "run": name,
         "step": step,
@@ -114,88 +111,37 @@ def _check_own(run: layout.Run, settings: Mapping[str, Any], step: int) -> None:
         )
 
 
-def _told(run: layout.Run) -> dict[str, Any]:
-    """The analysis that the run is trained on, its digest then, and the run's settings."""
-    told = Path(run.samples) / lineage.JOB
-    if told.is_file():
-        return files.read_object(told)
-    for folder in reversed(state.checkpoints(Path(str(run)))):
-        manifest = files.read_manifest(folder)
-        for path, digest in manifest["inputs"].items():
-            if layout.Analysis.read(path):
-                return {"analysis": path, "digest": digest, "settings": manifest["settings"]}
-    raise DataError(f"{run} was not trained yet", hint="its first job writes down what it is trained on")
-
-
-def _is_left_out(settings: Mapping[str, Any], step: int) -> bool:
-    """Whether the run's keys have a step consume its samples and train nothing."""
-    return any(step in one for one in skipped(settings["skip_train_iteration_range"]))
-
-
-def _reached(run: layout.Run, told: Mapping[str, Any]) -> int:
-    """The last step of the run on these data, by its log, a checkpoint or a state; 0 if none."""
-    kept = [one for folder in (str(run), run.states, run.saved) for one in state.checkpoints(Path(folder))]
-    found = [
-        int(one.name.removeprefix("iter_"))
-        for one in kept
-        if files.read_manifest(one)["inputs"].get(told["analysis"]) == told["digest"]
-    ]
-    return max(lineage.last_step(Path(run.samples)), *found, 0)
-
-
-def _computed(run: layout.Run, told: Mapping[str, Any], step: int, standing: str) -> dict[int, Any]:
+def _computed(run: layout.Run, said: Mapping[str, Any], step: int, standing: str) -> dict[int, Any]:
     """The packs that seed and step give."""
-    mixture, settings = Mixed(Path(told["analysis"])), told["settings"]
-    if "tokenizer" in mixture.content:
+    if "tokenizer" in Mixed(Path(said["analysis"])).content:
         last = lineage.last_step(Path(run.samples))
         raise DataError(
             f"the log of {run} has no step {step}, its last is {last}, and energon's order follows from the "
             f"steps before; {standing}",
             hint="train up to it, again where its log is gone",
         )
-    from plait.train.batches import Order
-
-    total = settings["global_batch_size"]
-    order = Order(
-        weights=tuple(weight for _, weight in mixture.shards),
-        sizes=tuple(
-            files.read_manifest(shard, kind="indexed")["facts"]["packs"] for shard, _ in mixture.shards
-        ),
-        seed=settings["seed"],
-        draws=files.read_json(run.schedule)["train_iters"] * total,
-    )
+    total, order = said["settings"]["global_batch_size"], told.order(run, said)
     return {number: order[(step - 1) * total + number] for number in range(total)}
-
-
-def _check_unchanged(path: str, was: str | None, what: str) -> None:
-    """What the numbers of a log stand for must be what it was."""
-    if not Path(path).is_dir() or (was and not Path(path, layout.MANIFEST).is_file()):
-        raise DataError(f"{path} is gone; {what} was made from it", hint="ask for it again")
-    if was and was != (now := files.digest_of_input(path)):
-        raise DataError(
-            f"{what} was made from {path} of digest {was[:12]}, it is {now[:12]} now",
-            hint="bring back what it was made from",
-        )
 
 
 # From samples to lines
 
 
-def _sequence(sample: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+def _sequence(sample: Any, said: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(sample, str):
-        tar, _, key = sample.rpartition(TAR)
+        tar, _, key = sample.rpartition(told.TAR)
         return {"tar": f"{tar}.tar", "key": key}
-    analysis, (source, pack) = told["analysis"], sample
+    analysis, (source, pack) = said["analysis"], sample
     return {"shard": str(Mixed(Path(analysis)).shards[source][0]), "pack": pack}
 
 
-def _add_documents(sequences: list[dict[str, Any]], told: Mapping[str, Any]) -> None:
+def _add_documents(sequences: list[dict[str, Any]], said: Mapping[str, Any]) -> None:
     """Add to each sequence the documents that it is made of."""
     packs, others = ([one for one in sequences if key in one] for key in ("shard", "tar"))
-    made_from = files.read_manifest(told["analysis"])["inputs"]
-    datasets = {str(_dataset(f"{one['tar']}/{one['key']}")) for one in others}
+    made_from = files.read_manifest(said["analysis"])["inputs"]
+    datasets = {str(told.dataset(f"{one['tar']}/{one['key']}")) for one in others}
     for folder in sorted({one["shard"] for one in packs} | datasets):
-        _check_unchanged(folder, made_from.get(folder), told["analysis"])
+        told.check_unchanged(folder, made_from.get(folder), said["analysis"])
     origins = {shard: _lineage(shard) for shard in {one["shard"] for one in packs}}
     for one in packs:
         found = origins[one["shard"]]
@@ -235,7 +181,7 @@ def _listed(places: Collection[str]) -> dict[str, dict[str, Any]]:
     A dataset that someone else prepared has none: its tars are the raw source.
     """
     found: dict[str, dict[str, Any]] = {}
-    for folder in {_dataset(place) for place in places}:
+    for folder in {told.dataset(place) for place in places}:
         if (folder / SAMPLES).is_file():
             for _, line in read_lines(folder / SAMPLES):
                 row = orjson.loads(line)
@@ -243,9 +189,3 @@ def _listed(places: Collection[str]) -> dict[str, dict[str, Any]]:
                 if place in places:
                     found[place] = row
     return found
-
-
-def _dataset(place: str) -> Path:
-    """The folder of energon's dataset that a tar is in, however deep."""
-    tar = Path(place.rpartition(TAR)[0])
-    return next((p for p in tar.parents if layout.Energon.read(p.as_posix())), tar.parent)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from plait import files, layout
 from plait.errors import DataError
-from plait.tokens import mixture
+from plait.tokens import mixture, solver
 from plait.tokens.indexed import ROLE, IndexedReader, read_rows
 from plait.tokens.roles import PACK_SEP
 
@@ -84,7 +84,7 @@ def build(
         folder: where the files go.
         name: the mixture's.
         counted: its shards, measured.
-        settings: a mixture of the config: ``datasets`` or ``weights``.
+        settings: a mixture of the config: ``datasets``, ``weights`` or ``solve``.
         more: what else mixture.yaml says; without it, the mixture is Megatron's to read, in mixture.txt.
         look: what the page shows besides figures; None: it is looked for in the packed shards.
 
@@ -92,13 +92,13 @@ def build(
         The facts of its manifest.
 
     Raises:
-        DataError: a shard is not whole, or is not of the mixture.
+        DataError: a shard is not whole, or is not of the mixture; or no mixture keeps to its limits.
     """
     from plait.tokens.page import look_at, page
 
-    weighed = weigh(counted, settings)
-    tokens = to_json(counted)
-    mixed = {**(more or {}), **mixture.to_json(weighed)}
+    weighed, instances, solved = weigh(counted, settings, f"mixtures.{name}.solve")
+    tokens = to_json(counted) | solved
+    mixed = {**(more or {}), **mixture.to_json(weighed, instances), **solved}
     line = mixture.classic(weighed, data="" if more else "/data")
     files.write_json(folder / "tokens.json", tokens)
     (folder / "mixture.yaml").write_text(
@@ -110,7 +110,8 @@ def build(
     files.write_json(folder / SHOWN, look.to_json())
     (folder / PAGE).write_text(page(name, tokens, mixed, line, look), encoding="utf-8")
     _report(tokens, mixed, line)
-    return {"total_instances": mixed["total_instances"], **tokens["total"]}
+    binding = {"binding": binding_of(solved["solved"])} if solved else {}
+    return {"total_instances": mixed["total_instances"], **tokens["total"], **binding}
 
 
 def measure(shard: layout.Indexed) -> Counted:
@@ -162,18 +163,36 @@ def document_bounds(roles: IndexedReader, *, own_separators: bool) -> tuple[Ints
     return np.asarray(starts, np.int64), np.asarray(ends[order], np.int64)
 
 
-def weigh(counted: Sequence[Counted], settings: Mapping[str, Any]) -> mixture.Weighed:
-    """The shards with their sampling weights.
+def weigh(
+    counted: Sequence[Counted], settings: Mapping[str, Any], where: str = "solve"
+) -> tuple[mixture.Weighed, int, dict[str, Any]]:
+    """The shards with their sampling weights, the sequences of an epoch, and how they were solved, if so.
 
     Raises:
-        DataError: the shards are not those of the mixture.
+        DataError: the shards are not those of the mixture, or no mixture keeps to its limits.
     """
-    sizes = [(c.source, c.measures["n_tokens"]) for c in counted]
-    shards = [mixture.Shard(str(i), i.dataset, len(size), int(size.sum())) for i, size in sizes]
+    shards = [_shard(one) for one in counted]
+    if settings.get("solve"):
+        mixture.check(shards, list(settings["solve"]["datasets"]))
+        found = solver.solve(shards, settings["solve"], where)
+        return *mixture.read(shards, found.reads), {"solved": found.to_json()}
     if settings["weights"]:
-        return mixture.explicit(shards, settings["weights"])
-    mixture.check(shards, settings["datasets"])
-    return mixture.natural(shards)
+        weighed = mixture.explicit(shards, settings["weights"])
+    else:
+        mixture.check(shards, settings["datasets"])
+        weighed = mixture.natural(shards)
+    return weighed, mixture.instances(weighed), {}
+
+
+def _shard(one: Counted) -> mixture.Shard:
+    sizes = one.measures["n_tokens"]
+    pictures = int(one.measures["n_image_tokens"].sum())
+    return mixture.Shard(str(one.source), one.source.dataset, len(sizes), int(sizes.sum()), pictures)
+
+
+def binding_of(solved: Mapping[str, Any]) -> list[str]:
+    """The limits that a solved mixture meets exactly, in words."""
+    return [f"{one['key']} at {one['side']} {one['bound']:.12g}" for one in solved["limits"] if one["binds"]]
 
 
 def by_dataset(counted: Sequence[Counted]) -> dict[str, list[Counted]]:
@@ -268,4 +287,8 @@ def _report(tokens: Mapping[str, Any], mixed: Mapping[str, Any], line: str) -> N
     log.info("Total image tokens: %d (%.2f %%)", total["image_tokens"], 100 * share)
     log.info("Total tokens: %d", total["tokens"])
     log.info("Total instances: ** %d **", mixed["total_instances"])
+    if solved := mixed.get("solved"):
+        log.info("Solved: %d tokens an epoch; binding: %s", solved["tokens"], ", ".join(binding_of(solved)))
+        if solved["left_out"]:
+            log.info("Left out, for no limit wants them: %s", ", ".join(solved["left_out"]))
     log.info("===== FINAL MIXTURE =====\n%s\n=========================", line)

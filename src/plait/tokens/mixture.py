@@ -1,7 +1,8 @@
 """Sampling weights of a mixture: how often each indexed shard is drawn from.
 
 Natural weights are shares of the packed sequences, so an epoch reads each once. Explicit weights
-are given by dataset; inside one, each shard gets its share of the dataset's tokens.
+are given by dataset; inside one, each shard gets its share of the dataset's tokens. Solved weights are shares
+of the packed sequences that the solver has an epoch read.
 
 >>> shards = [Shard("a/shard_00000", "a", packs=30, tokens=900), Shard("b/shard_00000", "b", 10, 300)]
 >>> classic(natural(shards))
@@ -21,12 +22,13 @@ DIGITS = 4
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """An indexed shard: its folder, its dataset, its packed sequences and tokens."""
+    """An indexed shard: its folder, its dataset, its packed sequences, tokens and those of pictures."""
 
     prefix: str
     dataset: str
     packs: int
     tokens: int
+    picture_tokens: int = 0
 
 
 Weighed = list[tuple[Shard, float]]
@@ -48,6 +50,13 @@ def explicit(shards: Sequence[Shard], weights: Mapping[str, float]) -> Weighed:
     tokens = {name: sum(s.tokens for s in shards if s.dataset == name) for name in weights}
     total = math.fsum(weights.values())
     return [(s, weights[s.dataset] / total * s.tokens / tokens[s.dataset]) for s in shards]
+
+
+def read(shards: Sequence[Shard], reads: Sequence[float]) -> tuple[Weighed, int]:
+    """Weigh each shard by the sequences of so many readings, and count these; unread ones are left out."""
+    drawn = [(s, s.packs * number) for s, number in zip(shards, reads, strict=True) if number]
+    total = math.fsum(packs for _, packs in drawn)
+    return [(shard, packs / total) for shard, packs in drawn], round(total)
 
 
 def check(shards: Sequence[Shard], datasets: Sequence[str]) -> None:
@@ -94,9 +103,14 @@ def classic(weighed: Weighed, *, data: str = "/data") -> str:
     return " ".join(f"{d} {shard.prefix}{data}" for d, (shard, _) in zip(decimals, weighed, strict=True))
 
 
-def to_json(weighed: Weighed) -> dict[str, Any]:
-    """The content of mixture.yaml. ``epochs``: how often an epoch of the mixture reads the shard."""
-    total = instances(weighed)
+def to_json(weighed: Weighed, total: int | None = None) -> dict[str, Any]:
+    """The content of mixture.yaml. ``epochs``: how often an epoch of the mixture reads the shard.
+
+    Args:
+        weighed: shards with their weights.
+        total: packed sequences of an epoch; None: all that there are.
+    """
+    total = total or instances(weighed)
     return {
         "total_instances": total,
         "total_tokens": sum(shard.tokens for shard, _ in weighed),

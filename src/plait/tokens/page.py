@@ -32,6 +32,7 @@ VISIBLE = {
     },
 }  # fmt: skip
 """What would not be seen, or would turn the text around it."""
+BINDS = {True: "binds", False: ""}
 ROLES = {"picture": "picture tokens", "loss": "loss tokens", "rest": "other text tokens"}
 
 
@@ -97,6 +98,7 @@ def page(name: str, tokens: Mapping[str, Any], mixed: Mapping[str, Any], line: s
         _links(links),
         _key_figures(tokens["total"], mixed["total_instances"]),
         _mixture(mixed, line, classes),
+        _solved(mixed.get("solved")),
         _tokens(tokens),
         _lengths(datasets, classes, _sequence(mixed)),
     ]
@@ -177,6 +179,26 @@ def _mixture(mixed: Mapping[str, Any], line: str, classes: Mapping[str, str]) ->
         f"A sequence is {_sequence(mixed)}.</p>"
         f'<div class="bar">{bar}</div><div class="key">{key}</div>{_table(("source", *heads), rows)}'
         f"{folders}<pre>{_text(line)}</pre>"
+    )
+
+
+def _solved(solved: Mapping[str, Any] | None) -> str:
+    """The limits that the weights were solved from, and what came of them."""
+    if not solved:
+        return ""
+    rows = [
+        (
+            _text(one["key"]),
+            f"{one['side']} {one['bound']:,.12g}",
+            f"{one['value']:,.6g}",
+            BINDS[one["binds"]],
+        )
+        for one in solved["limits"]
+    ]
+    return (
+        f"<h3>Limits</h3><p>The weights were solved from these: an epoch reads {_number(solved['tokens'])} "
+        "tokens, as many as they allow. A limit that binds is met exactly: widening it changes the mixture.</p>"
+        f"{_table(('limit', 'bound', 'is', ''), rows)}"
     )
 
 

@@ -44,7 +44,7 @@ def build(
             more samples of it than the format's ``reject_limit`` allows.
     """
     mixed, form = settings["mixture"], settings["format"]
-    names = mixed["datasets"] or list(mixed["weights"])
+    names = mixed["datasets"] or list((mixed.get("solve") or {}).get("datasets") or mixed["weights"])
     _check(datasets, {*names, *mixed["validation"]})
     length = mixed["decoder_seq_length"]
     renderer = LlavaRenderer(tokenizer, form, settings["image_token_id"])
@@ -64,7 +64,8 @@ def build(
         shown.Words(tokenizer),
     )
     facts = analysis.build(folder, target.mixture, counted, mixed, more, look)
-    weights = {str(shard.prefix): weight for shard, weight in analysis.weigh(counted, mixed)}
+    sources = yaml.safe_load((folder / "mixture.yaml").read_text(encoding="utf-8"))["sources"]
+    weights = {one["prefix"]: one["weight"] for one in sources}
     validation = [str(layout.Energon(dataset=name)) for name in mixed["validation"]]
     blend = energon.blend(weights, validation, relative_to=Path(str(target)))
     (folder / BLEND).write_text(yaml.safe_dump(blend, sort_keys=False), encoding="utf-8")
