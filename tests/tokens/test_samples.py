@@ -253,4 +253,6 @@ def test_counts_that_contradict_the_manifest_are_found(root, monkeypatch, capsys
     files.write_manifest(folder, kind="energon", settings={}, facts=facts)
 
     assert analyse(root, monkeypatch, "other", ["other"], datasets=["other"])[0] == 2
-    assert re.search(r"has \d+ training samples, its manifest counts \d+", capsys.readouterr().err)
+    assert re.search(
+        r"energon -> mixture, training samples of \S+ does not balance: \d+ came in", capsys.readouterr().err
+    )

@@ -4,7 +4,7 @@ import argparse
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ def add(stages: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the tars, what energon needs beside them, and the manifest."""
-    from plait.data import energon
+    from plait.data import energon, ledger
 
     target = layout.Energon.parse(args.target)
     chosen = settings(args, target)
@@ -44,7 +44,11 @@ def run(args: argparse.Namespace) -> None:
             files.check_manifest(raw)
             facts = energon.adopt(folder, Path(raw), chosen["energon"])
         else:
-            facts = energon.build(folder, _samples(sources), chosen["energon"], partial(_place, sources))
+            ledger.check_shares(args.sources)
+            ends = list(accumulate(ledger.kept([shard]) for shard in sources))
+            where = partial(_place, sources, ends)
+            facts = energon.build(folder, _samples(sources), chosen["energon"], where)
+            ledger.balance(f"chat -> energon, {target}", ledger.kept(args.sources), energon.outcomes(facts))
         files.write_manifest(
             folder, kind="energon", settings=chosen, inputs=sources, facts=facts, unlisted=UNLISTED
         )
@@ -52,29 +56,22 @@ def run(args: argparse.Namespace) -> None:
 
 def _samples(shards: Sequence[Path]) -> "Iterator[Sample]":
     """The records of shards; of several datasets, each id under its dataset's name."""
+    from plait.data import ledger
     from plait.data.shards import read
 
     names = [layout.Chat.parse(str(shard)).dataset for shard in shards]
     several = len(set(names)) > 1
     for name, shard in zip(names, shards, strict=True):
-        for sample in read(shard):
+        for sample in ledger.counted(read(shard), shard, "energon"):
             yield replace(sample, id=f"{name}/{sample.id}") if several else sample
 
 
-def _place(shards: tuple[Path, ...], number: int) -> "Record":
-    """Where the record of a number stands."""
+def _place(shards: Sequence[Path], ends: Sequence[int], number: int) -> "Record":
+    """Where the record of a number stands; ``ends`` are how many records the shards up to each have."""
     from plait.data.rejects import Record
 
-    ends = _ends(shards)
     place = bisect_right(ends, number)
     return Record(shards[place], number - (ends[place - 1] if place else 0) + 1, "")
-
-
-@cache
-def _ends(shards: tuple[Path, ...]) -> list[int]:
-    """How many records the shards up to each have."""
-    kept = (files.read_json(layout.Chat.parse(str(shard)).manifest)["kept"] for shard in shards)
-    return list(accumulate(map(int, kept)))
 
 
 UNLISTED = frozenset({"index.uuid"})

@@ -19,7 +19,7 @@ import orjson
 from tqdm import tqdm
 
 from plait import files
-from plait.data import chat, images, sources
+from plait.data import chat, images, ledger, sources
 from plait.data.lines import read_lines
 from plait.errors import DataError, RecordError
 from plait.layout import Chat
@@ -32,8 +32,9 @@ GZIP_LEVEL = 1
 
 @dataclass
 class Counts:
-    """What became of the lines of a shard."""
+    """What became of the lines of a shard; ``lines`` are those of the whole raw source."""
 
+    lines: int = 0
     read: int = 0
     kept: int = 0
     images: int = 0
@@ -45,14 +46,20 @@ class Counts:
         """Lines that were rejected, for whatever reason."""
         return self.reasons.total()
 
-    def check(self) -> None:
-        """Every line that was read was kept or rejected."""
-        if self.kept + self.rejected != self.read:
-            raise DataError(f"{self.kept} kept + {self.rejected} rejected lines are not {self.read} read")
+    def check(self, shard: Chat, shards: int) -> None:
+        """Every line of the shard's share was read or is blank, and was kept or rejected.
+
+        Raises:
+            DataError: one was not.
+        """
+        share = len(range(shard.shard, self.lines, shards))
+        ledger.balance(f"raw -> chat, {shard}", share, {"read": self.read, "blank": self.blank})
+        ledger.balance(f"the ledger of {shard}", self.read, {"kept": self.kept, "rejected": self.rejected})
 
     def to_json(self) -> dict[str, Any]:
         """The counts of a ledger."""
         return {
+            "lines": self.lines,
             "read": self.read,
             "kept": self.kept,
             "rejected": self.rejected,
@@ -87,9 +94,9 @@ def write(raw: Path, shard: Chat, settings: Mapping[str, Any]) -> dict[str, Any]
     with files.appears_whole(str(shard)) as part:
         with files.appears_whole(shard.rejects) as rejects:
             counts = _sort(raw, shard, settings, part, rejects)
-        counts.check()
+        counts.check(shard, settings["shards"])
         _check_share(counts, shard, settings)
-    ledger = {
+    written = {
         "schema": files.SCHEMA,
         "kind": "chat",
         "settings": settings,
@@ -98,9 +105,9 @@ def write(raw: Path, shard: Chat, settings: Mapping[str, Any]) -> dict[str, Any]
         "bytes": Path(str(shard)).stat().st_size,
         "sha256": files.digest(str(shard)),
     }
-    files.write_json(shard.manifest, ledger)
+    files.write_json(shard.manifest, written)
     log.info("%s: kept %d of %d lines, %d pictures", shard, counts.kept, counts.read, counts.images)
-    return ledger
+    return written
 
 
 def read(path: Path | str) -> Iterator[chat.Sample]:
@@ -121,7 +128,7 @@ def _sort(raw: Path, shard: Chat, settings: Mapping[str, Any], kept: Path, rejec
     counts = Counts()
     read_line = sources.reader(settings["source"])
     resize = partial(images.resized, pictures=settings["pictures"])
-    share = islice(sources.read(raw), shard.shard, None, settings["shards"])
+    share = islice(_counted(sources.read(raw), counts), shard.shard, None, settings["shards"])
     with ExitStack() as stack:
         good = stack.enter_context(_gzip(stack.enter_context(kept.open("wb"))))
         bad = stack.enter_context(rejects.open("wb"))
@@ -141,6 +148,13 @@ def _sort(raw: Path, shard: Chat, settings: Mapping[str, Any], kept: Path, rejec
             counts.kept += 1
             counts.images += len(sample.pictures)
     return counts
+
+
+def _counted(lines: Iterator[sources.RawLine], counts: Counts) -> Iterator[sources.RawLine]:
+    """The lines of a raw source, those of other shards too."""
+    for line in lines:
+        counts.lines += 1
+        yield line
 
 
 def _gzip(file: BinaryIO) -> gzip.GzipFile:

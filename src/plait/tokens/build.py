@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from plait import files
-from plait.data import chat
+from plait.data import chat, ledger
 from plait.data.images import patches
 from plait.data.lines import read_lines
 from plait.data.rejects import NAME, Record, Rejects, to_json
@@ -73,7 +73,7 @@ def build(
         rows = writer.write(_packs(documents, cuts, packing))
         origins.write(folder, cuts, packing)
         facts = {
-            **_counts(rows, packing, cuts),
+            **_counts(rows, packing, cuts, documents.lengths),
             "documents": len(documents) - cuts.dropped,
             "without_loss": without_loss,
             "own_separators": bool(begins[cuts.start == 0].all()),
@@ -87,6 +87,15 @@ def build(
     files.write_json(folder / "data_stats.json", facts)
     _report(facts, packing)
     return facts
+
+
+def outcomes(facts: Mapping[str, Any]) -> dict[str, int]:
+    """What became of the records that a shard was made from, by its facts."""
+    return {
+        "packed": facts["documents"],
+        "too_long": facts["dropped"],
+        "rejected": sum(facts["rejected"].values()),
+    }
 
 
 # Records to documents
@@ -244,8 +253,16 @@ def joined(
 # Figures
 
 
-def _counts(rows: list[dict[str, int]], packing: Packing, cuts: Pieces) -> dict[str, Any]:
+def _counts(
+    rows: list[dict[str, int]], packing: Packing, cuts: Pieces, lengths: NDArray[np.int64]
+) -> dict[str, Any]:
     totals = {key: sum(row[key] for row in rows) for key in rows[0]}
+    separators = packing.tokens - int(cuts.lengths.sum())
+    ledger.balance(
+        "documents -> packs, in tokens",
+        int(lengths.sum()) + separators,
+        {"packed": totals["n_tokens"], "too_long": cuts.dropped_tokens},
+    )
     return {
         "packs": len(rows),
         "tokens": totals["n_tokens"],

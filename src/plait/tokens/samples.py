@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from plait import files, layout
-from plait.data import energon
+from plait.data import energon, ledger
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.tokens import analysis
@@ -83,11 +83,11 @@ def measure(
     folder = Path(str(dataset))
     expected = files.read_manifest(folder, kind="energon")["facts"]["splits"]["train"]
     whole = np.array([_counts(sample, length) for sample in _encoded(folder, renderer, rejected)], np.int64)
-    if len(whole) + rejected.count != expected:
-        raise DataError(
-            f"{folder} has {len(whole) + rejected.count} training samples, its manifest counts {expected}",
-            hint="remove the folder; it is made again",
-        )
+    ledger.balance(
+        f"energon -> mixture, training samples of {folder}",
+        expected,
+        {"counted": len(whole), "rejected": rejected.count},
+    )
     rejected.check(
         expected,
         renderer.form["reject_limit"],
