@@ -9,7 +9,8 @@ from plait import files, layout
 from plait.cli.main import main
 from plait.errors import DataError
 from plait.tokens.indexed import PackedShard
-from plait.train.job import Mixed, _check_mixed
+from plait.tokens.lineage import Lineage
+from plait.train import intact
 
 CONFIG = {
     "datasets": {
@@ -17,7 +18,16 @@ CONFIG = {
             "source": {"kind": "chat-jsonl", "path": "records.jsonl"},
             "shards": 2,
             "energon": {"samples_per_shard": 5},
-        }
+        },
+        **{
+            part: {
+                "pack_together": ["talk"],
+                "shards": 2,
+                "energon": {"samples_per_shard": 5, "split": [1, 0, 0]},
+                "by_hash": {"part": part, "validation": 0.4},
+            }
+            for part in ("train", "validation")
+        },
     },
     "tokenizers": {
         "base": {"kind": "package", "package": "mistral_common", "file": "data/tokenizer.model.v1"},
@@ -27,6 +37,12 @@ CONFIG = {
     "mixtures": {
         "all": {"format": "chatml", "pack": 64, "datasets": ["talk"]},
         "read": {"format": "chatml", "decoder_seq_length": 64, "datasets": ["talk"]},
+        "parts": {
+            "format": "chatml",
+            "decoder_seq_length": 64,
+            "datasets": ["train"],
+            "validation": ["validation"],
+        },
     },
 }
 SHARDS = [f"data/megatron_format/chatml_talk_pack64/shard_0000{number}" for number in (0, 1)]
@@ -133,23 +149,48 @@ def test_an_edge_that_does_not_balance_is_refused(workplace, capsys, edge):
 
 
 def test_training_wants_the_sequences_that_were_counted(workplace):
-    mixed = Mixed(Path("data/analysis/all"))
-    _check_mixed(mixed)
+    folder = Path("data/analysis/all")
+    mixed = yaml.safe_load((folder / "mixture.yaml").read_text())
+    intact.check_mixed(folder, mixed)
     was = another(f"{SHARDS[0]}/plait.json", packs=3)
     with pytest.raises(
         DataError, match=r"mixture -> training: .* counted .*shard_00000 of digest \w+, it is"
     ):
-        _check_mixed(mixed)
+        intact.check_mixed(folder, mixed)
     inputs = files.read_json("data/analysis/all/plait.json")
     renewed = {**inputs["inputs"], SHARDS[0]: files.digest_of_input(SHARDS[0])}
     files.write_json("data/analysis/all/plait.json", {**inputs, "inputs": renewed})
     with pytest.raises(DataError, match=r"mixture -> training, .*shard_00000 does not balance: 3 came in"):
-        _check_mixed(mixed)
+        intact.check_mixed(folder, mixed)
     files.write_json(f"{SHARDS[0]}/plait.json", was)
     files.write_json("data/analysis/all/plait.json", inputs)
-    mixed.content["total_instances"] += 1
+    mixed["total_instances"] += 1
     with pytest.raises(DataError, match="mixture -> training, total_instances of data/analysis/all does not"):
-        _check_mixed(mixed)
+        intact.check_mixed(folder, mixed)
+
+
+def lines_of(shard):
+    """The raw lines of the documents that an indexed shard has."""
+    lineage = Lineage(shard)
+    return {origin.raw_line for pack in range(len(lineage)) for origin in lineage[pack]}
+
+
+def test_the_parts_of_a_dataset_are_the_same_for_both_readers(workplace):
+    found = {}
+    for part in ("train", "validation"):
+        shards = [f"data/megatron_format/chatml_{part}_pack64/shard_0000{number}" for number in (0, 1)]
+        for number, shard in enumerate(shards):
+            run("index", "data/tokenizers/chat", chat(number), shard)
+        run("energon", chat(0), chat(1), f"data/energon/{part}")
+        found[part] = set.union(*map(lines_of, shards))
+        listed = Path(f"data/energon/{part}/samples.jsonl").read_text().splitlines()
+        assert {json.loads(line)["raw_line"] for line in listed} == found[part]
+        facts = files.read_manifest(f"data/energon/{part}")["facts"]
+        assert facts["other_part"] == 40 - len(found[part]) == 40 - facts["read"]
+
+    assert found["train"] | found["validation"] == set(range(1, 41))
+    assert not found["train"] & found["validation"]
+    assert 6 < len(found["validation"]) < 26
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "index", "analyse", "schedule"])

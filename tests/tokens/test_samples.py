@@ -21,7 +21,7 @@ from plait.tokens.llava import LlavaRenderer
 TOKENIZER = "data/tokenizers/t"
 FORM = {
     "template": "jp_alpaca", "instruction": "drawn", "language": "ja", "picture_tokens": 9,
-    "reject_limit": 0.01,
+    "reject_limit": 0.01, "no_loss": "count",
 }  # fmt: skip
 MIXTURE = {
     "format": "f", "pack": None, "decoder_seq_length": 360, "datasets": ["a", "b"], "weights": {},
@@ -245,6 +245,19 @@ def test_a_few_samples_that_cannot_be_written_are_rejected_by_name_and_training_
     read = recount(root, "some", rejects.ids(made / rejects.NAME), "train")
     assert sum(batch.input_ids.shape[1] for batch in read) == figures["total"]["tokens"]
     assert len(read) == 18
+
+
+def test_a_sample_whose_answer_is_clipped_off_is_rejected_and_training_skips_it(root, monkeypatch):
+    form = FORM | {"no_loss": "reject", "reject_limit": 0.1}
+    code, made = analyse(root, monkeypatch, "silent", ["a"], form, datasets=["a"])
+
+    assert code == 0
+    assert files.read_manifest(made)["facts"]["reasons"] == {"no_loss": 1}
+    assert files.read_json(made / "tokens.json")["total"]["unanswered"] == 0
+    assert rejects.ids(made / rejects.NAME) == {"s-3"}
+    read = recount(root, "a", rejects.ids(made / rejects.NAME), "train")
+    assert all(batch.loss_mask.any() for batch in read)
+    assert len(read) == len(recount(root, "a", frozenset(), "train")) - 1 > 0
 
 
 def test_counts_that_contradict_the_manifest_are_found(root, monkeypatch, capsys):

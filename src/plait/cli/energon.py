@@ -2,12 +2,12 @@
 
 import argparse
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plait import files, layout
 from plait.cli.common import Subparsers, add_settings, add_stage, settings
@@ -47,23 +47,28 @@ def run(args: argparse.Namespace) -> None:
             ledger.check_shares(args.sources)
             ends = list(accumulate(ledger.kept([shard]) for shard in sources))
             where = partial(_place, sources, ends)
-            facts = energon.build(folder, _samples(sources), chosen["energon"], where)
+            samples = _samples(sources, chosen.get("by_hash"))
+            facts = energon.build(folder, samples, chosen["energon"], where)
             ledger.balance(f"chat -> energon, {target}", ledger.kept(args.sources), energon.outcomes(facts))
         files.write_manifest(
             folder, kind="energon", settings=chosen, inputs=sources, facts=facts, unlisted=UNLISTED
         )
 
 
-def _samples(shards: Sequence[Path]) -> "Iterator[Sample]":
-    """The records of shards; of several datasets, each id under its dataset's name."""
-    from plait.data import ledger
+def _samples(shards: Sequence[Path], by_hash: Mapping[str, Any] | None) -> "Iterator[Sample | None]":
+    """The records of shards; of several datasets, each id under its dataset's name.
+
+    Those of the other part are None: records are numbered with them.
+    """
+    from plait.data import ledger, split
     from plait.data.shards import read
 
     names = [layout.Chat.parse(str(shard)).dataset for shard in shards]
     several = len(set(names)) > 1
     for name, shard in zip(names, shards, strict=True):
         for sample in ledger.counted(read(shard), shard, "energon"):
-            yield replace(sample, id=f"{name}/{sample.id}") if several else sample
+            named = replace(sample, id=f"{name}/{sample.id}") if several else sample
+            yield named if split.takes(by_hash, sample.id) else None
 
 
 def _place(shards: Sequence[Path], ends: Sequence[int], number: int) -> "Record":

@@ -160,6 +160,15 @@ class Energon(Strict):
         return self
 
 
+class ByHash(Strict):
+    """One of two parts of a dataset: each sample falls to one by a hash of its id."""
+
+    part: Literal["train", "validation"] = Field(description="which of the two this dataset is")
+    validation: Share = Field(
+        0.05, description="share of the samples that are of the validation part; the same for both parts"
+    )
+
+
 class Dataset(Strict):
     """A raw source, or several packed together."""
 
@@ -169,6 +178,12 @@ class Dataset(Strict):
     pictures: Pictures = Field(Pictures(), description="how pictures are resized")
     reject_limit: Share = Field(0.01, description="share of rejected lines at which a shard fails")
     energon: Energon = Field(Energon(), description="webdataset shards, where a mixture reads them")
+    by_hash: ByHash | None = Field(
+        None,
+        description="only this part of its samples, by their ids alone: the same however many shards there "
+        "are, and after data are appended. Two datasets that `pack_together` one source are its two parts; "
+        "energon's own `split` is then [1, 0, 0]",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -245,6 +260,11 @@ class Format(Strict):
     )
     patch_size: PositiveInt = Field(32, description="side of a patch, in pixels")
     max_resolution: PositiveInt = Field(1024, description="longest side of a picture, in pixels")
+    no_loss: Literal["reject", "count"] = Field(
+        "reject",
+        description="a sample in which no token is an assistant's is rejected; or counted and kept, for a "
+        "run whose loss_roles train others",
+    )
     reject_limit: Share = Field(
         0.01,
         description="share of rejected records at which a shard fails; of an energon dataset's, at which its "

@@ -47,9 +47,9 @@ VERSIONS = {
     "lock": 1,
     "fetch": 1,
     "tokenizer": 2,
-    "index": 2,
+    "index": 3,
     "energon": 6,
-    "analyse": 5,
+    "analyse": 6,
     "build": 3,
     "convert": 5,
     "shard": 5,
@@ -272,6 +272,11 @@ class Plan:
         """How a model is proven, where it is not by logits."""
         known = self.config.models.get(model)
         return {"proof": known.proof} if known and known.proof != "logits" else {}
+
+    def by_hash(self, dataset: str) -> dict[str, Any]:
+        """The part of its samples that a dataset is, where it is not all of them."""
+        part = self.dataset(dataset).by_hash
+        return {"by_hash": _dump(part)} if part else {}
 
     def sharded(self, name: str) -> layout.Sharded:
         """The sharded model that a run starts from."""
@@ -719,8 +724,14 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     "tokenizer": lambda plan, it: {
         "source": _dump(_known("tokenizer", it.tokenizer, plan.config.tokenizers))
     },
-    "index": lambda plan, it: {"format": _dump(_known("format", it.format, plan.config.formats))},
-    "energon": lambda plan, it: dict(plan.dataset(it.dataset).model_dump(mode="json", include=ENERGON_KEYS)),
+    "index": lambda plan, it: {
+        "format": _dump(_known("format", it.format, plan.config.formats)),
+        **plan.by_hash(it.dataset),
+    },
+    "energon": lambda plan, it: {
+        **plan.dataset(it.dataset).model_dump(mode="json", include=ENERGON_KEYS),
+        **plan.by_hash(it.dataset),
+    },
     "analyse": lambda plan, it: plan.mixture_settings(it),
     "build": lambda plan, it: {
         "source": _dump(_known("raw_hf", it.model, plan.config.raw_hf)),

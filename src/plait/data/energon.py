@@ -42,13 +42,16 @@ log = logging.getLogger(__name__)
 
 
 def build(
-    folder: Path, samples: Iterable[Sample], settings: Mapping[str, Any], where: Callable[[int], Record] = nth
+    folder: Path,
+    samples: Iterable[Sample | None],
+    settings: Mapping[str, Any],
+    where: Callable[[int], Record] = nth,
 ) -> dict[str, Any]:
     """Write and prepare a dataset in an empty folder; the facts of its manifest.
 
     Args:
         folder: where it goes.
-        samples: conversations with ids.
+        samples: conversations with ids; None for each that is of the other part.
         settings: ``datasets.*.energon`` of the config.
         where: says where the sample of a number came from.
 
@@ -76,13 +79,14 @@ def build(
         )
     facts = prepared(folder, written.shards, settings, meta.description(kind, fields))
     excluded = sum(written.shards.values()) - facts["samples"]
-    return _with_rejects({**facts, "excluded": excluded}, written.rejected)
+    return _with_rejects({**facts, "excluded": excluded, "other_part": written.others}, written.rejected)
 
 
 def outcomes(facts: Mapping[str, Any]) -> dict[str, int]:
     """What became of the records that a dataset was made from, by its facts."""
     rejected = sum(facts["rejected"].values())
-    return {**facts["splits"], "excluded": facts.get("excluded", 0), "rejected": rejected}
+    apart = {key: facts.get(key, 0) for key in ("excluded", "other_part")}
+    return {**facts["splits"], **apart, "rejected": rejected}
 
 
 def _with_rejects(facts: dict[str, Any], rejected: Mapping[str, int]) -> dict[str, Any]:

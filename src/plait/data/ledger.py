@@ -32,7 +32,7 @@ def balance(edge: str, came: int, went: Mapping[str, int]) -> None:
         parts = " + ".join(f"{number} {word.replace('_', ' ')}" for word, number in went.items())
         raise DataError(
             f"{edge} does not balance: {came} came in, {parts} = {total} went out",
-            hint="a file was changed since it was made: remove what stands on both sides, and ask for it again",
+            hint="a file was changed since it was made: remove what is on both sides and ask for it again",
         )
 
 

@@ -57,10 +57,12 @@ class Written:
         kinds: kinds of picture files.
         larger: key of the first sample that is not one picture and one exchange.
         rejected: samples that no tar has, by reason.
+        others: samples of the other part.
     """
 
     shards: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
+    others: int = 0
     kinds: set[str] = field(default_factory=set)
     larger: str = ""
 
@@ -81,7 +83,7 @@ def nth(number: int) -> Record:
 
 
 def write(
-    samples: Iterable[Sample],
+    samples: Iterable[Sample | None],
     folder: Path,
     settings: Mapping[str, Any],
     where: Callable[[int], Record] = nth,
@@ -92,7 +94,7 @@ def write(
     what no tar can hold is in ``rejects.jsonl``.
 
     Args:
-        samples: conversations with ids.
+        samples: conversations with ids; None for each that is of the other part.
         folder: where the tars go.
         settings: ``layout``, ``shard_name``, ``samples_per_shard`` and ``reject_limit`` of
             ``datasets.*.energon``.
@@ -103,9 +105,9 @@ def write(
         DataError: two samples have one key, or more are rejected than ``reject_limit`` allows.
     """
     with (folder / NAME).open("wb") as out, (folder / SAMPLES).open("wb") as listed:
-        rejected = Rejects(out)
-        fitting = _fitting(samples, settings["layout"], where, rejected)
-        made = _write_tars(fitting, folder, settings, where, listed)
+        rejected, made = Rejects(out), Written()
+        fitting = _fitting(_own(samples, made), settings["layout"], where, rejected)
+        _write_tars(fitting, folder, settings, where, listed, made)
     made.rejected = to_json(rejected.reasons)
     kept = sum(made.shards.values())
     rejected.check(
@@ -123,11 +125,20 @@ Fitting = Iterator[tuple[int, Sample, Parts]]
 """Samples with their numbers among all, and the parts of their tar entries."""
 
 
+def _own(samples: Iterable[Sample | None], made: Written) -> Iterator[tuple[int, Sample]]:
+    """The samples of the part, with their numbers among all."""
+    for number, sample in enumerate(samples):
+        if sample is None:
+            made.others += 1
+        else:
+            yield number, sample
+
+
 def _fitting(
-    samples: Iterable[Sample], layout: str, where: Callable[[int], Record], rejected: Rejects
+    samples: Iterable[tuple[int, Sample]], layout: str, where: Callable[[int], Record], rejected: Rejects
 ) -> Fitting:
     """The samples that a tar can hold, as training can read them; the others are written down."""
-    for number, sample in enumerate(samples):
+    for number, sample in samples:
         found = with_question(sample)
         try:
             parts = to_parts(found, layout)
@@ -145,8 +156,9 @@ def _write_tars(
     settings: Mapping[str, Any],
     where: Callable[[int], Record],
     listed: BinaryIO,
-) -> Written:
-    made, seen, size = Written(), dict[str, int](), settings["samples_per_shard"]
+    made: Written,
+) -> None:
+    seen, size = dict[str, int](), settings["samples_per_shard"]
     for shard, numbered in groupby(enumerate(fitting), key=lambda pair: pair[0] // size):
         name = shard_name(settings["shard_name"], shard)
         made.shards[name] = 0
@@ -163,7 +175,6 @@ def _write_tars(
                 listed.write(_listed(sample, key, name, where(number)))
                 made.note(sample, key)
                 made.shards[name] += 1
-    return made
 
 
 def _listed(sample: Sample, key: str, tar: str, record: Record) -> bytes:

@@ -14,6 +14,7 @@ from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.tokens import analysis
 from plait.tokens.llava import Encoded, LlavaRenderer
+from plait.tokens.made_by import made_by
 
 BLEND = "metadataset.yaml"
 
@@ -54,6 +55,7 @@ def build(
         "image_token_id": renderer.image_id,
         "decoder_seq_length": length,
         "format": dict(form),
+        "made_by": made_by(tokenizer, form["template"]),
     }
     facts = analysis.build(folder, target.mixture, counted, mixed, more)
     weights = {str(shard.prefix): weight for shard, weight in analysis.weigh(counted, mixed)}
@@ -82,7 +84,8 @@ def measure(
     """
     folder = Path(str(dataset))
     expected = files.read_manifest(folder, kind="energon")["facts"]["splits"]["train"]
-    whole = np.array([_counts(sample, length) for sample in _encoded(folder, renderer, rejected)], np.int64)
+    encoded = _encoded(folder, renderer, rejected, length)
+    whole = np.array([_counts(sample, length) for sample in encoded], np.int64)
     ledger.balance(
         f"energon -> mixture, training samples of {folder}",
         expected,
@@ -117,12 +120,23 @@ def measure(
     return analysis.Counted(dataset, found, counts, float(tokens.mean() / length))
 
 
-def _encoded(folder: Path, renderer: LlavaRenderer, rejected: Rejects) -> Iterator[Encoded]:
+def _encoded(folder: Path, renderer: LlavaRenderer, rejected: Rejects, length: int) -> Iterator[Encoded]:
     for name, sample in energon.located(folder):
         try:
-            yield renderer.encode(renderer.instructed(sample, sample.id))
+            yield _checked(renderer.encode(renderer.instructed(sample, sample.id)), renderer, length)
         except RecordError as error:
             rejected.add(Record(folder / name, None, sample.id), error.reason, str(error))
+
+
+def _checked(sample: Encoded, renderer: LlavaRenderer, length: int) -> Encoded:
+    """The sample, if the format takes it.
+
+    Raises:
+        RecordError: nothing of it would be trained.
+    """
+    if renderer.form["no_loss"] == "reject" and not sample.teaches(length):
+        raise RecordError(f"no answer is within the first {length} tokens", reason="no_loss")
+    return sample
 
 
 def _counts(sample: Encoded, length: int) -> tuple[int, int, int, int, int]:

@@ -14,10 +14,10 @@ from plait import files, layout
 from plait.config.run import Around, Asked, pieces_of_sequence, unfit_for_experts
 from plait.config.schedule import Schedule, check_warmup
 from plait.config.spread import undivided
-from plait.data import ledger, rejects
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
+from plait.train import intact
 from plait.train.hardware import check_engine
 
 ENDS = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
@@ -169,12 +169,12 @@ class Job:
         if unfit:
             raise ConfigError(unfit, hint="config/README.md says what each key is for")
         for mixture in (self.mixture, self.evaluated) if self.around["eval_interval"] else (self.mixture,):
-            _check_mixed(mixture)
+            intact.check_mixed(mixture.folder, mixture.content)
             if model.vision is not None:
                 _check_energon(mixture.content, self.start, model, start["facts"]["tokenizer"])
-                continue
-            for shard, _ in mixture.shards:
+            for shard, _ in mixture.shards if model.vision is None else ():
                 _check_shard(shard, self.start, model, start["facts"]["tokenizer"])
+            intact.check_bytes(mixture.folder, self.around["verify_data"], seed=self.target)
         files.refuse_foreign(layout.Iteration.parse(self.target))
 
     def _check_steps(self) -> None:
@@ -283,31 +283,6 @@ class Job:
                 f"{self.start} is cut for {Grid(**found)}, the run wants {self.grid}",
                 hint="shard the model for that grid, or change the run's parallel sizes in config/",
             )
-
-
-def _check_mixed(mixture: Mixed) -> None:
-    """A mixture's sources are those that its analysis counted, and give the sequences that it has.
-
-    Raises:
-        DataError: one was made again since, or has more or fewer.
-    """
-    for path, counted in files.read_manifest(mixture.folder)["inputs"].items():
-        now = files.digest_of_input(path) if Path(path).exists() else "none: it is gone"
-        if now != counted:
-            raise DataError(
-                f"mixture -> training: {mixture.folder} counted {path} of digest {counted[:12]}, it is "
-                f"{now[:12]} now",
-                hint=f"ask for {mixture.folder} again, or bring back the data that it counted",
-            )
-    sources = mixture.content.get("sources", ())
-    packs = {source["prefix"]: source["packs"] for source in sources if "packs" in source}
-    for prefix, number in packs.items():
-        facts, left = files.read_manifest(prefix)["facts"], rejects.counted(mixture.folder, prefix)
-        made = facts["packs"] if "packs" in facts else facts["splits"]["train"]
-        ledger.balance(f"mixture -> training, {prefix}", made, {"sequences": number, "rejected": left})
-    if packs:
-        total = mixture.content["total_instances"]
-        ledger.balance(f"mixture -> training, total_instances of {mixture.folder}", total, packs)
 
 
 def _check_energon(mixture: dict[str, Any], start: str, model: Spec, tokenizer: str) -> None:
