@@ -25,7 +25,7 @@ FORM = {
 }  # fmt: skip
 MIXTURE = {
     "format": "f", "pack": None, "decoder_seq_length": 360, "datasets": ["a", "b"], "weights": {},
-    "validation": [],
+    "validation": [], "leak_limit": 1.0,
 }  # fmt: skip
 KEYS = {
     "layout": "conversations", "shard_name": "{:06d}.tar", "samples_per_shard": 5, "split": [9, 1, 0],
@@ -258,6 +258,26 @@ def test_a_sample_whose_answer_is_clipped_off_is_rejected_and_training_skips_it(
     read = recount(root, "a", rejects.ids(made / rejects.NAME), "train")
     assert all(batch.loss_mask.any() for batch in read)
     assert len(read) == len(recount(root, "a", frozenset(), "train")) - 1 > 0
+
+
+def test_what_trains_and_validates_is_listed_and_more_than_the_limit_fails(root, monkeypatch, capsys):
+    """Datasets a and b have the samples 0 to 19 both."""
+    mixed = {"datasets": ["b"], "validation": ["a"]}
+    assert analyse(root, monkeypatch, "leaking", ["a", "b"], leak_limit=0.1, **mixed)[0] == 2
+    assert re.search(
+        r"\d+ of \d+ samples that validate train too, .* s-\d+ is equal to s-", capsys.readouterr().err
+    )
+    code, made = analyse(root, monkeypatch, "leaking", ["a", "b"], leak_limit=1.0, **mixed)
+
+    assert code == 0
+    held = {sample.id for sample in energon.read(root / "data/energon/a", "val")}
+    trained = {sample.id for sample in energon.read(root / "data/energon/b")}
+    lines = [json.loads(line) for line in (made / "leaks.jsonl").read_text().splitlines()]
+    equal = {line["id"] for line in lines if line["like"] == "equal"}
+    assert equal == held & trained != set()
+    assert all(line["id"] == line["train"] for line in lines if line["like"] == "equal")
+    leaks = files.read_manifest(made)["facts"]["duplicates"]["leaks"]
+    assert (leaks["validation"], leaks["equal"]) == (len(held), len(equal))
 
 
 def test_counts_that_contradict_the_manifest_are_found(root, monkeypatch, capsys):

@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
             ends = list(accumulate(ledger.kept([shard]) for shard in sources))
             where = partial(_place, sources, ends)
             samples = _samples(sources, chosen.get("by_hash"))
-            facts = energon.build(folder, samples, chosen["energon"], where)
+            duplicates = chosen.get("duplicates", "count")
+            facts = energon.build(folder, samples, chosen["energon"], where, duplicates)
             ledger.balance(f"chat -> energon, {target}", ledger.kept(args.sources), energon.outcomes(facts))
         files.write_manifest(
             folder, kind="energon", settings=chosen, inputs=sources, facts=facts, unlisted=UNLISTED

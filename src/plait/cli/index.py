@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> None:
         )
     inputs = [Path(str(tokenizer)), *map(Path, args.chats)]
     with files.appears_whole(str(target), folder=True) as folder:
-        facts = build.build(folder, inputs[0], inputs[1:], form, target.seq, chosen.get("by_hash"))
+        facts = build.build(folder, inputs[0], inputs[1:], form, target.seq, chosen)
         ledger.balance(f"chat -> index, {target}", ledger.kept(args.chats), build.outcomes(facts))
         files.write_manifest(folder, kind="indexed", settings=chosen, inputs=inputs, facts=facts)

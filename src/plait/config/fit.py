@@ -98,7 +98,7 @@ def check_dataset(config: "Config", name: str) -> None:
         _refuse_ignored(where, dataset, OF_RECORDS, "it packs records of others, by their keys")
     if dataset.source and dataset.source.kind == "energon":
         prepared = "its source is prepared already"
-        _refuse_ignored(where, dataset, ("shards", "by_hash", *OF_RECORDS), prepared)
+        _refuse_ignored(where, dataset, ("shards", "by_hash", "duplicates", *OF_RECORDS), prepared)
         _refuse_ignored(f"{where}.energon", dataset.energon, OF_WRITING, prepared)
         if (local(dataset.source.path) / SPLIT).is_file():
             why = f"{dataset.source.path} has a {SPLIT}; split_parts goes before it"

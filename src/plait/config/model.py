@@ -178,6 +178,11 @@ class Dataset(Strict):
     pictures: Pictures = Field(Pictures(), description="how pictures are resized")
     reject_limit: Share = Field(0.01, description="share of rejected lines at which a shard fails")
     energon: Energon = Field(Energon(), description="webdataset shards, where a mixture reads them")
+    duplicates: Literal["count", "reject"] = Field(
+        "count",
+        description="records equal to an earlier one of the dataset's shard (packs), or of the dataset "
+        "(energon), are counted, or rejected; those of an id that came before are rejected always",
+    )
     by_hash: ByHash | None = Field(
         None,
         description="only this part of its samples, by their ids alone: the same however many shards there "
@@ -287,6 +292,12 @@ class Mixture(Strict):
         (),
         description="datasets of the validation blend (energon), by their val split; as a whole, where they "
         "have none and do not train; empty: the val splits of `datasets`",
+    )
+
+    leak_limit: Share = Field(
+        0.01,
+        description="share of the samples of `validation` that are equal or similar to one that trains, at "
+        "which the mixture fails; of an `eval_mixture`, at which the run does",
     )
 
     @model_validator(mode="after")

@@ -273,10 +273,12 @@ class Plan:
         known = self.config.models.get(model)
         return {"proof": known.proof} if known and known.proof != "logits" else {}
 
-    def by_hash(self, dataset: str) -> dict[str, Any]:
-        """The part of its samples that a dataset is, where it is not all of them."""
-        part = self.dataset(dataset).by_hash
-        return {"by_hash": _dump(part)} if part else {}
+    def taken(self, dataset: str) -> dict[str, Any]:
+        """The samples that a dataset takes, where it does not take all."""
+        found: dict[str, Any] = self.dataset(dataset).model_dump(
+            mode="json", include={"by_hash", "duplicates"}, exclude_defaults=True
+        )
+        return found
 
     def sharded(self, name: str) -> layout.Sharded:
         """The sharded model that a run starts from."""
@@ -726,11 +728,11 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     },
     "index": lambda plan, it: {
         "format": _dump(_known("format", it.format, plan.config.formats)),
-        **plan.by_hash(it.dataset),
+        **plan.taken(it.dataset),
     },
     "energon": lambda plan, it: {
         **plan.dataset(it.dataset).model_dump(mode="json", include=ENERGON_KEYS),
-        **plan.by_hash(it.dataset),
+        **plan.taken(it.dataset),
     },
     "analyse": lambda plan, it: plan.mixture_settings(it),
     "build": lambda plan, it: {

@@ -46,6 +46,7 @@ def build(
     samples: Iterable[Sample | None],
     settings: Mapping[str, Any],
     where: Callable[[int], Record] = nth,
+    duplicates: str = "count",
 ) -> dict[str, Any]:
     """Write and prepare a dataset in an empty folder; the facts of its manifest.
 
@@ -54,12 +55,13 @@ def build(
         samples: conversations with ids; None for each that is of the other part.
         settings: ``datasets.*.energon`` of the config.
         where: says where the sample of a number came from.
+        duplicates: ``datasets.*.duplicates`` of the config.
 
     Raises:
         ConfigError: the samples are not of the sample type, or have no use for a field map.
         DataError: what was prepared is not what was written, or more is rejected than ``reject_limit``.
     """
-    written = write(samples, folder, settings, where)
+    written = write(samples, folder, settings, where, duplicates)
     fields = _fields(written, settings)
     fits = not written.larger or fields["context"] == WHOLE_TALK
     kind = settings["sample_type"] or (VQA if fits else CRUDE)

@@ -24,6 +24,7 @@ from plait import files
 from plait.config.paths import shard_name
 from plait.data.chat import Message, Part, Picture, Sample, Text
 from plait.data.images import check_tags, media_type
+from plait.data.prints import Seen, digest
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.data.tars import Parts
 from plait.errors import DataError, RecordError
@@ -87,10 +88,11 @@ def write(
     folder: Path,
     settings: Mapping[str, Any],
     where: Callable[[int], Record] = nth,
+    duplicates: str = "count",
 ) -> Written:
     """Write tars of at most ``samples_per_shard`` samples; equal samples give equal bytes.
 
-    One sample is in memory at a time, and the keys of all. ``samples.jsonl`` says of each where it came from;
+    One sample is in memory at a time. ``samples.jsonl`` says of each where it came from;
     what no tar can hold is in ``rejects.jsonl``.
 
     Args:
@@ -99,15 +101,19 @@ def write(
         settings: ``layout``, ``shard_name``, ``samples_per_shard`` and ``reject_limit`` of
             ``datasets.*.energon``.
         where: says where the sample of a number came from.
+        duplicates: ``datasets.*.duplicates`` of the config.
 
     Raises:
         ConfigError: ``shard_name`` does not name tars.
         DataError: two samples have one key, or more are rejected than ``reject_limit`` allows.
     """
-    with (folder / NAME).open("wb") as out, (folder / SAMPLES).open("wb") as listed:
+    with (folder / NAME).open("wb") as out, (folder / SAMPLES).open("wb") as listed, Seen() as seen:
         rejected, made = Rejects(out), Written()
-        fitting = _fitting(_own(samples, made), settings["layout"], where, rejected)
-        _write_tars(fitting, folder, settings, where, listed, made)
+        own = _own(samples, made)
+        if duplicates == "reject":
+            own = _first(own, seen, where, rejected)
+        fitting = _fitting(own, settings["layout"], where, rejected)
+        _write_tars(fitting, folder, settings, where, listed, made, seen)
     made.rejected = to_json(rejected.reasons)
     kept = sum(made.shards.values())
     rejected.check(
@@ -134,6 +140,18 @@ def _own(samples: Iterable[Sample | None], made: Written) -> Iterator[tuple[int,
             yield number, sample
 
 
+def _first(
+    samples: Iterable[tuple[int, Sample]], seen: Seen, where: Callable[[int], Record], rejected: Rejects
+) -> Iterator[tuple[int, Sample]]:
+    """The samples that are not equal to an earlier one; the others are written down."""
+    for number, sample in samples:
+        first = seen.before(digest(sample), str(where(number)))
+        if first is None:
+            yield number, sample
+        else:
+            rejected.add(replace(where(number), id=sample.id), "duplicate", f"{first} says the same")
+
+
 def _fitting(
     samples: Iterable[tuple[int, Sample]], layout: str, where: Callable[[int], Record], rejected: Rejects
 ) -> Fitting:
@@ -157,22 +175,23 @@ def _write_tars(
     where: Callable[[int], Record],
     listed: BinaryIO,
     made: Written,
+    seen: Seen,
 ) -> None:
-    seen, size = dict[str, int](), settings["samples_per_shard"]
+    size = settings["samples_per_shard"]
     for shard, numbered in groupby(enumerate(fitting), key=lambda pair: pair[0] // size):
         name = shard_name(settings["shard_name"], shard)
         made.shards[name] = 0
         with _open(folder / name) as tar:
             for _, (number, sample, parts) in numbered:
-                key = key_for(sample.id)
-                if key in seen:
+                key, place = key_for(sample.id), where(number)
+                first = seen.before(key.encode(), str(place))
+                if first is not None:
                     raise DataError(
-                        f"two samples have the key {key!r}: {where(seen[key])} and {where(number)}",
+                        f"two samples have the key {key!r}: {first} and {place}",
                         hint="give records ids of their own",
                     )
-                seen[key] = number
                 _add(tar, key, parts)
-                listed.write(_listed(sample, key, name, where(number)))
+                listed.write(_listed(sample, key, name, place))
                 made.note(sample, key)
                 made.shards[name] += 1
 

@@ -9,7 +9,7 @@ than a pack is split or dropped, and counted either way.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from plait import files
+from plait import files, layout
 from plait.data import chat, ledger, split
 from plait.data.images import patches
 from plait.data.lines import read_lines
+from plait.data.prints import Prints, Seen, digest
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.tokens import indexed
@@ -44,7 +45,7 @@ def build(
     chats: Sequence[Path],
     form: Mapping[str, Any],
     limit: int,
-    by_hash: Mapping[str, Any] | None = None,
+    taken: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write an indexed shard into an empty folder.
 
@@ -54,7 +55,7 @@ def build(
         chats: files of chat records; they are packed jointly, in this order.
         form: a format of the config.
         limit: tokens of a pack.
-        by_hash: the part of the records that is taken; None: all.
+        taken: ``by_hash`` and ``duplicates`` of the dataset, where they are not the defaults.
 
     Returns:
         The facts of its manifest, which data_stats.json holds too.
@@ -63,10 +64,10 @@ def build(
         DataError: an input is not what it should be, more records are rejected than the format's
             ``reject_limit`` allows, or no document is left to pack.
     """
-    renderer, records = Renderer(tokenizer, form), Records(chats, by_hash)
-    with Documents() as documents:
+    renderer, records = Renderer(tokenizer, form), Records(chats, taken or {})
+    with Documents() as documents, Prints(folder) as prints:
         origins = Origins()
-        rejected, without_loss = _collect(documents, origins, renderer, records, folder / NAME, form)
+        rejected, without_loss = _collect(documents, origins, prints, renderer, records, folder / NAME, form)
         cuts = cut(documents.lengths, limit, form["overlong"])
         begins = documents.tokens_at(cuts.document, cuts.start) == renderer.separator
         packing = pack(cuts.lengths, limit, form["packing"], separators=~begins)
@@ -86,6 +87,7 @@ def build(
             "read": len(documents) + sum(rejected.values()),
             "rejected": rejected,
             "other_part": records.others,
+            "duplicates": records.duplicates,
             **made_by(renderer.folder, form["template"]),
             **{key: renderer.facts[key] for key in ("vocab_size", "bos_id", "eos_id", "vision")},
             **{key: form[key] for key in ("patch_size", "max_resolution")},
@@ -112,6 +114,7 @@ def outcomes(facts: Mapping[str, Any]) -> dict[str, int]:
 def _collect(
     documents: Documents,
     origins: Origins,
+    prints: Prints,
     renderer: Renderer,
     records: "Records",
     rejects: Path,
@@ -127,7 +130,7 @@ def _collect(
         rejected = Rejects(out)
         for batch in batches(_pieces(renderer, records, rejected), BATCH):
             found = renderer.documents([pieces for _, _, pieces in batch])
-            for (record, source, _), document in zip(batch, found, strict=True):
+            for (record, sample, _), document in zip(batch, found, strict=True):
                 if np.isin(document.text, list(renderer.vision.values())).all():
                     rejected.add(record, "no_text", "no token of text is in it")
                     continue
@@ -137,7 +140,8 @@ def _collect(
                     continue
                 without_loss += silent
                 documents.append(document)
-                origins.append(record, source)
+                origins.append(record, sample.source)
+                prints.append(sample, _named(record))
     rejected.check(
         len(documents) + rejected.count,
         form["reject_limit"],
@@ -153,13 +157,15 @@ class Records:
 
     Attributes:
         chats: the files.
-        by_hash: the part of the records that is taken; None: all.
+        taken: ``by_hash`` and ``duplicates`` of the dataset.
         others: how many are of the other part, once all were read.
+        duplicates: how many are equal to an earlier one.
     """
 
     chats: Sequence[Path]
-    by_hash: Mapping[str, Any] | None = None
+    taken: Mapping[str, Any] = field(default_factory=dict)
     others: int = 0
+    duplicates: int = 0
 
     def __iter__(self) -> Iterator[tuple[Record, chat.Sample]]:
         """Each record of the part with its place.
@@ -176,18 +182,40 @@ class Records:
                         f"{path} line {number}: {error}",
                         hint="`plait chat` makes such files and rejects such lines",
                     ) from error
-                if split.takes(self.by_hash, sample.id):
+                if split.takes(self.taken.get("by_hash"), sample.id):
                     yield Record(path, number, sample.id), sample
                 else:
                     self.others += 1
 
+    def once(self, rejected: Rejects) -> Iterator[tuple[Record, chat.Sample]]:
+        """Each record but those whose id came before, and equal ones where ``duplicates`` rejects them."""
+        with Seen() as seen:
+            for record, sample in self:
+                place, name = str(record), _named(record)
+                first = seen.before(name.encode(), place) if name else None
+                if first is not None:
+                    rejected.add(record, "duplicate_id", f"{first} has the same id")
+                    continue
+                first = seen.before(digest(sample), place)
+                self.duplicates += first is not None
+                if first is not None and self.taken.get("duplicates") == "reject":
+                    rejected.add(record, "duplicate", f"{first} says the same")
+                    continue
+                yield record, sample
+
+
+def _named(record: Record) -> str:
+    """The id of a record under its dataset's name, within which ids are unique; empty if it has none."""
+    shard = layout.Chat.read(layout.inside(record.file))
+    return f"{shard.dataset if shard else record.file}/{record.id}" if record.id else ""
+
 
 def _pieces(
     renderer: Renderer, records: Records, rejected: Rejects
-) -> Iterator[tuple[Record, chat.Source | None, list[Piece]]]:
-    for record, sample in records:
+) -> Iterator[tuple[Record, chat.Sample, list[Piece]]]:
+    for record, sample in records.once(rejected):
         try:
-            yield record, sample.source, renderer.pieces(sample)
+            yield record, sample, renderer.pieces(sample)
         except RecordError as error:
             rejected.add(record, error.reason, str(error))
 

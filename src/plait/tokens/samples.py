@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import yaml
 
 from plait import files, layout
 from plait.data import energon, ledger
+from plait.data.prints import Prints
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
-from plait.tokens import analysis
+from plait.tokens import analysis, repeats
 from plait.tokens.llava import Encoded, LlavaRenderer
 from plait.tokens.made_by import made_by
 
@@ -47,9 +49,19 @@ def build(
     _check(datasets, {*names, *mixed["validation"]})
     length = mixed["decoder_seq_length"]
     renderer = LlavaRenderer(tokenizer, form, settings["image_token_id"])
-    with (folder / NAME).open("wb") as out:
+    with (folder / NAME).open("wb") as out, TemporaryDirectory() as beside:
         rejects = {one: Rejects(out) for one in datasets if one.dataset in names}
-        counted = [measure(one, renderer, length, rejected) for one, rejected in rejects.items()]
+        printed = {one: Path(beside, one.dataset) for one in rejects}
+        counted = [
+            measure(one, renderer, length, rejected, printed[one]) for one, rejected in rejects.items()
+        ]
+        validation = _validating(mixed["validation"] or names, names, Path(beside, "validation"))
+        repeated = repeats.write(
+            folder,
+            {one.dataset: [place] for one, place in printed.items()},
+            [validation],
+            mixed["leak_limit"],
+        )
     more = {
         "tokenizer": str(tokenizer),
         "image_token_id": renderer.image_id,
@@ -59,9 +71,10 @@ def build(
     }
     facts = analysis.build(folder, target.mixture, counted, mixed, more)
     weights = {str(shard.prefix): weight for shard, weight in analysis.weigh(counted, mixed)}
-    validation = [str(layout.Energon(dataset=name)) for name in mixed["validation"]]
-    blend = energon.blend(weights, validation, relative_to=Path(str(target)))
+    validating = [str(layout.Energon(dataset=name)) for name in mixed["validation"]]
+    blend = energon.blend(weights, validating, relative_to=Path(str(target)))
     (folder / BLEND).write_text(yaml.safe_dump(blend, sort_keys=False), encoding="utf-8")
+    facts["duplicates"] = repeated
     return {**facts, "reasons": to_json(sum((one.reasons for one in rejects.values()), Counter()))}
 
 
@@ -75,17 +88,19 @@ def _check(datasets: Sequence[layout.Energon], names: set[str]) -> None:
 
 
 def measure(
-    dataset: layout.Energon, renderer: LlavaRenderer, length: int, rejected: Rejects
+    dataset: layout.Energon, renderer: LlavaRenderer, length: int, rejected: Rejects, beside: Path
 ) -> analysis.Counted:
-    """Tokenise every training sample of a dataset and keep its counts.
+    """Tokenise every training sample of a dataset and keep its counts; ``beside`` gets its prints.
 
     Raises:
         DataError: it is not whole, or the template cannot write more of its samples than may be rejected.
     """
     folder = Path(str(dataset))
     expected = files.read_manifest(folder, kind="energon")["facts"]["splits"]["train"]
-    encoded = _encoded(folder, renderer, rejected, length)
-    whole = np.array([_counts(sample, length) for sample in encoded], np.int64)
+    beside.mkdir()
+    with Prints(beside) as prints:
+        encoded = _encoded(folder, renderer, rejected, length, prints)
+        whole = np.array([_counts(sample, length) for sample in encoded], np.int64)
     ledger.balance(
         f"energon -> mixture, training samples of {folder}",
         expected,
@@ -120,12 +135,28 @@ def measure(
     return analysis.Counted(dataset, found, counts, float(tokens.mean() / length))
 
 
-def _encoded(folder: Path, renderer: LlavaRenderer, rejected: Rejects, length: int) -> Iterator[Encoded]:
+def _encoded(
+    folder: Path, renderer: LlavaRenderer, rejected: Rejects, length: int, prints: Prints
+) -> Iterator[Encoded]:
     for name, sample in energon.located(folder):
         try:
-            yield _checked(renderer.encode(renderer.instructed(sample, sample.id)), renderer, length)
+            found = _checked(renderer.encode(renderer.instructed(sample, sample.id)), renderer, length)
+            prints.append(sample, sample.id)
+            yield found
         except RecordError as error:
             rejected.add(Record(folder / name, None, sample.id), error.reason, str(error))
+
+
+def _validating(names: Sequence[str], trained: Sequence[str], beside: Path) -> Path:
+    """A folder with the prints of what validates: val splits, or all of what has none and does not train."""
+    beside.mkdir()
+    with Prints(beside) as prints:
+        for name in names:
+            folder = Path(str(layout.Energon(dataset=name)))
+            whole = name not in trained and not energon.splits(folder)["val"]
+            for sample in energon.read(folder, "train" if whole else "val"):
+                prints.append(sample, sample.id)
+    return beside
 
 
 def _checked(sample: Encoded, renderer: LlavaRenderer, length: int) -> Encoded:

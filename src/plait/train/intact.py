@@ -2,13 +2,14 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plait import files, layout
-from plait.data import ledger, rejects
+from plait.data import ledger, prints, rejects
 from plait.errors import DataError
+from plait.tokens import repeats
 from plait.tokens.made_by import KEYS, made_by
 from plait.tokens.made_by import check as check_made_by
 
@@ -107,3 +108,22 @@ def _sample(listed: Mapping[Path, Mapping[str, Any]], seed: str) -> set[Path]:
             left -= listed[path]["bytes"]
             chosen.add(path)
     return chosen
+
+
+def check_leaks(
+    train: Sequence[tuple[Path, float]], evaluated: Sequence[tuple[Path, float]], folder: Path
+) -> None:
+    """No more packed samples train and are evaluated too than the evaluated mixture's ``leak_limit`` allows.
+
+    Args:
+        train: shards and weights.
+        evaluated: those of the mixture that is evaluated.
+        folder: its analysis.
+
+    Raises:
+        DataError: more do; the first are named.
+    """
+    limit = files.read_manifest(folder)["settings"].get("mixture", {}).get("leak_limit", 1.0)
+    ours, theirs = ([one for one, _ in shards if prints.stand(one)] for shards in (train, evaluated))
+    if theirs:
+        repeats.check_leaks(ours, theirs, limit)
