@@ -28,7 +28,7 @@ STAGES = (
     "report",
     "generate",
 )
-TOOLS = ("adopt", "diff", "preflight", "status", "trace", "env", "shell")
+TOOLS = ("adopt", "repack", "diff", "preflight", "status", "trace", "env", "shell")
 """Commands that make no artifact."""
 
 
