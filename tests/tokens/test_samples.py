@@ -16,7 +16,9 @@ from plait import files
 from plait.cli.main import main
 from plait.data import energon, rejects, webdataset
 from plait.data.chat import Message, Picture, Sample, Text
+from plait.errors import DataError
 from plait.tokens.llava import LlavaRenderer
+from plait.train import intact
 
 TOKENIZER = "data/tokenizers/t"
 FORM = {
@@ -256,6 +258,12 @@ def test_a_sample_whose_answer_is_clipped_off_is_rejected_and_training_skips_it(
     assert files.read_json(made / "tokens.json")["total"]["unanswered"] == 0
     assert rejects.ids(made / rejects.NAME) == {"s-3"}
     read = recount(root, "a", rejects.ids(made / rejects.NAME), "train")
+    mixed = yaml.safe_load((made / "mixture.yaml").read_text())
+    intact.check_mixed(made, mixed)
+    intact.check_bytes(made, "all", seed="a")
+    (made / rejects.NAME).write_bytes(b"")
+    with pytest.raises(DataError, match="mixture -> training, data/energon/a does not balance"):
+        intact.check_mixed(made, mixed)
     assert all(batch.loss_mask.any() for batch in read)
     assert len(read) == len(recount(root, "a", frozenset(), "train")) - 1 > 0
 

@@ -2,7 +2,8 @@
 
 Their files are Megatron's indexed ones with codes of their own for some types, and no document is ever
 closed: the list of bounds has its first 0 only. SOLO has four pairs: text, role, indices into patches, and
-patches as halves (code 10), of which a pack without pictures has one of zeros. CodeActAgent has the first two.
+patches as halves (code 10), of which a pack without pictures has one of zeros. CodeActAgent has the first
+two.
 """
 
 import logging
