@@ -103,7 +103,8 @@ def test_the_manifest_says_what_it_is_and_what_it_was_made_from(workplace):
     assert manifest["inputs"] == {name: files.digest_of_input(name) for name in SHARDS}
     shards = {f"00000{number}.tar": 3 for number in range(4)}
     splits = {"train": 9, "val": 3, "test": 0}
-    facts = {"samples": 12, "shards": shards, "splits": splits, "read": 12, "rejected": {}}
+    none = {"excluded": 0, "other_part": 0, "rejected": {}}
+    facts = {"samples": 12, "shards": shards, "splits": splits, "read": 12, **none}
     assert manifest["facts"] == facts
     assert {*shards, ".nv-meta/dataset.yaml", ".nv-meta/split.yaml"} < manifest["files"].keys()
     assert set(files.check_manifest(THEIRS)["inputs"]) == {"data/raw/theirs"}

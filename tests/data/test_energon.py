@@ -1,8 +1,11 @@
 """Datasets for energon: what is written is what energon reads, and each of its traps is a sentence."""
 
+import contextlib
 import io
 import json
 import logging
+import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
@@ -251,6 +254,46 @@ def test_a_dataset_with_the_old_class_name_and_info_opens(tmp_path):
     assert [sample.id for sample in energon.read(tmp_path / "ours")] == ["00", "01", "02"]
     assert [sample.id for sample in energon.read(tmp_path / "ours", "val")] == ["10", "12"]
     assert sorted(path.relative_to(origin) for path in origin.rglob("*")) == before
+
+
+def sqlite_index(path):
+    """An index as versions from 5.3.0 on write it, of which nothing is read."""
+    with contextlib.closing(sqlite3.connect(path)) as file, file:
+        file.execute("create table samples (sample_key text, tar_file_id integer, byte_offset integer)")
+
+
+def long(version):
+    return pytest.param(version, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize(
+    "version",
+    ["2.1.1", *map(long, ("3.0.0", "4.0.0", "5.2.0")), "5.3.0", *map(long, ("6.0.1", "7.0.0")), "7.4.1"],
+)
+def test_what_each_version_prepared_is_read_with_its_split(tmp_path, version):
+    """With .info.yaml before 7.0.0 and an index from 5.3.0 on, by either way to name a class."""
+    origin = someones(tmp_path / "theirs")
+    meta_folder, numbers = origin / ".nv-meta", tuple(map(int, version.split(".")))
+    counted = yaml.safe_load((meta_folder / ".info.yaml").read_text()) | {"energon_version": version}
+    if numbers >= (5,):
+        named = {"__module__": "megatron.energon", "__class__": "VQASample"}
+        fields = {"image": "jpg", **energon.QUESTION_ANSWER}
+        described = {"sample_type": named, "field_map": fields}
+        (meta_folder / "dataset.yaml").write_text(yaml.safe_dump(described))
+    if numbers >= (7,):
+        (meta_folder / ".info.yaml").unlink()
+        (meta_folder / ".info.json").write_text(json.dumps(counted))
+        (meta_folder / "index.uuid").write_text("0b8f1c9e-3c57-4d2b-9a55-8a51b1b7e7c1")
+    else:
+        (meta_folder / ".info.yaml").write_text(yaml.safe_dump(counted))
+    if numbers >= (5, 3):
+        sqlite_index(meta_folder / "index.sqlite")
+    for tar in origin.glob("*.tar"):
+        tar.with_name(f"{tar.name}.idx").write_bytes(b"".join(struct.pack("<Q", n) for n in range(4)))
+    facts = adopt(tmp_path, origin)
+
+    assert facts["splits"] == {"train": 3, "val": 2, "test": 0}
+    assert [sample.id for sample in energon.read(tmp_path / "ours", "val")] == ["10", "12"]
 
 
 @pytest.mark.parametrize(

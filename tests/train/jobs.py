@@ -22,6 +22,7 @@ from plait.tokens import build
 FORM = {
     "tokenizer": "plain", "template": "pretrain", "packing": "best_fit", "overlong": "split",
     "pictures": "encoded", "patch_size": 32, "max_resolution": 1024, "reject_limit": 0.5,
+    "no_loss": "reject",
 }  # fmt: skip
 LLAVA = {"template": "llava", "instruction": "keep", "language": "en", "picture_tokens": 9}
 STEPS = 24

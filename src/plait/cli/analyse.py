@@ -52,11 +52,12 @@ Made = tuple[list[layout.Artifact], dict[str, Any]]
 
 
 def _packs(folder: Path, target: layout.Analysis, paths: Sequence[str], chosen: Mapping[str, Any]) -> Made:
-    from plait.tokens import analysis
+    from plait.tokens import analysis, repeats
 
     shards = [layout.Indexed.parse(path) for path in paths]
     counted = [analysis.measure(shard) for shard in shards]
-    return [*shards], analysis.build(folder, target.mixture, counted, chosen["mixture"])
+    facts = analysis.build(folder, target.mixture, counted, chosen["mixture"])
+    return [*shards], {**facts, "duplicates": repeats.of_packs(folder, shards)}
 
 
 def _samples(folder: Path, target: layout.Analysis, paths: Sequence[str], chosen: Mapping[str, Any]) -> Made:

@@ -269,6 +269,16 @@ def unlisted(source: Mapping[str, Any]) -> frozenset[str]:
 # Reading
 
 
+def total(folder: Path) -> int:
+    """The records of a raw source."""
+    return sum(int(one["records"]) for one in files.read_json(folder / INDEX)["files"])
+
+
+def bounds(records: int, shard: int, shards: int) -> tuple[int, int]:
+    """The first of a shard's records among all, and the one after its last."""
+    return records * shard // shards, records * (shard + 1) // shards
+
+
 def stretch(source: Mapping[str, Any], folder: Path, shard: int, shards: int) -> Iterator[RawLine]:
     """The records of a shard: a stretch of all records in the order of their files.
 
@@ -277,8 +287,7 @@ def stretch(source: Mapping[str, Any], folder: Path, shard: int, shards: int) ->
     """
     listed = files.read_manifest(folder, kind="raw")["files"]
     counted = files.read_json(folder / INDEX)["files"]
-    total = sum(one["records"] for one in counted)
-    first, last = total * shard // shards, total * (shard + 1) // shards
+    first, last = bounds(total(folder), shard, shards)
     seen: set[str] = set()
     end = 0
     for one in counted:

@@ -197,7 +197,8 @@ def _solved(solved: Mapping[str, Any] | None) -> str:
     ]
     return (
         f"<h3>Limits</h3><p>The weights were solved from these: an epoch reads {_number(solved['tokens'])} "
-        "tokens, as many as they allow. A limit that binds is met exactly: widening it changes the mixture.</p>"
+        "tokens, as many as they allow. A limit that binds is met exactly; widening it changes the mixture."
+        "</p>"
         f"{_table(('limit', 'bound', 'is', ''), rows)}"
     )
 
