@@ -31,7 +31,7 @@ def said(text, *pictures):
 
 
 def rows(samples, ids=None):
-    return np.array([prints.row(one, (ids or {}).get(n, f"s-{n}")) for n, one in enumerate(samples)])
+    return prints.rows([(one, (ids or {}).get(n, f"s-{n}")) for n, one in enumerate(samples)])
 
 
 def halves(found, at):
@@ -75,6 +75,18 @@ def test_the_estimate_follows_the_share_of_pieces_in_common():
         one, two = ({t[n : n + 5] for n in range(len(t) - 4)} for t in ("".join(words)[:4000], other[:4000]))
         both = rows([said("".join(words)), said(other)])
         assert abs((both["pieces"][0] == both["pieces"][1]).mean() - len(one & two) / len(one | two)) < 0.2
+
+
+def test_texts_have_the_same_numbers_beside_others_as_alone():
+    texts = [STORY, "a", STORY[:5], "abcd", STORY[::-1], "\u4f60\u597d", "a\U0001f600" * 9]
+    together = prints.pieces(texts)
+
+    assert together.tolist() == [prints.pieces([text])[0].tolist() for text in texts]
+    assert len(np.unique(together, axis=0)) == len(texts)
+    joined = "".join(text.ljust(5, "\0") for text in texts)
+    ends = np.cumsum([max(len(text), 5) for text in texts])
+    pieces = {text.ljust(5, "\0")[n : n + 5] for text in texts for n in range(max(len(text) - 4, 1))}
+    assert len(np.unique(prints._windows(joined, ends))) == len(pieces)
 
 
 def test_pictures_are_similar_after_another_size_or_quality_and_not_to_others():

@@ -107,3 +107,16 @@ def test_what_is_evaluated_and_trained_is_named_and_limited(tmp_path, monkeypatc
     else:
         intact.check_leaks(train, evaluated, folder)
     assert "of 10 samples that validate, 1 train too and 1 are like one that trains" in caplog.text
+
+
+def test_shards_of_others_are_named_where_leaks_are_looked_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    ours = [Path(str(one)) for one in shards(tmp_path, "one", numbered(0, 3))]
+    theirs = Path("data/megatron_format/f_theirs_pack64/shard_00000")
+    files.write_manifest(tmp_path / "analysis", kind="analysis", settings={}, facts={})
+    intact.check_leaks([(ours[0], 0.5), (theirs, 0.5)], [(ours[0], 1.0)], tmp_path / "analysis")
+
+    assert (
+        f"1 of 2 shards were packed by others: whether samples of them train and are evaluated too is not "
+        f"known: {theirs}" in caplog.text
+    )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plait.data.prints import PERMUTATIONS
+from plait.data.prints import MIX, PERMUTATIONS
 
 AT_ONCE = 1 << 22
 """Keys of a pass."""
@@ -137,7 +137,7 @@ def _mixed(one: NDArray[Any], place: slice) -> NDArray[Any]:
     """One key of a band's numbers; 0 where there is no text."""
     found = np.zeros(len(one), U64)
     for number in one["pieces"][:, place].T:
-        found = (found ^ number) * U64(0x9E3779B97F4A7C15)
+        found = (found ^ number) * MIX
         found ^= found >> U64(29)
     return np.where(one["text"] != 0, np.maximum(found, U64(1)), U64(0))
 

@@ -41,6 +41,11 @@ ROW = np.dtype(
 )
 """A sample; 0 stands where it has no such thing. ``count`` is the number of its pictures."""
 NAME = "data-prints"
+MIX = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 over the golden ratio, odd: multiplying by it spreads bits (Knuth, The Art of Computer Programming,
+volume 3, section 6.4)."""
+BATCH = 64
+"""Samples whose texts are looked at at once."""
 
 
 def digest(sample: Sample) -> bytes:
@@ -54,20 +59,22 @@ def digest(sample: Sample) -> bytes:
     return found.digest()
 
 
-def row(sample: Sample, id_: str) -> NDArray[Any]:
-    """A sample as one ROW."""
-    found = np.zeros((), ROW)
-    text = _text(sample)
-    pictures = sample.pictures
-    found["id"] = _number(id_.encode()) if id_ else 0
-    found["sample"] = int.from_bytes(digest(sample)[:8], "big")
-    found["count"] = len(pictures)
-    if text:
-        found["text"] = _number(text.encode())
-        found["pieces"] = _pieces(text)
-    for place, picture in enumerate(pictures[:PICTURES]):
-        found["picture"][place] = _number(picture)
-        found["look"][place] = look(picture)
+def rows(samples: Sequence[tuple[Sample, str]]) -> NDArray[Any]:
+    """Samples with their ids as ROWs (n,)."""
+    found = np.zeros(len(samples), ROW)
+    texts = [_text(sample) for sample, _ in samples]
+    said = np.flatnonzero([bool(text) for text in texts])
+    if len(said):
+        found["pieces"][said] = pieces([texts[number] for number in said])
+    for one, (sample, id_), text in zip(found, samples, texts, strict=True):
+        pictures = sample.pictures
+        one["id"] = _number(id_.encode()) if id_ else 0
+        one["sample"] = int.from_bytes(digest(sample)[:8], "big")
+        one["text"] = _number(text.encode()) if text else 0
+        one["count"] = len(pictures)
+        for place, picture in enumerate(pictures[:PICTURES]):
+            one["picture"][place] = _number(picture)
+            one["look"][place] = look(picture)
     return found
 
 
@@ -89,14 +96,30 @@ def _text(sample: Sample) -> str:
     return " ".join(unicodedata.normalize("NFKC", " ".join(said)).casefold().split())
 
 
-def _pieces(text: str) -> list[int]:
+def pieces(texts: Sequence[str]) -> NDArray[np.uint32]:
+    """MinHash numbers (n, PERMUTATIONS) of texts, none of which is empty."""
     from rensa import RMinHash
 
-    start = text[:TEXT]
-    found = RMinHash(num_perm=PERMUTATIONS, seed=SEED)
-    found.update([start[n : n + PIECE] for n in range(max(len(start) - PIECE + 1, 1))])
-    numbers: list[int] = found.digest()
-    return numbers
+    starts = [text[:TEXT].ljust(PIECE, "\0") for text in texts]
+    ends = np.cumsum([len(start) for start in starts])
+    bounds = np.concatenate([[0], ends - (PIECE - 1) * np.arange(1, len(texts) + 1)])
+    hashes = _windows("".join(starts), ends)
+    found = RMinHash.digest_matrix_from_flat_token_hashes(
+        hashes, bounds.astype(np.uint64), PERMUTATIONS, SEED
+    )
+    return np.array(found.to_rows(), np.uint32)
+
+
+def _windows(joined: str, ends: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A number for each piece of PIECE characters that is in one of the texts, which end at ``ends``."""
+    points = np.frombuffer(joined.encode("utf-32-le"), "<u4").astype(np.uint64)
+    found = np.zeros(len(points) - PIECE + 1, np.uint64)
+    for place in range(PIECE):
+        found ^= points[place : place + len(found)]
+        found *= MIX
+        found ^= found >> np.uint64(29)
+    across = (ends[:-1, None] - np.arange(1, PIECE)).ravel()
+    return np.delete(found, across)
 
 
 def _number(content: bytes) -> int:
@@ -111,7 +134,8 @@ class Prints:
 
     def __init__(self, folder: Path) -> None:
         """Start both files."""
-        self.folder, self.count = folder, 0
+        self.folder = folder
+        self._held: list[tuple[Sample, str]] = []
         self._rows = (folder / f"{NAME}.bin").open("wb")
         self._ids = (folder / f"{NAME}.ids").open("wb")
 
@@ -121,14 +145,21 @@ class Prints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._write()
         self._rows.close()
         self._ids.close()
 
     def append(self, sample: Sample, id_: str) -> None:
         """Note a sample."""
-        self._rows.write(row(sample, id_).tobytes())
-        self._ids.write(orjson.dumps(id_) + b"\n")
-        self.count += 1
+        self._held.append((sample, id_))
+        if len(self._held) == BATCH:
+            self._write()
+
+    def _write(self) -> None:
+        self._rows.write(rows(self._held).tobytes())
+        self._ids.write(b"".join(orjson.dumps(id_) + b"\n" for _, id_ in self._held))
+        self._held.clear()
 
 
 def stand(folder: Path | str) -> bool:

@@ -124,6 +124,18 @@ def check_leaks(
         DataError: more do; the first are named.
     """
     limit = files.read_manifest(folder)["settings"].get("mixture", {}).get("leak_limit", 1.0)
-    ours, theirs = ([one for one, _ in shards if prints.stand(one)] for shards in (train, evaluated))
+    ours, theirs = (_printed([one for one, _ in shards]) for shards in (train, evaluated))
     if theirs:
         repeats.check_leaks(ours, theirs, limit)
+
+
+def _printed(shards: Sequence[Path]) -> list[Path]:
+    """Those shards whose samples can be compared; others are named."""
+    found = [shard for shard in shards if prints.stand(shard)]
+    if len(found) < len(shards):
+        unknown = sorted({*map(str, shards)} - {*map(str, found)})
+        log.warning(
+            "%d of %d shards were packed by others: whether samples of them train and are evaluated too is "
+            "not known: %s", len(unknown), len(shards), ", ".join(unknown[:3]),
+        )  # fmt: skip
+    return found
