@@ -187,7 +187,8 @@ def test_two_records_of_one_id_are_named_by_shard_and_line(workplace, capsys):
         assert main([*target, "--config", "twice.yaml"]) == 0
     assert main(["energon", *shards, "data/energon/twice", "--config", "twice.yaml"]) == 2
     said = capsys.readouterr().err
-    assert f"two samples have the key 'twice': {shards[0]} line 5 and {shards[1]} line 2" in said
+    assert "1 of 12 records of twice are rejected (1 duplicate_id)" in said
+    assert f"{shards[1]} line 2: {shards[0]} line 5 has the same id" in said
 
 
 def test_a_failure_leaves_what_was_there_and_names_the_dataset(workplace, capsys):

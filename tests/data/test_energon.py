@@ -155,14 +155,18 @@ def test_shares_near_those_asked_for_are_not_worth_a_line(caplog):
         assert len(caplog.records) == 1
 
 
-def test_two_records_of_one_key_are_named(tmp_path):
-    with pytest.raises(DataError, match="two samples have the key 'twice': chats line 0 and chats line 5"):
-        energon.build(
-            tmp_path,
-            [exchange(n, "twice" if n in (0, 5) else None) for n in range(6)],
-            KEYS,
-            lambda n: Record(Path("chats"), n, ""),
-        )
+def test_a_record_of_an_id_that_came_before_is_rejected_by_both_their_names(tmp_path):
+    samples = [exchange(n, "twice" if n in (0, 5) else None) for n in range(6)]
+    facts = energon.build(
+        tmp_path, samples, KEYS | {"reject_limit": 0.2}, lambda n: Record(Path("chats"), n, "")
+    )
+    (entry,) = map(json.loads, (tmp_path / "rejects.jsonl").read_bytes().splitlines())
+
+    assert (facts["samples"], facts["rejected"]) == (5, {"duplicate_id": 1})
+    assert entry["line"] == 5
+    assert (entry["id"], entry["message"]) == ("twice", "chats line 0 has the same id")
+    with pytest.raises(DataError, match=r"1 of 6 records .* are rejected \(1 duplicate_id\)"):
+        energon.build(tmp_path, samples, KEYS, lambda n: Record(Path("chats"), n, ""))
 
 
 def test_a_record_that_no_layout_holds_is_named(tmp_path):
@@ -212,11 +216,6 @@ def test_what_no_tar_can_hold_is_written_down_counted_and_left_out(tmp_path):
 def test_if_all_is_rejected_nothing_is_made(tmp_path):
     with pytest.raises(DataError, match="there is not one sample to write"):
         build(tmp_path / "d", [talk(0)], layout="question_answer", reject_limit=1.0)
-
-
-def test_duplicate_keys_of_what_we_write(tmp_path):
-    with pytest.raises(DataError, match="two samples have the key 'twice'"):
-        build(tmp_path / "d", [exchange(0, "twice"), exchange(1, "twice")])
 
 
 def someones(folder, *, shards=2, change=lambda shard, key, parts: (key, parts), old=True):

@@ -105,15 +105,14 @@ def write(
 
     Raises:
         ConfigError: ``shard_name`` does not name tars.
-        DataError: two samples have one key, or more are rejected than ``reject_limit`` allows.
+        DataError: more are rejected than ``reject_limit`` allows, or all.
     """
     with (folder / NAME).open("wb") as out, (folder / SAMPLES).open("wb") as listed, Seen() as seen:
         rejected, made = Rejects(out), Written()
-        own = _own(samples, made)
-        if duplicates == "reject":
-            own = _first(own, seen, where, rejected)
-        fitting = _fitting(own, settings["layout"], where, rejected)
-        _write_tars(fitting, folder, settings, where, listed, made, seen)
+        once = _once(_own(samples, made), seen, where, rejected, duplicates)
+        _write_tars(
+            _fitting(once, settings["layout"], where, rejected), folder, settings, where, listed, made
+        )
     made.rejected = to_json(rejected.reasons)
     kept = sum(made.shards.values())
     rejected.check(
@@ -140,16 +139,25 @@ def _own(samples: Iterable[Sample | None], made: Written) -> Iterator[tuple[int,
             yield number, sample
 
 
-def _first(
-    samples: Iterable[tuple[int, Sample]], seen: Seen, where: Callable[[int], Record], rejected: Rejects
+def _once(
+    samples: Iterable[tuple[int, Sample]],
+    seen: Seen,
+    where: Callable[[int], Record],
+    rejected: Rejects,
+    duplicates: str,
 ) -> Iterator[tuple[int, Sample]]:
-    """The samples that are not equal to an earlier one; the others are written down."""
+    """The samples whose key no earlier one has, nor its content if so wished; the others are written down."""
     for number, sample in samples:
-        first = seen.before(digest(sample), str(where(number)))
-        if first is None:
-            yield number, sample
-        else:
-            rejected.add(replace(where(number), id=sample.id), "duplicate", f"{first} says the same")
+        record = replace(where(number), id=sample.id)
+        first = seen.before(key_for(sample.id).encode(), str(record))
+        if first is not None:
+            rejected.add(record, "duplicate_id", f"{first} has the same id")
+            continue
+        first = seen.before(digest(sample), str(record)) if duplicates == "reject" else None
+        if first is not None:
+            rejected.add(record, "duplicate", f"{first} says the same")
+            continue
+        yield number, sample
 
 
 def _fitting(
@@ -175,7 +183,6 @@ def _write_tars(
     where: Callable[[int], Record],
     listed: BinaryIO,
     made: Written,
-    seen: Seen,
 ) -> None:
     size = settings["samples_per_shard"]
     for shard, numbered in groupby(enumerate(fitting), key=lambda pair: pair[0] // size):
@@ -184,12 +191,6 @@ def _write_tars(
         with _open(folder / name) as tar:
             for _, (number, sample, parts) in numbered:
                 key, place = key_for(sample.id), where(number)
-                first = seen.before(key.encode(), str(place))
-                if first is not None:
-                    raise DataError(
-                        f"two samples have the key {key!r}: {first} and {place}",
-                        hint="give records ids of their own",
-                    )
                 _add(tar, key, parts)
                 listed.write(_listed(sample, key, name, place))
                 made.note(sample, key)
