@@ -276,5 +276,4 @@ def test_nothing_of_it_is_counted_as_alike_but_what_was_copied(workplace):
 @pytest.mark.long
 def test_no_stage_needs_more_memory_than_a_laptop_spares(workplace):
     assert len(peaks) == 12
-    print(peaks)
     assert max(peaks.values()) < MOST, peaks

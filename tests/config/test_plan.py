@@ -33,6 +33,23 @@ def test_worked_numbers_of_both_systems(instances, size, epochs, iterations):
     assert train_iters(instances=instances, global_batch_size=size, epochs=epochs) == iterations
 
 
+@pytest.mark.parametrize(
+    ("mixture", "dataset", "shards"),
+    [
+        ("talk", "dialogues", layout.Indexed(format="chatml", dataset="dialogues", seq=256, shard=0)),
+        ("english", "emoji-en", layout.Energon(dataset="emoji-en")),
+    ],
+)
+def test_a_solved_mixture_is_made_of_the_datasets_that_its_limits_name(mixture, dataset, shards):
+    base = load_file(ROOT / "config/config.yaml").model_dump()
+    limits = {"tokens": [1, 10**9], "datasets": {dataset: {"epochs": [1, 3]}}}
+    base["mixtures"][mixture] |= {"datasets": [], "solve": limits}
+    inputs = Plan(load(base)).inputs(layout.Analysis(mixture=mixture))
+
+    assert [str(one) for several in inputs.values() for one in several].count(str(shards)) == 1
+    assert inputs == Plan(load_file(ROOT / "config/config.yaml")).inputs(layout.Analysis(mixture=mixture))
+
+
 def test_legal_iterations_of_1525_at_50():
     schedule = Schedule(train_iters=1525, save_interval=50)
 
