@@ -436,4 +436,8 @@ def test_stored_documents_come_back(several):
         assert store.lengths.tolist() == [len(document) for document in several]
         for number, document in enumerate(several):
             assert store[number].pictures == list(document.pictures)
-            assert np.array_equal(store[number].text, document.text)
+            for column in ("text", "role", "patch_indices"):
+                assert np.array_equal(getattr(store[number], column), getattr(document, column))
+            places = np.arange(len(document))
+            found = store.tokens_at(np.full(len(document), number), places)
+            assert np.array_equal(found, document.text)

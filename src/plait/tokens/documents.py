@@ -1,13 +1,12 @@
-"""Tokenised documents of a shard: columns of numpy, pictures in a temporary file.
+"""Tokenised documents of a shard, in a temporary file: memory holds where each lies, and no more."""
 
-A shard's tokens are held in memory, 7 bytes each; its pictures are not.
-"""
-
+import os
 import tempfile
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,15 +51,20 @@ class Document:
         return Document(self.text[start:end], self.role[start:end], indices, kept)
 
 
+TOKEN = np.dtype(np.int32).itemsize
+"""Bytes of a token in the file. Behind a document's tokens are its roles, a byte each, and, of one with
+pictures, the indices of its patches, then the pictures."""
+
+
 class Documents:
     """Documents end to end; read back by number."""
 
     def __init__(self) -> None:
         """Start with none."""
-        self._tokens: list[tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.int32]]] = []
-        self._patches: list[int] = []
-        self._picture_ends: list[int] = [0]
-        self._first_picture: list[int] = [0]
+        self._lengths, self._starts = array("q"), array("q")
+        self._patches = array("q")
+        self._picture_ends, self._first_picture = array("q"), array("q", [0])
+        self._end = 0
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
 
     def __enter__(self) -> Self:
@@ -72,37 +76,55 @@ class Documents:
         self._spool.close()
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self._lengths)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each document."""
-        return np.array([len(text) for text, _, _ in self._tokens], np.int64)
+        return np.array(self._lengths, np.int64)
 
     def tokens_at(self, documents: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int32]:
         """The token at a place of each of some documents."""
-        pairs = zip(documents.tolist(), places.tolist(), strict=True)
-        return np.array([self._tokens[number][0][place] for number, place in pairs], np.int32)
+        starts = np.array(self._starts, np.int64)[documents] + places * TOKEN
+        return np.frombuffer(b"".join(self._read(start, TOKEN) for start in starts.tolist()), np.int32)
 
     def append(self, document: Document) -> None:
         """Take a document in."""
-        self._tokens.append((document.text, document.role, document.patch_indices))
+        self._lengths.append(len(document))
+        self._starts.append(self._end)
+        columns: list[NDArray[Any]] = [document.text.astype(np.int32), document.role.astype(np.uint8)]
+        if document.pictures:
+            columns.append(document.patch_indices.astype(np.int32))
+        for column in columns:
+            self._write(column.tobytes())
         for picture in document.pictures:
-            self._spool.write(picture.encoded)
+            self._write(picture.encoded)
             self._patches.append(picture.patches)
-            self._picture_ends.append(self._picture_ends[-1] + len(picture.encoded))
+            self._picture_ends.append(self._end)
         self._first_picture.append(len(self._patches))
 
     def __getitem__(self, number: int) -> Document:
         """A document with its pictures' bytes."""
-        text, role, indices = self._tokens[number]
+        size, start = self._lengths[number], self._starts[number]
+        first, last = self._first_picture[number : number + 2]
+        width = TOKEN + 1 + (TOKEN if last > first else 0)
+        content = self._read(start, size * width)
+        text = np.frombuffer(content, np.int32, size)
+        role = np.frombuffer(content, np.uint8, size, TOKEN * size)
+        if last == first:
+            return Document(text, role, np.full(size, -1, np.int32), [])
+        indices = np.frombuffer(content[(TOKEN + 1) * size :], np.int32)
+        begins = [start + size * width, *self._picture_ends[first : last - 1]]
         pictures = [
-            self._picture(picture)
-            for picture in range(self._first_picture[number], self._first_picture[number + 1])
+            Picture(self._read(begin, self._picture_ends[which] - begin), self._patches[which])
+            for begin, which in zip(begins, range(first, last), strict=True)
         ]
         return Document(text, role, indices, pictures)
 
-    def _picture(self, number: int) -> Picture:
-        start, end = self._picture_ends[number : number + 2]
-        self._spool.seek(start)
-        return Picture(self._spool.read(end - start), self._patches[number])
+    def _write(self, content: bytes) -> None:
+        self._end += self._spool.write(content)
+
+    def _read(self, start: int, size: int) -> bytes:
+        """Bytes of the file."""
+        self._spool.flush()
+        return os.pread(self._spool.fileno(), size, start)
