@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -755,6 +756,24 @@ def test_memory_does_not_grow_with_the_input(kinds):
         small, big = peak(f"small/{kind}", shape), peak(f"large/{kind}", shape)
         assert big < small + 30, f"{kind}: {small} MiB and {big} MiB"
         assert big < 300
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_five_gigabytes_need_no_more_memory_than_five_megabytes(name):
+    row = json.dumps({"text": "word " * 4000, "meta": {}})
+    count = 5 * 10**9 // len(row)
+    between = ",\n" if name == "a.json" else "\n"
+    with Path(name).open("w") as out:
+        out.write("[" if name == "a.json" else "")
+        out.writelines(f"{between if n else ''}{row}" for n in range(count))
+        out.write("]" if name == "a.json" else "\n")
+    try:
+        assert Path(name).stat().st_size > 4.99e9
+        assert peak(name, "text") < 300
+    finally:
+        shutil.rmtree("data")
+        Path(name).unlink()
 
 
 # Keys
