@@ -108,6 +108,63 @@ def test_a_llava_goes_through_every_layout_and_grid(maker, tower, grid, tmp_path
     goes_round(source, tmp_path, grid, ep=2 if kind == "Mixtral" else 1)
 
 
+TOWER = "vision_model.decoder.layers.1."
+QKV, FC1 = "self_attention.linear_qkv.", "mlp.linear_fc1."
+NAMES = {
+    ("dense", "te"): {QKV + "layer_norm_weight", FC1 + "layer_norm_weight", FC1 + "weight"},
+    ("experts", "te"): {
+        QKV + "layer_norm_weight", "pre_mlp_layernorm.weight",
+        *(f"mlp.experts.local_experts.{n}.linear_fc{m}.weight" for n in range(2) for m in (1, 2)),
+    },
+    ("experts", "te-grouped"): {
+        QKV + "layer_norm_weight", "pre_mlp_layernorm.weight",
+        *(f"mlp.experts.linear_fc{m}.weight{n}" for n in range(2) for m in (1, 2)),
+    },
+    ("llava", "te"): {
+        QKV + "layer_norm_weight", TOWER + QKV + "layer_norm_bias", TOWER + FC1 + "layer_norm_weight",
+    },
+}  # fmt: skip
+"""By model and names: some of those of a layer, which are none of Megatron Core's own layers."""
+
+
+@pytest.mark.parametrize(("kind", "layers"), NAMES)
+def test_transformer_engines_names_are_written_and_read(maker, kind, layers, tmp_path):
+    keys = {"dense": {}, "experts": EXPERTS}
+    source = maker.llava() if kind == "llava" else folder_of(spec_of(**SIZES, **keys[kind]), tmp_path / "hf")
+    sizes = ["--tp=2", "--pp=2", *(["--ep=2"] if kind == "experts" else [])]
+    assert main(["convert", str(source), f"{tmp_path}/x", f"--names={layers}", *sizes]) == 0
+    assert main(["convert", f"{tmp_path}/x", f"{tmp_path}/back", "--to=hf"]) == 0
+    assert main(["convert", f"{tmp_path}/x", f"{tmp_path}/own", *sizes]) == 0
+    assert main(["convert", str(source), f"{tmp_path}/straight", *sizes]) == 0
+
+    for path in (tmp_path / "x").rglob(checkpoint.FILE):
+        content = torch.load(path, weights_only=False)
+        wanted = {
+            name if name.startswith(TOWER) else f"decoder.layers.1.{name}" for name in NAMES[kind, layers]
+        }
+        found = {name.removeprefix("language_model.") for name in content["model"]}
+        assert {name for name in wanted if "_000" in path.parent.name or TOWER not in name} <= found
+        assert not any("input_layernorm" in name for name in found)
+        assert content["args"].transformer_impl == "transformer_engine"
+        assert content["args"].moe_grouped_gemm == (layers == "te-grouped")
+    back = (tmp_path / "back/model.safetensors").read_bytes()
+    assert back == (source / "model.safetensors").read_bytes()
+    assert contents(tmp_path / "own") == contents(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--optim"], "--names te was given with --optim, which is written by Megatron Core's own names"),
+        (["--to=hf"], "--names says nothing of a hf target"),
+        (["--to=torch_dist"], "--names says nothing of a torch_dist target"),
+    ],
+)
+def test_names_of_what_has_none_are_refused(words, sentence, tmp_path, capsys):
+    assert main(["convert", "x", f"{tmp_path}/y", "--names=te", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_the_root_of_a_way_in_steps_is_that_of_the_straight_one(maker, tmp_path, capsys):
     """HF -> tp4 is HF -> tp1 -> tp2 -> tp4 and its source, in one printed line each; so are its files."""
     source = maker.hf("matrix", num_key_value_heads=4)
