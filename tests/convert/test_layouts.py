@@ -218,6 +218,40 @@ def _is(placed, part):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("hf", "39 tensors as they were made; merkle "), ("tower", "tensors as"), ("plain", "files as")],
+)
+def test_verify_compares_any_artifact_with_its_manifest(maker, tmp_path, kind, said, capsys):
+    source = maker.plain if kind == "plain" else getattr(maker, kind)()
+    target = shutil.copytree(source, tmp_path / "x")
+    assert main(["verify", str(target)]) == 0
+    assert said in capsys.readouterr().out
+
+    (path,) = target.glob("tokenizer.json" if kind == "plain" else WEIGHTS)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    assert main(["verify", str(target)]) == 2
+    assert f"{path} does not have the sha256 that plait.json records" in capsys.readouterr().err
+
+
+def test_verify_finds_a_model_that_is_not_what_its_manifest_says(maker, tmp_path, capsys):
+    """Files and manifest agree, the Merkle root is another's."""
+    target = shutil.copytree(maker.hf(), tmp_path / "x")
+    state = load_file(target / WEIGHTS)
+    state["model.norm.weight"][0] += 1
+    save_file(state, target / WEIGHTS, metadata={"format": "pt"})
+    facts = files.read_manifest(target)["facts"]
+    (target / "plait.json").unlink()
+    files.write_manifest(target, kind="hf_model", settings={}, facts=facts)
+
+    assert main(["verify", str(target)]) == 2
+    assert f"has Merkle root {merkle(FolderTensors(target))[:12]}, not {facts['merkle'][:12]}" in (
+        capsys.readouterr().err
+    )
+
+
 def test_verify_finds_a_changed_padding_row_too(maker, tmp_path):
     target = shutil.copytree(maker.shards(maker.hf(), 2, 1), tmp_path / "x")
     path = checkpoint.rank_file(target, Grid(2, 1), 1, 0)
