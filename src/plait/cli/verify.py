@@ -30,7 +30,7 @@ def add(stages: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prove it, in as many processes as its grid has ranks; what stands alone is compared with its manifest."""
+    """Prove it, in as many processes as its grid has ranks; alone it is compared with its manifest."""
     if args.artifact is None:
         from plait.convert.compare import checked
 
