@@ -277,9 +277,9 @@ def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1000
 
 source, target = map(Path, sys.argv[1:])
-before, began = peak(), time.monotonic()
+before, began = peak(), time.process_time()
 """
-TOLD = "\nprint(json.dumps([time.monotonic() - began, peak() - before]))"
+TOLD = "\nprint(json.dumps([time.process_time() - began, peak() - before]))"
 PLAN = """
 spec, model = layouts.opened(source)
 layouts.coverage(spec, Grid(8, 8))
@@ -296,7 +296,7 @@ checkpoint.write_tracker(target)
 
 
 def alone(program, source, target):
-    """Run it in a process of its own: seconds, and megabytes above the interpreter with all it has loaded."""
+    """Run it in a process of its own: processor seconds, and megabytes above what it had with all modules."""
     words = [sys.executable, "-c", ALONE + program + TOLD, source, target]
     told = subprocess.run(words, check=True, capture_output=True, text=True)
     return json.loads(told.stdout)
