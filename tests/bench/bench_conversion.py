@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from peaks import peak
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048,
     "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4, "rms_norm_eps": 1e-5,
@@ -84,12 +86,6 @@ WAYS_OF = {
     "no digests": lambda source, target: ours(source, target, digests=False),
     "digests": lambda source, target: ours(source, target, digests=True),
 }
-
-
-def peak():
-    """GB of memory that this process had at most; getrusage would count its parent's too."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1e6
 
 
 def child(way, source, target):

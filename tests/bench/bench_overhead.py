@@ -2,7 +2,8 @@
 
 A model of about 60M parameters is trained here by `plait train`'s own rank, in one process, over packed text.
 Forward, backward and the optimizer's step are timed inside of it, and the wall time around them: batches,
-metrics, agreeing on signals, the log of samples, TensorBoard. States and checkpoints are not counted.
+metrics, agreeing on signals, the log of samples, TensorBoard. States and checkpoints are not counted. Memory
+is that of the whole process at most.
 """
 
 import logging
@@ -11,6 +12,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from peaks import peak
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
@@ -83,7 +86,7 @@ def main(iterations):
     waited = sum(waits[2:-1])
     share, data = (wall - inside + waited) / wall, waited / wall
     figures = f"{share:.2%} is not Megatron's, {data:.2%} of it is waiting for data"
-    print(f"{count} steps of {wall / count:.2f} s: {figures}")  # noqa: T201
+    print(f"{count} steps of {wall / count:.2f} s: {figures}; {peak():.2f} GB")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Seconds and padding of each packing mode: ``python tests/bench/bench_pack.py``."""
+"""Seconds, memory and padding of each packing mode: ``python tests/bench/bench_pack.py``.
+
+Ratios are of the time of the first mode of the same lengths, in one run; memory is above that before.
+"""
 
 import math
 import time
 
 import numpy as np
+from peaks import forget, peak
 
 from plait.tokens.pack import pack
 
@@ -18,13 +22,18 @@ def main() -> None:
         pack(np.array([1, 2, 3]), 10, mode)
     for limit in (4096, 16_384, 32_768):
         lengths = np.clip(drawn, 1, limit).astype(np.int64)
+        first = None
         for mode in MODES:
-            start = time.process_time()
+            forget()
+            before, start = peak(), time.process_time()
             packing = pack(lengths, limit, mode)
             seconds = time.process_time() - start
+            first = first or seconds
             above = len(packing) - packing.lower_bound
             padding = f"padding {1 - packing.fill:8.4%}, {above:6} packs above the bound"
-            print(f"{limit:6} {mode:16} {seconds:6.3f} s  {padding}")  # noqa: T201
+            grown = max(0.0, peak() - before)
+            cost = f"{seconds:6.3f} s, {seconds / first:5.2f} of {MODES[0]}'s, {grown:.2f} GB"
+            print(f"{limit:6} {mode:16} {cost}  {padding}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What a small shard job costs besides its work: ``python tests/bench/bench_shards.py [SHARDS]``.
 
 It makes a project with so many shards of two records, runs its dry run and its `chat` jobs, and prints
-processor seconds, which do not grow with what else the machine does, and their ratio to a shard of 0.1 s.
+processor seconds, which do not grow with what else the machine does, their ratio to a shard of 0.1 s, and the
+memory of the largest process until then.
 """
 
 import json
@@ -46,7 +47,8 @@ def main() -> None:
         for what, run in (("planned", project.plan), ("made", project.run)):
             wall, spent = seconds(lambda run=run: run(*targets, config=config, timeout=3600))
             ratio = f"{spent / shards / WORK:.2f} times a shard of {WORK} s"
-            print(f"{shards} {what}: {spent:.1f} s of processor, {wall:.1f} s; {ratio}")  # noqa: T201
+            most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+            print(f"{shards} {what}: {spent:.1f} s of processor, {wall:.1f} s; {ratio}; {most:.2f} GB")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ from plait.convert import layouts
 from plait.convert.stream import Leaf, Model, View, read_leaves, root
 from plait.errors import CheckpointError
 from plait.layout import MANIFEST, TENSORS
+from plait.models import weights
+from plait.models.weights import FolderTensors
 
+HF_MODEL = "hf_model"
 PIECE = 1 << 22
 """Elements that are compared at a time."""
 
@@ -45,6 +48,32 @@ def check(path: Path) -> tuple[str, int]:
         raise CheckpointError(f"{path}: {one.name} {one.how}", hint="it is damaged: ask for it again")
     files.check_manifest(path)
     return root(known), len(known)
+
+
+def checked(path: Path) -> str:
+    """Compare any artifact with its manifest; what was compared, in words.
+
+    A Hugging Face folder that was linked, fetched or built has no digests of tensors beside it: of what is
+    damaged there the file is named.
+
+    Raises:
+        CheckpointError: a tensor, or a model, is not what it was.
+        DataError: a file is not what it was, or the manifest is missing.
+    """
+    manifest = files.read_manifest(path)
+    if "merkle" not in manifest["facts"]:
+        return f"{len(files.check_manifest(path)['files'])} files as they were made"
+    if manifest["kind"] != HF_MODEL or (path / TENSORS).is_file():
+        merkle, tensors = check(path)
+        return f"{tensors} tensors as they were made; merkle {merkle}"
+    files.check_manifest(path)
+    found = FolderTensors(path)
+    now, then = weights.merkle(found), manifest["facts"]["merkle"]
+    if now != then:
+        raise CheckpointError(
+            f"{path} has Merkle root {now[:12]}, not {then[:12]}", hint="it is damaged: ask for it again"
+        )
+    return f"{len(found)} tensors as they were made; merkle {now}"
 
 
 def differences(one: Mapping[str, Leaf], other: Mapping[str, Leaf]) -> Iterator[Difference]:
