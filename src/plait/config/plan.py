@@ -45,14 +45,14 @@ from plait.files import adopted, canonical, digest, digest_of_input, pruned, rea
 
 VERSIONS = {
     "raw": 3,
-    "chat": 6,
+    "chat": 7,
     "lock": 1,
     "fetch": 1,
     "tokenizer": 2,
-    "index": 2,
+    "index": 3,
     "energon": 5,
     "analyse": 6,
-    "build": 3,
+    "build": 4,
     "convert": 5,
     "shard": 5,
     "verify": 6,
