@@ -281,9 +281,9 @@ class PackWriter:
         encoded = [picture.encoded for document in documents for picture in document.pictures]
         if self.encoded:
             return list(encoded)
-        empty = np.empty((0, 3 * self.grid["patch_size"] ** 2), np.float32)
-        values = np.concatenate([empty, *(patches(picture, **self.grid) for picture in encoded)])
-        return [values.astype("<f2").view("<u2")]
+        empty = np.empty((0, 3 * self.grid["patch_size"] ** 2), np.float16)
+        values = np.concatenate([empty, *(patches(one, **self.grid, halves=True) for one in encoded)])
+        return [values.view("<u2")]
 
     def _row(self, text: NDArray[Any], role: NDArray[Any], documents: list[Document]) -> dict[str, int]:
         return {
