@@ -116,9 +116,10 @@ def analyse(packs, samples):
     texts = {"format": "f", "pack": 256, "datasets": ["talk", "seen"], "weights": {}}
     pictures = {
         "format": "l", "pack": None, "decoder_seq_length": 180, "datasets": [*SIZES],
-        "weights": {}, "validation": [],
+        "weights": {}, "validation": [], "leak_limit": 0.0,
     }  # fmt: skip
-    form = {"template": "llava", "instruction": "", "language": "", "picture_tokens": 9, "reject_limit": 0.5}
+    form = {"template": "llava", "instruction": "", "language": "", "picture_tokens": 9, "reject_limit": 0.5,
+            "no_loss": "reject"}  # fmt: skip
     given = {"mixture": pictures, "format": form, "image_token_id": None}
     folders = [f"data/energon/{name}" for name in SIZES]
     for words, settings in (
@@ -350,7 +351,7 @@ def test_an_equal_rebuild_is_equal_byte_for_byte(root, monkeypatch):
 
 def test_what_is_for_people_only_is_in_no_manifest(root):
     listed = files.read_manifest(root / "data/analysis/packs")["files"]
-    assert set(listed) == {"tokens.json", "mixture.yaml", "mixture.txt"}
+    assert set(listed) == {"tokens.json", "mixture.yaml", "mixture.txt", "duplicates.json"}
 
 
 @pytest.mark.parametrize("pictures", ["encoded", "patches"])
