@@ -222,6 +222,27 @@ def test_the_parts_of_a_dataset_are_the_same_for_both_readers(workplace):
     assert 6 < len(found["validation"]) < 26
 
 
+@pytest.mark.parametrize("reader", ["index", "energon"])
+def test_a_part_that_gets_no_sample_says_what_helps(workplace, capsys, reader):
+    Path("other.yaml").write_text(
+        Path("config.yaml").read_text().replace("validation: 0.4", "validation: 1.0e-9")
+    )
+    words = {
+        "index": (
+            "data/tokenizers/chat",
+            chat(0),
+            "data/megatron_format/chatml_validation_pack64/shard_00000",
+        ),
+        "energon": (chat(0), chat(1), "data/energon/validation"),
+    }[reader]
+    assert main([reader, *words, "--config", "other.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert f"{20 if reader == 'index' else 40} are of the dataset's other part" in said
+    assert (
+        "fewer `shards`, or another `by_hash.validation`, give each shard of this part some records" in said
+    )
+
+
 @pytest.mark.parametrize("stage", ["tokenizer", "index", "analyse", "schedule"])
 def test_help_ends_with_an_example_whose_paths_are_artifacts(stage, capsys):
     with pytest.raises(SystemExit):
