@@ -121,8 +121,8 @@ def test_a_solved_mixture_reads_what_its_limits_allow_and_names_those_that_bind(
     assert mixed["solved"] == files.read_json("data/analysis/twice/tokens.json")["solved"]
     assert "binding: datasets.talk.epochs at most 2" in caplog.text
     page = Path("data/analysis/twice/tokens.html").read_text()
-    assert "<td>datasets.talk.epochs</td><td>most 2</td><td>2</td><td>binds</td>" in page
-    assert "<td>tokens</td><td>most 10,000,000</td>" in page
+    assert "<td>datasets.talk.epochs</td><td>at most 2</td><td>2</td><td>binds</td>" in page
+    assert "<td>tokens</td><td>at most 10,000,000</td>" in page
     assert "<h3>Limits</h3>" not in Path("data/analysis/all/tokens.html").read_text()
 
 
