@@ -254,6 +254,28 @@ def test_rejects_are_those_of_the_files_and_some_are_quoted(root, found, monkeyp
     assert "&lt;b&gt;6" in text
 
 
+def test_repeats_are_those_that_were_counted(root, found, monkeypatch):
+    monkeypatch.chdir(root)
+    for name in found:
+        folder = Path("data/analysis", name)
+        counted, text = files.read_json(folder / "duplicates.json"), (folder / "tokens.html").read_text()
+        section = text.partition('<h2 id="repeats">')[2].partition("<h2")[0]
+        rows = dict(re.findall(r"<tr><td>(\w+)</td>((?:<td>[\d,]+</td>){7})</tr>", section))
+        assert {*rows} == {*counted["datasets"]} != set()
+        for dataset, cells in rows.items():
+            keys = ("samples", *page.REPEATED)
+            assert re.findall(r"[\d,]+", cells) == [str(counted["datasets"][dataset][key]) for key in keys]
+        assert ("Nothing of this mixture validates" in section) is (name == "packs")
+
+
+def test_sources_of_others_have_repeats_that_nobody_knows():
+    repeats = {"datasets": {"ours": dict.fromkeys(("samples", *page.REPEATED), 3)}, "leaks": {}, "first": []}
+    section = page._repeats(repeats, ["ours", "theirs"])
+    assert f"<td>ours</td>{'<td>3</td>' * 7}" in section
+    assert f"<td>theirs</td>{'<td>not known</td>' * 7}" in section
+    assert page._repeats(None, ["theirs"]) == ""
+
+
 def test_samples_that_a_template_cannot_write_are_quoted(found):
     tokens, shown_, _ = found["samples"]
     row = shown_["rejects"]["many"][-1]

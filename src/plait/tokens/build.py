@@ -74,7 +74,8 @@ def build(
         if not len(packing):
             raise DataError(
                 f"no document is left to pack: {len(documents)} were read, {cuts.dropped} are too long, "
-                f"rejected are {rejected}, {records.others} are of the dataset's other part"
+                f"rejected are {rejected}, {records.others} are of the dataset's other part",
+                hint=split.EMPTY if records.others else "look at the ledgers of the chat shards",
             )
         writer = PackWriter(folder, renderer, form)
         rows = writer.write(_packs(documents, cuts, packing))
