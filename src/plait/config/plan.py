@@ -52,7 +52,7 @@ VERSIONS = {
     "index": 3,
     "energon": 6,
     "analyse": 7,
-    "build": 3,
+    "build": 4,
     "convert": 5,
     "shard": 5,
     "verify": 6,
