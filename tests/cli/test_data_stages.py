@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,21 @@ def test_each_artifact_says_what_it_is_and_what_it_was_made_from(workplace):
         assert manifest["kind"] == kind
         assert manifest["inputs"] == {name: files.digest_of_input(name) for name in inputs}
         assert manifest["settings"]["version"] >= 1
+
+
+def test_a_bit_of_a_shard_of_chat_records_that_differs_is_found_by_its_ledger(workplace, tmp_path, capsys):
+    folder = tmp_path / "data/processed/talk"
+    shutil.copytree("data/processed/talk", folder)
+    shard = folder / "shard_00001.jsonl.gz"
+    assert main(["verify", str(shard)]) == 0
+    assert "bytes as they were made; sha256 " in capsys.readouterr().out
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+    assert main(["verify", str(shard)]) == 2
+    said = capsys.readouterr().err
+    assert f"{shard} does not have the sha256 that shard_00001.ledger.json records" in said
 
 
 def test_the_analysis_counts_what_the_shards_hold(workplace):

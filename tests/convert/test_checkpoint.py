@@ -16,8 +16,9 @@ import torch
 
 from plait import files
 from plait.cli.main import main
-from plait.convert import checkpoint, folders, layouts, stream, torch_dist
+from plait.convert import checkpoint, folders, layouts, torch_dist
 from plait.errors import CheckpointError, ConfigError
+from plait.models.leaves import root
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors, merkle, write_safetensors
 from plait.parallel.grid import Grid
@@ -208,7 +209,7 @@ def test_transformer_engines_extra_states_are_the_only_names_ignored(maker, tmp_
     torch.save(content, path)
 
     assert (
-        stream.root(layouts.released(shards, Spec.of(maker.hf())).stream())
+        root(layouts.released(shards, Spec.of(maker.hf())).stream())
         == (files.read_manifest(maker.hf())["facts"]["merkle"])
     )
 

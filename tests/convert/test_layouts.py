@@ -19,6 +19,7 @@ from plait.cli.main import main
 from plait.convert import checkpoint, compare, folders, layouts, stream, tables
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models import safe
+from plait.models.leaves import root
 from plait.models.specs import Spec
 from plait.models.stored import Stored
 from plait.models.weights import FolderTensors, lay_out, merkle
@@ -106,7 +107,7 @@ def test_blocks_of_any_size_give_the_same_bytes(pair, block):
         model = _stored(state, here / "hf")
         placed = checkpoint.lay_out(here / "cut", spec, grid, model.dtypes)
         leaves = model.stream(placed)
-        assert stream.root(leaves) == merkle(state)
+        assert root(leaves) == merkle(state)
         assert {one.name: one.stored.tensor().shape for one in placed}
         again = layouts.Model(placed, spec.shapes).stream()
         assert again == leaves
@@ -136,7 +137,7 @@ def test_a_checkpoint_padded_by_another_rule_is_read(maker, tmp_path):
         content["args"].make_vocab_size_divisible_by = 4
         torch.save(content, path)
 
-    assert stream.root(layouts.released(target, spec).stream()) == merkle(FolderTensors(maker.hf()))
+    assert root(layouts.released(target, spec).stream()) == merkle(FolderTensors(maker.hf()))
     with pytest.raises(
         CheckpointError, match=r"264 rows, padded by .* 4; training has 512, by 128"
     ) as refused:
@@ -219,37 +220,99 @@ def _is(placed, part):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
-    [("hf", "39 tensors as they were made; merkle "), ("tower", "tensors as"), ("plain", "files as")],
+    ("kind", "said", "named"),
+    [
+        ("hf", "39 tensors as they were made; merkle ", "model.layers.1.mlp.up_proj.weight has sha256"),
+        ("tower", "tensors as", "post_layernorm.weight has sha256"),
+        ("llava", "tensors as", "multi_modal_projector.linear_1.bias has sha256"),
+        ("plain", "files as", "tokenizer.json does not have the sha256 that plait.json records"),
+    ],
 )
-def test_verify_compares_any_artifact_with_its_manifest(maker, tmp_path, kind, said, capsys):
+def test_verify_compares_any_artifact_with_its_manifest(maker, tmp_path, kind, said, named, capsys):
     source = maker.plain if kind == "plain" else getattr(maker, kind)()
     target = shutil.copytree(source, tmp_path / "x")
     assert main(["verify", str(target)]) == 0
     assert said in capsys.readouterr().out
 
-    (path,) = target.glob("tokenizer.json" if kind == "plain" else WEIGHTS)
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    if kind == "plain":
+        _flip(target / "tokenizer.json", -1)
+    else:
+        stored = FolderTensors(target).placed[named.split()[0]]
+        _flip(stored.path, stored.offset + stored.nbytes - 1)
 
     assert main(["verify", str(target)]) == 2
-    assert f"{path} does not have the sha256 that plait.json records" in capsys.readouterr().err
+    assert named in capsys.readouterr().err
 
 
-def test_verify_finds_a_model_that_is_not_what_its_manifest_says(maker, tmp_path, capsys):
-    """Files and manifest agree, the Merkle root is another's."""
+def _flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_verify_finds_a_model_that_is_not_what_its_manifest_says(maker, tmp_path, capsys, kept):
+    """Files and manifest agree, the Merkle root is another's; older folders have no digests of tensors."""
     target = shutil.copytree(maker.hf(), tmp_path / "x")
     state = load_file(target / WEIGHTS)
     state["model.norm.weight"][0] += 1
     save_file(state, target / WEIGHTS, metadata={"format": "pt"})
     facts = files.read_manifest(target)["facts"]
-    (target / "plait.json").unlink()
+    for name in ("plait.json",) if kept else ("plait.json", "tensors.json"):
+        (target / name).unlink()
     files.write_manifest(target, kind="hf_model", settings={}, facts=facts)
 
     assert main(["verify", str(target)]) == 2
-    assert f"has Merkle root {merkle(FolderTensors(target))[:12]}, not {facts['merkle'][:12]}" in (
-        capsys.readouterr().err
-    )
+    now = merkle(FolderTensors(target))
+    said = "model.norm.weight has sha256" if kept else f"Merkle root {now[:12]}, not {facts['merkle'][:12]}"
+    assert said in capsys.readouterr().err
+
+
+def test_verify_refuses_digests_of_tensors_that_are_another_models(maker, tmp_path, capsys):
+    target = shutil.copytree(maker.hf(), tmp_path / "x")
+    shutil.copyfile(maker.tower() / "tensors.json", target / "tensors.json")
+
+    assert main(["verify", str(target)]) == 2
+    assert "tensors.json does not have the Merkle root that plait.json records" in capsys.readouterr().err
+
+
+def test_verify_compares_a_file_with_what_its_folder_or_ledger_records(maker, tmp_path, capsys):
+    target = shutil.copytree(maker.hf(), tmp_path / "x")
+    shard = tmp_path / "data/processed/talks/shard_00000.jsonl.gz"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"some records")
+    ledger = {"bytes": 12, "sha256": files.digest(shard), "kept": 3}
+    files.write_json(shard.with_name("shard_00000.ledger.json"), ledger)
+    fetched = tmp_path / f"data/hub/models--us--tiny/{40 * 'a'}/pictures/a.zip"
+    fetched.parent.mkdir(parents=True)
+    fetched.write_bytes(b"pictures")
+    record = tmp_path / f"data/hub/models--us--tiny/{40 * 'a'}.checked/pictures/a.zip.json"
+    files.write_json(record, {"bytes": 8, "sha256": files.digest(fetched)})
+    recorded = {target / "config.json": "plait.json", shard: "shard_00000.ledger.json", fetched: record.name}
+    for path, name in recorded.items():
+        assert main(["verify", str(path)]) == 0
+        assert f"{path.stat().st_size} bytes as they were made; sha256 " in capsys.readouterr().out
+        _flip(path, 5)
+        assert main(["verify", str(path)]) == 2
+        assert f"{path} does not have the sha256 that {name} records" in capsys.readouterr().err
+    shard.unlink()
+    assert main(["verify", str(shard)]) == 2
+    assert f"{shard} is missing; shard_00000.ledger.json lists it" in capsys.readouterr().err
+
+
+def test_verify_says_of_a_file_that_nothing_is_recorded_of_it(tmp_path, capsys):
+    schedule = tmp_path / "data/ckpts/run/schedule.json"
+    shard = tmp_path / "data/processed/talks/shard_00000.jsonl.gz"
+    for path, why in (
+        (schedule, "no plait.json lists its digest"),
+        (shard, f"there is no {shard.with_name('shard_00000.ledger.json')}"),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        assert main(["verify", str(path)]) == 2
+        said = capsys.readouterr().err
+        assert f"error: {path} cannot be compared with what it was: {why}\n" in said
+        assert "Traceback" not in said
 
 
 def test_verify_finds_a_changed_padding_row_too(maker, tmp_path):

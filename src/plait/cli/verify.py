@@ -21,7 +21,7 @@ def add(stages: Subparsers) -> None:
     stage.add_argument(
         "reference",
         help="the Hugging Face folder: source of a converted model, export of a checkpoint; or alone, any "
-        "artifact with a plait.json, whose files, and a model's tensors, are compared with that",
+        "artifact, or a file of one, which is compared with its plait.json, tensors.json or ledger",
     )
     stage.add_argument("artifact", nargs="?", help="the Megatron model")
     stage.add_argument("proof", nargs="?", help="the proof to write")

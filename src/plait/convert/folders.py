@@ -13,10 +13,11 @@ from plait.convert.compare import differences
 from plait.convert.export import set_dtype
 from plait.convert.forms import coverage
 from plait.convert.moments import Optimizer
-from plait.convert.stream import Leaf, Model, Placed, read_leaves, root, write_leaves
+from plait.convert.stream import Model, Placed
 from plait.convert.tables import Layers, entries
 from plait.errors import CheckpointError
 from plait.layout import CARRIED, HF_CONFIG, MANIFEST, TENSORS
+from plait.models.leaves import Leaf, read_leaves, root, write_leaves
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
