@@ -1,16 +1,18 @@
-"""Tokenised documents of a shard: columns of numpy, pictures in a temporary file.
+"""Tokenised documents of a shard, in temporary files: only how long each is stays in memory."""
 
-A shard's tokens are held in memory, 7 bytes each; its pictures are not.
-"""
-
+import os
 import tempfile
+from array import array
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from plait.tokens.roles import IMAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,17 @@ class Document:
 
 
 class Documents:
-    """Documents end to end; read back by number."""
+    """Documents end to end in temporary files; read back by number."""
 
     def __init__(self) -> None:
         """Start with none."""
-        self._tokens: list[tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.int32]]] = []
-        self._patches: list[int] = []
-        self._picture_ends: list[int] = [0]
-        self._first_picture: list[int] = [0]
-        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._text_ends, self._picture_ends = array("q", [0]), array("q", [0])
+        self._patches, self._first_picture = array("q"), array("q", [0])
+        with ExitStack() as stack:
+            self._text, self._role, self._spool = (
+                stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)
+            )
+            self._files = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -69,24 +73,28 @@ class Documents:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._spool.close()
+        self._files.close()
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self._text_ends) - 1
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each document."""
-        return np.array([len(text) for text, _, _ in self._tokens], np.int64)
+        ends = np.array(self._text_ends, np.int64)
+        return ends[1:] - ends[:-1]
 
     def tokens_at(self, documents: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int32]:
         """The token at a place of each of some documents."""
-        pairs = zip(documents.tolist(), places.tolist(), strict=True)
-        return np.array([self._tokens[number][0][place] for number, place in pairs], np.int32)
+        starts = np.array(self._text_ends, np.int64)[documents] + places
+        found = [_read(self._text, int(start), int(start) + 1, np.int32) for start in starts]
+        return np.concatenate([np.empty(0, np.int32), *found])
 
     def append(self, document: Document) -> None:
-        """Take a document in."""
-        self._tokens.append((document.text, document.role, document.patch_indices))
+        """Take a document in, whose patches are those of its tokens of the role IMAGE, in their order."""
+        self._text.write(np.ascontiguousarray(document.text, np.int32).data)
+        self._role.write(np.ascontiguousarray(document.role, np.uint8).data)
+        self._text_ends.append(self._text_ends[-1] + len(document))
         for picture in document.pictures:
             self._spool.write(picture.encoded)
             self._patches.append(picture.patches)
@@ -95,14 +103,23 @@ class Documents:
 
     def __getitem__(self, number: int) -> Document:
         """A document with its pictures' bytes."""
-        text, role, indices = self._tokens[number]
+        start, end = self._text_ends[number : number + 2]
+        text, role = _read(self._text, start, end, np.int32), _read(self._role, start, end, np.uint8)
         pictures = [
             self._picture(picture)
             for picture in range(self._first_picture[number], self._first_picture[number + 1])
         ]
+        shown = role == IMAGE
+        indices = np.where(shown, np.cumsum(shown, dtype=np.int32) - 1, -1).astype(np.int32)
         return Document(text, role, indices, pictures)
 
     def _picture(self, number: int) -> Picture:
         start, end = self._picture_ends[number : number + 2]
-        self._spool.seek(start)
-        return Picture(self._spool.read(end - start), self._patches[number])
+        return Picture(_read(self._spool, start, end, np.uint8).tobytes(), self._patches[number])
+
+
+def _read(file: BinaryIO, start: int, end: int, dtype: type[np.generic]) -> NDArray[Any]:
+    """Elements of a file that is still written to."""
+    size = np.dtype(dtype).itemsize
+    file.flush()
+    return np.frombuffer(os.pread(file.fileno(), (end - start) * size, start * size), dtype)
