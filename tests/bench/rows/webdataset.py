@@ -1,9 +1,8 @@
 """Webdataset tars for energon, written and prepared."""
 
+import shutil
 import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 from tests.bench.harness import Row
 from tests.bench.rows.pictures import jpegs
@@ -45,7 +44,7 @@ def by_writer(source, target):
     chosen += ["--force-overwrite", "--num-workers", "1"]
     fields = '{"image": "jpg", "context": "json[0][value]", "answers": "json[1][value]"}'
     command = [
-        Path(sys.executable).with_name("energon"),
+        shutil.which("energon"),
         "prepare",
         str(target),
         *chosen,
