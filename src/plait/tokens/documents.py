@@ -109,8 +109,10 @@ class Documents:
             self._picture(picture)
             for picture in range(self._first_picture[number], self._first_picture[number + 1])
         ]
-        shown = role == IMAGE
-        indices = np.where(shown, np.cumsum(shown, dtype=np.int32) - 1, -1).astype(np.int32)
+        indices = np.full(end - start, -1, np.int32)
+        if pictures:
+            shown = np.flatnonzero(role == IMAGE)
+            indices[shown] = np.arange(len(shown))
         return Document(text, role, indices, pictures)
 
     def _picture(self, number: int) -> Picture:
