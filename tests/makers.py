@@ -24,7 +24,7 @@ def shaken(folder, facts):
     """Give every norm and bias values of its own: one in the place of another then shows."""
     from safetensors.torch import load_file, save_file
 
-    from plait.models.weights import FolderTensors, merkle
+    from plait.models.weights import FolderTensors, write_down
 
     draw = torch.Generator().manual_seed(7)
     weights = load_file(folder / "model.safetensors")
@@ -32,7 +32,7 @@ def shaken(folder, facts):
         if weights[name].dim() == 1:
             weights[name] += 0.1 * torch.randn(weights[name].shape, generator=draw)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return {**facts, "merkle": merkle(FolderTensors(folder))}
+    return {**facts, **write_down(FolderTensors(folder))}
 
 
 def written(folder, kind, tokenizer, **sizes):

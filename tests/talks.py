@@ -55,3 +55,10 @@ def tar_of(path, samples):
                 info = tarfile.TarInfo(f"{key}.{name}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
+
+
+STORY = (
+    "A small boat left the harbour before dawn, and nobody on the quay had seen who was rowing it. "
+    "The keeper of the lighthouse wrote the hour into his book, as he had done for thirty years, and "
+    "went to sleep. When he woke the boat lay at its mooring again, wet to the gunwale."
+)

@@ -103,7 +103,8 @@ def test_the_manifest_says_what_it_is_and_what_it_was_made_from(workplace):
     assert manifest["inputs"] == {name: files.digest_of_input(name) for name in SHARDS}
     shards = {f"00000{number}.tar": 3 for number in range(4)}
     splits = {"train": 9, "val": 3, "test": 0}
-    facts = {"samples": 12, "shards": shards, "splits": splits, "read": 12, "rejected": {}}
+    none = {"excluded": 0, "other_part": 0, "rejected": {}}
+    facts = {"samples": 12, "shards": shards, "splits": splits, "read": 12, **none}
     assert manifest["facts"] == facts
     assert {*shards, ".nv-meta/dataset.yaml", ".nv-meta/split.yaml"} < manifest["files"].keys()
     assert set(files.check_manifest(THEIRS)["inputs"]) == {"data/raw/theirs"}
@@ -186,7 +187,8 @@ def test_two_records_of_one_id_are_named_by_shard_and_line(workplace, capsys):
         assert main([*target, "--config", "twice.yaml"]) == 0
     assert main(["energon", *shards, "data/energon/twice", "--config", "twice.yaml"]) == 2
     said = capsys.readouterr().err
-    assert f"two samples have the key 'twice': {shards[0]} line 5 and {shards[1]} line 2" in said
+    assert "1 of 12 records of twice are rejected (1 duplicate_id)" in said
+    assert f"{shards[1]} line 2: {shards[0]} line 5 has the same id" in said
 
 
 def test_a_failure_leaves_what_was_there_and_names_the_dataset(workplace, capsys):

@@ -33,6 +33,23 @@ def test_worked_numbers_of_both_systems(instances, size, epochs, iterations):
     assert train_iters(instances=instances, global_batch_size=size, epochs=epochs) == iterations
 
 
+@pytest.mark.parametrize(
+    ("mixture", "dataset", "shards"),
+    [
+        ("talk", "dialogues", layout.Indexed(format="chatml", dataset="dialogues", seq=256, shard=0)),
+        ("english", "emoji-en", layout.Energon(dataset="emoji-en")),
+    ],
+)
+def test_a_solved_mixture_is_made_of_the_datasets_that_its_limits_name(mixture, dataset, shards):
+    base = load_file(ROOT / "config/config.yaml").model_dump()
+    limits = {"tokens": [1, 10**9], "datasets": {dataset: {"epochs": [1, 3]}}}
+    base["mixtures"][mixture] |= {"datasets": [], "solve": limits}
+    inputs = Plan(load(base)).inputs(layout.Analysis(mixture=mixture))
+
+    assert [str(one) for several in inputs.values() for one in several].count(str(shards)) == 1
+    assert inputs == Plan(load_file(ROOT / "config/config.yaml")).inputs(layout.Analysis(mixture=mixture))
+
+
 def test_legal_iterations_of_1525_at_50():
     schedule = Schedule(train_iters=1525, save_interval=50)
 
@@ -296,6 +313,9 @@ IGNORED = {
     "no instruction's language": ("formats", "alpaca", {"language": "en"}, "its `instruction` is not drawn"),
     "frozen parts of chat": ("runs", "chat-tiny", {"freeze": ["language_model"]}, "which nothing reads"),
     "the workers of packs": ("runs", "solo-tiny", {"num_workers": 2}, "runs.solo-tiny has num_workers 2"),
+    "who is trained and was rejected": (
+        "runs", "chat-tiny", {"loss_roles": ["user"]}, "give it `no_loss: count`",
+    ),
     "the roles of llava": ("runs", "llava-tiny-stage1", {"loss_roles": ["user"]}, "trains answers"),
     "tars of packs": ("datasets", "emoji", {"energon": {"samples_per_shard": 3}}, "mixtures only pack its"),
     "split of packs": ("datasets", "dialogues", {"energon": {"split": [8, 2, 0]}}, "mixtures only pack its"),
@@ -319,6 +339,38 @@ IGNORED = {
         "`split_parts` stands in its place"),
     "the std of no random start": ("runs", "chat-tiny", {"init_method_std": 0.1}, "`init` is not random"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "fits"),
+    [
+        ({"part": "train"}, {"part": "validation"}, True),
+        ({"part": "train"}, {"part": "train"}, False),
+        ({"part": "train"}, {"part": "validation", "validation": 0.2}, False),
+        (None, {"part": "validation"}, False),
+    ],
+)
+@pytest.mark.parametrize("length", [{"pack": 256}, {"decoder_seq_length": 64}])
+def test_the_parts_of_one_source_do_not_overlap(train, validation, fits, length):
+    base = load_file(ROOT / "config/config.yaml").model_dump()
+    parts = {"a": train, "b": validation}
+    for name, part in parts.items():
+        base["datasets"][name] = {"pack_together": ["dialogues"], "shards": 2, "by_hash": part}
+    form = {"format": "chatml" if "pack" in length else "llava", **length}
+    base["mixtures"]["own"] = {**form, "datasets": ["a"]}
+    if "pack" in length:
+        base["mixtures"]["other"] = {**form, "datasets": ["b"]}
+        length_of = {"mixture": "own", "eval_mixture": "other", "eval_interval": 5}
+        base["runs"]["r"] = {**base["runs"]["chat-tiny"], **length_of}
+    else:
+        base["mixtures"]["own"]["validation"] = ["b"]
+    if fits:
+        assert load(base)
+    else:
+        with pytest.raises(
+            ConfigError, match="both are of the records of dialogues: give each the `by_hash`"
+        ):
+            load(base)
 
 
 @pytest.mark.parametrize("name", IGNORED)

@@ -1,17 +1,24 @@
 """The classic layout on disk: what is in it, and what is refused."""
 
 import argparse
+import io
 import json
 import logging
 import pickle
+import random
 import shutil
+import signal
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from plait import files
-from plait.convert import checkpoint, folders, layouts, stream, torch_dist
+from plait.cli.main import main
+from plait.convert import checkpoint, folders, layouts, torch_dist
 from plait.errors import CheckpointError, ConfigError
+from plait.models.leaves import root
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors, merkle, write_safetensors
 from plait.parallel.grid import Grid
@@ -100,6 +107,56 @@ def test_a_rank_file_loads_with_namespace_as_the_only_class_allowed_in(maker):
     assert args.params_dtype is torch.float32
 
 
+def test_a_rank_file_is_read_by_megatrons_own_list_of_classes(maker):
+    """As Megatron-LM loads it: torch's default, and the classes that Megatron Core allows in."""
+    from megatron.core import safe_globals
+
+    path = maker.shards(maker.mixtral(), 2, 1) / "release/mp_rank_01/model_optim_rng.pt"
+    with torch.serialization.safe_globals(safe_globals.SAFE_GLOBALS):
+        content = torch.load(path, map_location="cpu")
+
+    assert content["args"].moe_router_topk == 2
+    assert all(torch.is_tensor(one) for one in content["model"].values())
+
+
+def as_megatron_lm_saves(content):
+    """The same with all that a training of Megatron-LM writes beside the weights."""
+    from megatron.core.enums import ModelType
+    from megatron.core.rerun_state_machine import RerunMode, RerunState
+    from megatron.core.transformer.enums import AttnBackend
+
+    vars(content["args"]).update(
+        attention_backend=AttnBackend.flash, model_type=ModelType.encoder_or_decoder, data_path=[Path("x")],
+        exit_signal=signal.SIGTERM, lr=np.float64(1e-3), consumed_train_samples=6400,
+    )  # fmt: skip
+    states = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "random": random.getstate()}  # noqa: NPY002
+    extra = {"linear_qkv": io.BytesIO(b"abc"), "linear_proj": torch.zeros(3, dtype=torch.uint8)}
+    own = {f"decoder.layers.0.self_attention.{name}._extra_state": one for name, one in extra.items()}
+    return {
+        "args": content["args"],
+        "checkpoint_version": 3.0,
+        "iteration": 100,
+        "num_floating_point_operations_so_far": 1e15,
+        "model": {**content["model"], **own, "decoder.layers.0.mlp.linear_fc1._extra_state": None},
+        "opt_param_scheduler": {"num_steps": 6400},
+        "rng_state": [states],
+        "rerun_state_machine": {"mode": RerunMode.DISABLED, "state": RerunState.NOT_RUNNING_YET},
+    }
+
+
+def test_a_checkpoint_with_all_that_megatron_lm_saves_is_read(maker, tmp_path):
+    hf, there = maker.hf(), tmp_path / "there"
+    shutil.copytree(maker.shards(hf, 2, 2) / "release", there / "iter_0000100")
+    for path in there.rglob("*.pt"):
+        torch.save(as_megatron_lm_saves(torch.load(path, weights_only=False)), path)
+    (there / "latest_checkpointed_iteration.txt").write_text("100")
+
+    for number, step in enumerate(([], ["--step=100"])):
+        target = tmp_path / f"back{number}"
+        assert main(["convert", str(there), str(target), "--to=hf", f"--hf={hf}", *step]) == 0
+        assert (target / "model.safetensors").read_bytes() == (hf / "model.safetensors").read_bytes()
+
+
 def test_a_whole_model_has_the_true_vocabulary(maker):
     hf = maker.hf()
     state = checkpoint.read_rank(maker.megatron(hf), Grid(), 0, 0)
@@ -152,7 +209,7 @@ def test_transformer_engines_extra_states_are_the_only_names_ignored(maker, tmp_
     torch.save(content, path)
 
     assert (
-        stream.root(layouts.released(shards, Spec.of(maker.hf())).stream())
+        root(layouts.released(shards, Spec.of(maker.hf())).stream())
         == (files.read_manifest(maker.hf())["facts"]["merkle"])
     )
 

@@ -6,6 +6,7 @@ from makers import save
 from megatron.core import parallel_state as ps
 
 from plait import files
+from plait.cli.main import main
 from plait.convert import checkpoint, engine, folders, layouts, stream, torch_dist
 from plait.convert.carried import carry
 from plait.convert.export import export_folder
@@ -62,6 +63,22 @@ def test_a_torch_dist_checkpoint_of_any_grid_has_the_root_of_its_source(maker, i
 
     assert facts["merkle"] == files.read_manifest(hf)["facts"]["merkle"]
     assert facts["coverage"]["written_once"]
+
+
+def test_a_trained_checkpoint_of_four_ranks_goes_straight_to_one_and_to_hugging_face(
+    maker, iteration, tmp_path
+):
+    hf = maker.hf()
+    run = iteration(hf, Grid(2, 2)).parent
+
+    for name, words in {"one": [], "back": ["--to=hf", f"--hf={hf}"]}.items():
+        assert main(["convert", str(run), f"{tmp_path}/{name}", "--step=7", *words]) == 0
+    assert main(["convert", str(hf), f"{tmp_path}/straight"]) == 0
+
+    one, straight = (tmp_path / name / "release/mp_rank_00" / checkpoint.FILE for name in ("one", "straight"))
+    assert one.read_bytes() == straight.read_bytes()
+    back = tmp_path / "back/model.safetensors"
+    assert back.read_bytes() == (hf / "model.safetensors").read_bytes()
 
 
 def test_a_chunk_that_is_missing_or_there_twice_is_found(maker, iteration):

@@ -10,8 +10,8 @@ from strategies import spec_of, weights
 
 from plait.cli.main import main
 from plait.convert import checkpoint, layouts
-from plait.convert.stream import root
 from plait.errors import CheckpointError
+from plait.models.leaves import root
 from plait.models.specs import Spec
 from plait.models.weights import merkle
 from plait.parallel.grid import Grid

@@ -1,8 +1,11 @@
 """Datasets for energon: what is written is what energon reads, and each of its traps is a sentence."""
 
+import contextlib
 import io
 import json
 import logging
+import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
@@ -152,14 +155,18 @@ def test_shares_near_those_asked_for_are_not_worth_a_line(caplog):
         assert len(caplog.records) == 1
 
 
-def test_two_records_of_one_key_are_named(tmp_path):
-    with pytest.raises(DataError, match="two samples have the key 'twice': chats line 0 and chats line 5"):
-        energon.build(
-            tmp_path,
-            [exchange(n, "twice" if n in (0, 5) else None) for n in range(6)],
-            KEYS,
-            lambda n: Record(Path("chats"), n, ""),
-        )
+def test_a_record_of_an_id_that_came_before_is_rejected_by_both_their_names(tmp_path):
+    samples = [exchange(n, "twice" if n in (0, 5) else None) for n in range(6)]
+    facts = energon.build(
+        tmp_path, samples, KEYS | {"reject_limit": 0.2}, lambda n: Record(Path("chats"), n, "")
+    )
+    (entry,) = map(json.loads, (tmp_path / "rejects.jsonl").read_bytes().splitlines())
+
+    assert (facts["samples"], facts["rejected"]) == (5, {"duplicate_id": 1})
+    assert entry["line"] == 5
+    assert (entry["id"], entry["message"]) == ("twice", "chats line 0 has the same id")
+    with pytest.raises(DataError, match=r"1 of 6 records .* are rejected \(1 duplicate_id\)"):
+        energon.build(tmp_path, samples, KEYS, lambda n: Record(Path("chats"), n, ""))
 
 
 def test_a_record_that_no_layout_holds_is_named(tmp_path):
@@ -211,11 +218,6 @@ def test_if_all_is_rejected_nothing_is_made(tmp_path):
         build(tmp_path / "d", [talk(0)], layout="question_answer", reject_limit=1.0)
 
 
-def test_duplicate_keys_of_what_we_write(tmp_path):
-    with pytest.raises(DataError, match="two samples have the key 'twice'"):
-        build(tmp_path / "d", [exchange(0, "twice"), exchange(1, "twice")])
-
-
 def someones(folder, *, shards=2, change=lambda shard, key, parts: (key, parts), old=True):
     """A folder as energon 2.3 prepared it: the old class name, .info.yaml, no index."""
     for shard in range(shards):
@@ -251,6 +253,46 @@ def test_a_dataset_with_the_old_class_name_and_info_opens(tmp_path):
     assert [sample.id for sample in energon.read(tmp_path / "ours")] == ["00", "01", "02"]
     assert [sample.id for sample in energon.read(tmp_path / "ours", "val")] == ["10", "12"]
     assert sorted(path.relative_to(origin) for path in origin.rglob("*")) == before
+
+
+def sqlite_index(path):
+    """An index as versions from 5.3.0 on write it, of which nothing is read."""
+    with contextlib.closing(sqlite3.connect(path)) as file, file:
+        file.execute("create table samples (sample_key text, tar_file_id integer, byte_offset integer)")
+
+
+def long(version):
+    return pytest.param(version, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize(
+    "version",
+    ["2.1.1", *map(long, ("3.0.0", "4.0.0", "5.2.0")), "5.3.0", *map(long, ("6.0.1", "7.0.0")), "7.4.1"],
+)
+def test_what_each_version_prepared_is_read_with_its_split(tmp_path, version):
+    """With .info.yaml before 7.0.0 and an index from 5.3.0 on, by either way to name a class."""
+    origin = someones(tmp_path / "theirs")
+    meta_folder, numbers = origin / ".nv-meta", tuple(map(int, version.split(".")))
+    counted = yaml.safe_load((meta_folder / ".info.yaml").read_text()) | {"energon_version": version}
+    if numbers >= (5,):
+        named = {"__module__": "megatron.energon", "__class__": "VQASample"}
+        fields = {"image": "jpg", **energon.QUESTION_ANSWER}
+        described = {"sample_type": named, "field_map": fields}
+        (meta_folder / "dataset.yaml").write_text(yaml.safe_dump(described))
+    if numbers >= (7,):
+        (meta_folder / ".info.yaml").unlink()
+        (meta_folder / ".info.json").write_text(json.dumps(counted))
+        (meta_folder / "index.uuid").write_text("0b8f1c9e-3c57-4d2b-9a55-8a51b1b7e7c1")
+    else:
+        (meta_folder / ".info.yaml").write_text(yaml.safe_dump(counted))
+    if numbers >= (5, 3):
+        sqlite_index(meta_folder / "index.sqlite")
+    for tar in origin.glob("*.tar"):
+        tar.with_name(f"{tar.name}.idx").write_bytes(b"".join(struct.pack("<Q", n) for n in range(4)))
+    facts = adopt(tmp_path, origin)
+
+    assert facts["splits"] == {"train": 3, "val": 2, "test": 0}
+    assert [sample.id for sample in energon.read(tmp_path / "ours", "val")] == ["10", "12"]
 
 
 @pytest.mark.parametrize(

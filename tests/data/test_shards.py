@@ -299,9 +299,16 @@ def test_a_shard_is_made_from_its_own_raw_source(tmp_path):
 
 
 def test_counts_that_do_not_balance_are_refused():
-    counts = shards.Counts(read=3, kept=1, reasons=Counter(bad_json=1))
-    with pytest.raises(DataError, match="1 kept \\+ 1 rejected lines are not 3 read"):
-        counts.check()
+    shard, words = Chat(dataset="toy", shard=1), "shard_00001.jsonl.gz does not balance"
+    shards.Counts(share=4, read=3, kept=1, blank=1, reasons=Counter(bad_json=1), left_out=Counter(a=1)).check(
+        shard
+    )
+    with pytest.raises(
+        DataError, match=f"{words}: 2 came in, 1 kept \\+ 0 rejected \\+ 0 left out = 1 went out"
+    ):
+        shards.Counts(share=3, read=2, kept=1, blank=1).check(shard)
+    with pytest.raises(DataError, match=f"raw -> chat, .*{words}: 4 came in, 2 read \\+ 1 blank = 3"):
+        shards.Counts(share=4, read=2, kept=2, blank=1).check(shard)
 
 
 def test_a_shard_that_was_tampered_with_is_named(tmp_path):

@@ -240,3 +240,16 @@ def test_names_of_parts_may_be_in_capitals():
 def test_a_conversation_that_is_none(turns, pictures, sentence):
     with pytest.raises(RecordError, match=sentence):
         webdataset.conversation(turns, [picture().encoded] * pictures, "k")
+
+
+def test_samples_that_say_the_same_are_rejected_with_the_first_ones_place(tmp_path):
+    samples = [exchange(0), exchange(1), exchange(0, "another"), exchange(2)]
+    for policy, kept in (("count", 4), ("reject", 3)):
+        folder = tmp_path / policy
+        folder.mkdir()
+        keys = {**KEYS, "reject_limit": 0.5}
+        made = webdataset.write(samples, folder, keys, duplicates=policy)
+        assert sum(made.shards.values()) == kept
+        assert made.rejected == ({"duplicate": 1} if policy == "reject" else {})
+    (line,) = map(orjson.loads, (tmp_path / "reject/rejects.jsonl").read_bytes().splitlines())
+    assert (line["id"], line["message"]) == ("another", "samples line 1 says the same")

@@ -167,8 +167,8 @@ def test_the_folder_is_whole_and_the_same_each_time(file, tmp_path):
     assert facts[0] == facts[1]
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == [
-        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-        "tokenizer_config.json",
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tensors.json",
+        "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -63,6 +63,7 @@ def test_a_model_comes_whole_as_links_without_pickles_and_doubles(hub, maker, tm
     assert not {"pytorch_model.bin", "consolidated.safetensors", ".gitattributes", "onnx"} & {
         path.name for path in folder.iterdir()
     }
+    assert not (folder / "tensors.json").is_symlink()
     link = folder / "model.safetensors"
     assert str(link.readlink()) == f"../../../hub/models--us--tiny/{COMMIT}/model.safetensors"
     assert hub.files_asked() == [(f"/us/tiny/resolve/{COMMIT}/{file.file}", "") for file in found]

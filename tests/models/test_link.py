@@ -10,6 +10,9 @@ import pytest
 
 from plait import files
 from plait.errors import CheckpointError, ConfigError, DataError
+from plait.layout import TENSORS
+from plait.models.leaves import Leaf, read_leaves, write_leaves
+from plait.models.weights import FolderTensors, leaves_of
 from plait.tokens import tokenizer as stage
 
 
@@ -109,3 +112,30 @@ def test_a_path_at_home_is_that_of_planning(make, downloaded, monkeypatch, tmp_p
     assert (linked / "config.json").resolve() == downloaded / "config.json"
     with pytest.raises(ConfigError, match="no such home folder"):
         link(make, "~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize("how", ["file", "link"])
+def test_digests_of_tensors_that_a_folder_has_are_neither_linked_nor_written_through(
+    make, downloaded, tmp_path, how
+):
+    """A linked export, and one in which they are a link themselves."""
+    theirs = (downloaded / TENSORS).rename(tmp_path / "theirs") if how == "link" else downloaded / TENSORS
+    theirs.write_text("{}")
+    if how == "link":
+        (downloaded / TENSORS).symlink_to(theirs)
+
+    linked = link(make, downloaded)
+
+    assert not (linked / TENSORS).is_symlink()
+    assert read_leaves(linked) == leaves_of(FolderTensors(linked))
+    assert theirs.read_text() == "{}"
+
+
+def test_a_link_where_digests_of_tensors_go_is_replaced(tmp_path):
+    (tmp_path / "theirs").write_text("{}")
+    (tmp_path / TENSORS).symlink_to(tmp_path / "theirs")
+
+    write_leaves(tmp_path, {"a": Leaf("float32", (2, 3), "0" * 64)})
+
+    assert read_leaves(tmp_path) == {"a": Leaf("float32", (2, 3), "0" * 64)}
+    assert (tmp_path / "theirs").read_text() == "{}"

@@ -28,6 +28,7 @@ FORM = {
     "patch_size": 32,
     "max_resolution": 1024,
     "reject_limit": 0.5,
+    "no_loss": "reject",
 }
 
 
@@ -227,13 +228,17 @@ def test_sources_are_packed_jointly(tokenizers, tmp_path):
     assert len(shard) == 1
 
 
-def test_records_without_a_loss_token_are_kept_and_counted(tokenizers, tmp_path):
+def test_records_without_a_loss_token_are_rejected_or_kept_and_counted(tokenizers, tmp_path):
     """A run may train what users say (`loss_roles`)."""
     source = chats(
         tmp_path / "c.gz", (turn("user", "nobody answers"),), (turn("user", "x"), turn("assistant", "y"))
     )
-    shard = index(tmp_path / "i", tokenizers["chatml"], [source], template="mistral", packing="next_fit")
+    form = {"template": "mistral", "packing": "next_fit"}
+    rejecting = index(tmp_path / "r", tokenizers["chatml"], [source], **form)
+    shard = index(tmp_path / "i", tokenizers["chatml"], [source], **form, no_loss="count")
 
+    assert rejecting.facts["rejected"] == {"no_loss": 1}
+    assert (rejecting.facts["documents"], rejecting.facts["without_loss"]) == (1, 0)
     assert shard.facts["rejected"] == {}
     assert (shard.facts["read"], shard.facts["documents"], shard.facts["without_loss"]) == (2, 2, 1)
     assert sum(row["n_loss_tokens"] for row in shard.rows()) == shard.facts["loss_tokens"] == 2
@@ -431,4 +436,8 @@ def test_stored_documents_come_back(several):
         assert store.lengths.tolist() == [len(document) for document in several]
         for number, document in enumerate(several):
             assert store[number].pictures == list(document.pictures)
-            assert np.array_equal(store[number].text, document.text)
+            for column in ("text", "role", "patch_indices"):
+                assert np.array_equal(getattr(store[number], column), getattr(document, column))
+            places = np.arange(len(document))
+            found = store.tokens_at(np.full(len(document), number), places)
+            assert np.array_equal(found, document.text)

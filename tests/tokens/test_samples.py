@@ -16,16 +16,18 @@ from plait import files
 from plait.cli.main import main
 from plait.data import energon, rejects, webdataset
 from plait.data.chat import Message, Picture, Sample, Text
+from plait.errors import DataError
 from plait.tokens.llava import LlavaRenderer
+from plait.train import intact
 
 TOKENIZER = "data/tokenizers/t"
 FORM = {
     "template": "jp_alpaca", "instruction": "drawn", "language": "ja", "picture_tokens": 9,
-    "reject_limit": 0.01,
+    "reject_limit": 0.01, "no_loss": "count",
 }  # fmt: skip
 MIXTURE = {
     "format": "f", "pack": None, "decoder_seq_length": 360, "datasets": ["a", "b"], "weights": {},
-    "validation": [],
+    "validation": [], "leak_limit": 1.0,
 }  # fmt: skip
 KEYS = {
     "layout": "conversations", "shard_name": "{:06d}.tar", "samples_per_shard": 5, "split": [9, 1, 0],
@@ -247,10 +249,55 @@ def test_a_few_samples_that_cannot_be_written_are_rejected_by_name_and_training_
     assert len(read) == 18
 
 
+def test_a_sample_whose_answer_is_clipped_off_is_rejected_and_training_skips_it(root, monkeypatch):
+    form = FORM | {"no_loss": "reject", "reject_limit": 0.1}
+    code, made = analyse(root, monkeypatch, "silent", ["a"], form, datasets=["a"])
+
+    assert code == 0
+    assert files.read_manifest(made)["facts"]["reasons"] == {"no_loss": 1}
+    assert files.read_json(made / "tokens.json")["total"]["unanswered"] == 0
+    assert rejects.ids(made / rejects.NAME) == {"s-3"}
+    read = recount(root, "a", rejects.ids(made / rejects.NAME), "train")
+    mixed = yaml.safe_load((made / "mixture.yaml").read_text())
+    intact.check_mixed(made, mixed)
+    intact.check_bytes(made, "all", seed="a")
+    (made / rejects.NAME).write_bytes(b"")
+    with pytest.raises(DataError, match="mixture -> training, data/energon/a does not balance"):
+        intact.check_mixed(made, mixed)
+    assert all(batch.loss_mask.any() for batch in read)
+    assert len(read) == len(recount(root, "a", frozenset(), "train")) - 1 > 0
+
+
+def test_what_trains_and_validates_is_listed_and_more_than_the_limit_fails(root, monkeypatch, capsys):
+    """Datasets a and b have the samples 0 to 19 both."""
+    mixed = {"datasets": ["b"], "validation": ["a"]}
+    assert analyse(root, monkeypatch, "leaking", ["a", "b"], leak_limit=0.1, **mixed)[0] == 2
+    assert re.search(
+        r"\d+ of \d+ samples that validate train too, .* s-\d+ is equal to s-", capsys.readouterr().err
+    )
+    code, made = analyse(root, monkeypatch, "leaking", ["a", "b"], leak_limit=1.0, **mixed)
+
+    assert code == 0
+    held = {sample.id for sample in energon.read(root / "data/energon/a", "val")}
+    trained = {sample.id for sample in energon.read(root / "data/energon/b")}
+    lines = [json.loads(line) for line in (made / "leaks.jsonl").read_text().splitlines()]
+    equal = {line["id"] for line in lines if line["like"] == "equal"}
+    assert equal == held & trained != set()
+    assert all(line["id"] == line["train"] for line in lines if line["like"] == "equal")
+    leaks = files.read_manifest(made)["facts"]["duplicates"]["leaks"]
+    assert (leaks["validation"], leaks["equal"]) == (len(held), len(equal))
+    page = (made / "tokens.html").read_text()
+    assert f"Of {len(held)} samples that validate, {len(equal)} are equal to one that trains" in page
+    for line in lines[:10]:
+        assert f"<td>{line['id']}</td><td>{line['like']}</td><td>{line['train']}</td>" in page
+
+
 def test_counts_that_contradict_the_manifest_are_found(root, monkeypatch, capsys):
     folder, facts = copied(root, "other")
     facts["splits"]["train"] += 1
     files.write_manifest(folder, kind="energon", settings={}, facts=facts)
 
     assert analyse(root, monkeypatch, "other", ["other"], datasets=["other"])[0] == 2
-    assert re.search(r"has \d+ training samples, its manifest counts \d+", capsys.readouterr().err)
+    assert re.search(
+        r"energon -> mixture, training samples of \S+ does not balance: \d+ came in", capsys.readouterr().err
+    )

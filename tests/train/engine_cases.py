@@ -11,7 +11,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.transformer.enums import AttnMaskType
 
 from plait.config.run import Run, attends_by_documents
-from plait.convert import engine, stream, torch_dist
+from plait.convert import checkpoint, engine, stream, torch_dist
 from plait.convert.tables import carried, engine_name
 from plait.convert.torch_dist import EXTRA
 from plait.models.common import drawn
@@ -108,12 +108,24 @@ def compared(model, keys, folder):
         "gradients": apart / max(float(one.abs().max()) for one in own.values()),
         "layers": layers(fused),
         "saved": sorted(set(stored(local)) ^ set(stored(fused))),
+        "filed": filed(fused, spec, "te-grouped" if "moe_grouped_gemm" in keys else "te", folder / "classic"),
         "refused": refused(fused),
         "passed": {
             **passed(local, fused, spec, folder / "own"),
             **passed(fused, local, spec, folder / "fused"),
         },
     }
+
+
+def filed(chunks, spec, layers, folder):
+    """Names and shapes that a classic file has otherwise than the model; its tower is Megatron Core's own."""
+    checkpoint.lay_out(folder, spec, Grid(), dict.fromkeys(spec.shapes, "float32"), layers=layers)
+    content = torch.load(checkpoint.rank_file(folder, Grid(), 0, 0), weights_only=False)
+    states = (content["model"], chunks[0].state_dict())
+    ours, theirs = (
+        {(name, tuple(one.shape)) for name, one in state.items() if EXTRA not in name} for state in states
+    )
+    return sorted(name for name, _ in ours ^ theirs if not name.startswith("vision_model."))
 
 
 def refused(chunks):

@@ -105,6 +105,11 @@ def test_a_checkpoint_of_either_layers_is_read_by_both_and_by_the_export(name, f
     assert found[name]["passed"] == {"own": True, "fused": True}
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_classic_file_by_its_names_has_what_the_model_has(name, found):
+    assert found[name]["filed"] == []
+
+
 @pytest.mark.parametrize("name", ["documents", "experts", "experts as one"])
 def test_a_run_of_either_layers_goes_on_by_the_other_with_its_optimizer(name, found):
     assert found[name]["goes on"] < 1e-4

@@ -24,17 +24,17 @@ from megatron.core.transformer.enums import AttnBackend
 from test_wandb import told
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from plait import layout
+from plait import files, layout
 from plait.config import Plan
 from plait.config.asking import Asking
 from plait.config.disk import Thinning
 from plait.config.model import load
 from plait.config.run import Around, Run, world_size
 from plait.config.schedule import Schedule
-from plait.errors import ConfigError
+from plait.errors import ConfigError, DataError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
-from plait.train import build, compat, launch, node, rank
+from plait.train import build, compat, intact, launch, node, rank
 from plait.train.hardware import check_hardware
 from plait.train.job import Job
 from plait.train.loop import Trainer
@@ -333,6 +333,25 @@ def timeout(case):
         return backend.options._timeout.total_seconds() / 60
 
 
+def damage(case):
+    """Whether a flipped bit is found in data of which a sample is empty."""
+    shard, analysis = (
+        case.folders["tmp"] / case.around["verify_data"] / name for name in ("shard", "mixture")
+    )
+    shard.mkdir(parents=True)
+    (shard / "data-text.bin").write_bytes(b"ab")
+    files.write_manifest(shard, kind="indexed", settings={})
+    analysis.mkdir()
+    files.write_manifest(analysis, kind="analysis", settings={}, inputs=[shard])
+    (shard / "data-text.bin").write_bytes(b"ac")
+    try:
+        with mock.patch.object(intact, "SAMPLED", 0):
+            intact.check_bytes(analysis, case.around["verify_data"], seed="a")
+    except DataError:
+        return "found"
+    return "missed"
+
+
 def clock(case):
     return launch.Clock.of(case.job).before
 
@@ -492,6 +511,7 @@ ROWS = {
     "nodes": Row(2, command, DIFFERS, beside={"launch": "slurm", "data_parallel_size": 2}),
     "gpu_ids": Row([3], environment("CUDA_VISIBLE_DEVICES"), "3"),
     "network_interface": Row("ib0", environment("GLOO_SOCKET_IFNAME")),
+    "verify_data": Row("all", damage, "found"),
     "distributed_timeout_minutes": Row(5, timeout),
     "requeue_before": Row(300, clock),
     "saves_per_job": Row(2, until, 16),

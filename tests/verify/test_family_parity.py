@@ -11,7 +11,13 @@ import torch
 import transformers.models.llama.modeling_llama
 from ties import stage_of
 
+from plait.convert import tables
+from plait.convert.forms import coverage
+from plait.errors import CheckpointError
+from plait.models import specs
 from plait.models.build import build
+from plait.models.families import BY_ARCHITECTURE, Family
+from plait.models.families.family import SILU
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
@@ -122,6 +128,32 @@ def test_a_family_is_proven_through_the_stages(maker, name, tmp_path):
     folder = folder_of(maker, name)
     found = parity.prove_converted(folder, maker.shards(folder, 2, 2), tmp_path / "parity.json")
     assert found["passed"]
+
+
+NEW = Family(
+    architecture="SeedOssForCausalLM",
+    model_type="seed_oss",
+    defaults={},
+    traits={"attention_bias": True},
+    refused=(SILU,),
+    inert=frozenset(("attention_bias", "attention_out_bias", "mlp_bias", "residual_dropout")),
+)
+
+
+def test_a_family_is_added_by_its_tables_and_a_tiny_config(maker, tmp_path, monkeypatch):
+    """One that is not here: of rows that it lacks, the proof of coverage says which."""
+    folder = maker.foreign("SeedOss", initializer_range=0.1, attention_bias=True, head_dim=12)
+    with pytest.raises(CheckpointError, match="is of architecture SeedOssForCausalLM"):
+        Spec.of(folder)
+
+    monkeypatch.setitem(BY_ARCHITECTURE, NEW.architecture, NEW)
+    monkeypatch.setattr(specs, "ARCHITECTURES", (*BY_ARCHITECTURE, specs.LLAVA))  # it follows from that
+    monkeypatch.setitem(tables.TABLES, NEW.architecture, tables.MISTRAL)
+    with pytest.raises(CheckpointError, match=r"layers.0.self_attn.q_proj.bias is in no row of the table"):
+        coverage(Spec.of(folder))
+
+    monkeypatch.setitem(tables.TABLES, NEW.architecture, tables.MISTRAL + tables.QKV_BIAS)
+    assert parity.prove_converted(folder, maker.shards(folder, 2, 2), tmp_path / "parity.json")["passed"]
 
 
 SEEING = {

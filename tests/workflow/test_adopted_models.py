@@ -97,6 +97,7 @@ def test_a_clone_without_and_with_its_large_files(project, adopt, maker):
     assert "was adopted already" in adopt(HF, config=CONFIG)[1]
 
 
+@pytest.mark.long
 def test_what_was_adopted_is_removed_by_no_force_and_no_old_record(project, adopt, put, maker):
     made = {"raw_hf": {"mine": {"kind": "init_tower"}}}
     project.run(HF, config=made)
@@ -143,10 +144,15 @@ def drop_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
+def other_digests(folder):
+    (folder / "tensors.json").write_text("{}")
+
+
 REFUSED = {
     "nothing there": (shutil.rmtree, "there is nothing at", CONFIG),
     "another shape": (widen, "its config says (50, 32)", CONFIG),
     "no safetensors": (drop_weights, "has neither model.safetensors", CONFIG),
+    "digests of other tensors": (other_digests, "tensors.json is not of the weights beside it", CONFIG),
     "made by plait": (Path.is_dir, f"{{mine: {{kind: folder, path: {HF}}}}}", TOWER),
     "not in config": (Path.is_dir, "there is no raw_hf 'mine' in config/", {}),
 }

@@ -45,6 +45,13 @@ def add(stages: Subparsers) -> None:
     for name, what in SIZES.items():
         elsewhere.add_argument(f"--{name}", type=int, metavar="N", help=what)
     elsewhere.add_argument(
+        "--names",
+        choices=("local", "te", "te-grouped"),
+        help="whose names a classic target's tensors have: those of Megatron Core's own layers (default), or "
+        "of Transformer Engine's, which Megatron-LM builds unless told --transformer-impl local; te-grouped "
+        "is for --moe-grouped-gemm",
+    )
+    elsewhere.add_argument(
         "--hf",
         type=Path,
         metavar="FOLDER",
@@ -72,7 +79,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _inside(args: argparse.Namespace) -> None:
     """A stage of the plan: paths say all."""
-    given = [f"--{name}" for name in ("to", "hf", "optim", *SIZES) if getattr(args, name) is not None]
+    given = [
+        f"--{name}" for name in ("to", "hf", "names", "optim", *SIZES) if getattr(args, name) is not None
+    ]
     if given:
         raise LayoutError(
             f"{given[0]} was given for {args.target}, whose path says what it is",
@@ -105,7 +114,12 @@ def _elsewhere(args: argparse.Namespace) -> None:
             "--optim says nothing of a hf target: Hugging Face folders hold no optimizer",
             hint="leave it out, or name --to classic or --to torch_dist",
         )
-    given = [f"--{name}" for name, size in sizes.items() if size is not None]
+    if args.optim and args.names not in (None, "local"):
+        raise LayoutError(
+            f"--names {args.names} was given with --optim, which is written by Megatron Core's own names",
+            hint="leave one out, or name --to torch_dist, whose names are those of both",
+        )
+    given = [f"--{name}" for name in (*sizes, "names") if getattr(args, name) is not None]
     if given and args.to in ("hf", "torch_dist"):
         raise LayoutError(f"{given[0]} says nothing of a {args.to} target", hint="it is of a classic one")
     tp, pp, ep, chunks = (1 if sizes[name] is None else sizes[name] for name in ("tp", "pp", "ep", "vpp"))
@@ -122,6 +136,7 @@ def _elsewhere(args: argparse.Namespace) -> None:
             hf=args.hf,
             ep=ep,
             chunks=chunks,
+            layers=args.names or "local",
             optim=bool(args.optim),
         )
         files.write_manifest(folder, kind="converted", settings={}, facts=facts)

@@ -2,12 +2,12 @@
 
 import argparse
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plait import files, layout
 from plait.cli.common import Subparsers, add_settings, add_stage, settings
@@ -33,7 +33,7 @@ def add(stages: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the tars, what energon needs beside them, and the manifest."""
-    from plait.data import energon
+    from plait.data import energon, ledger
 
     target = layout.Energon.parse(args.target)
     chosen = settings(args, target)
@@ -44,37 +44,40 @@ def run(args: argparse.Namespace) -> None:
             files.check_manifest(raw)
             facts = energon.adopt(folder, Path(raw), chosen["energon"])
         else:
-            facts = energon.build(folder, _samples(sources), chosen["energon"], partial(_place, sources))
+            ledger.check_shares(args.sources)
+            ends = list(accumulate(ledger.kept([shard]) for shard in sources))
+            where = partial(_place, sources, ends)
+            samples = _samples(sources, chosen.get("by_hash"))
+            duplicates = chosen.get("duplicates", "count")
+            facts = energon.build(folder, samples, chosen["energon"], where, duplicates)
+            ledger.balance(f"chat -> energon, {target}", ledger.kept(args.sources), energon.outcomes(facts))
         files.write_manifest(
             folder, kind="energon", settings=chosen, inputs=sources, facts=facts, unlisted=UNLISTED
         )
 
 
-def _samples(shards: Sequence[Path]) -> "Iterator[Sample]":
-    """The records of shards; of several datasets, each id under its dataset's name."""
+def _samples(shards: Sequence[Path], by_hash: Mapping[str, Any] | None) -> "Iterator[Sample | None]":
+    """The records of shards; of several datasets, each id under its dataset's name.
+
+    Those of the other part are None: records are numbered with them.
+    """
+    from plait.data import ledger, split
     from plait.data.shards import read
 
     names = [layout.Chat.parse(str(shard)).dataset for shard in shards]
     several = len(set(names)) > 1
     for name, shard in zip(names, shards, strict=True):
-        for sample in read(shard):
-            yield replace(sample, id=f"{name}/{sample.id}") if several else sample
+        for sample in ledger.counted(read(shard), shard, "energon"):
+            named = replace(sample, id=f"{name}/{sample.id}") if several else sample
+            yield named if split.takes(by_hash, sample.id) else None
 
 
-def _place(shards: tuple[Path, ...], number: int) -> "Record":
-    """Where the record of a number stands."""
+def _place(shards: Sequence[Path], ends: Sequence[int], number: int) -> "Record":
+    """Where the record of a number stands; ``ends`` are how many records the shards up to each have."""
     from plait.data.rejects import Record
 
-    ends = _ends(shards)
     place = bisect_right(ends, number)
     return Record(shards[place], number - (ends[place - 1] if place else 0) + 1, "")
-
-
-@cache
-def _ends(shards: tuple[Path, ...]) -> list[int]:
-    """How many records the shards up to each have."""
-    kept = (files.read_json(layout.Chat.parse(str(shard)).manifest)["kept"] for shard in shards)
-    return list(accumulate(map(int, kept)))
 
 
 UNLISTED = frozenset({"index.uuid"})

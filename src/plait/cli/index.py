@@ -26,6 +26,7 @@ def add(stages: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the shard and its manifest."""
+    from plait.data import ledger
     from plait.tokens import build
 
     tokenizer = layout.Tokenizer.parse(args.tokenizer)
@@ -38,5 +39,6 @@ def run(args: argparse.Namespace) -> None:
         )
     inputs = [Path(str(tokenizer)), *map(Path, args.chats)]
     with files.appears_whole(str(target), folder=True) as folder:
-        facts = build.build(folder, inputs[0], inputs[1:], form, target.seq)
+        facts = build.build(folder, inputs[0], inputs[1:], form, target.seq, chosen)
+        ledger.balance(f"chat -> index, {target}", ledger.kept(args.chats), build.outcomes(facts))
         files.write_manifest(folder, kind="indexed", settings=chosen, inputs=inputs, facts=facts)

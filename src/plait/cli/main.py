@@ -28,7 +28,7 @@ STAGES = (
     "report",
     "generate",
 )
-TOOLS = ("adopt", "audit", "diff", "preflight", "status", "trace", "env", "shell")
+TOOLS = ("adopt", "repack", "audit", "diff", "preflight", "status", "trace", "env", "shell")
 """Commands that make no artifact."""
 
 

@@ -21,7 +21,7 @@ def add(stages: Subparsers) -> None:
     stage.add_argument(
         "reference",
         help="the Hugging Face folder: source of a converted model, export of a checkpoint; or alone, any "
-        "model, whose tensors and files are compared with its manifest",
+        "artifact, or a file of one, which is compared with its plait.json, tensors.json or ledger",
     )
     stage.add_argument("artifact", nargs="?", help="the Megatron model")
     stage.add_argument("proof", nargs="?", help="the proof to write")
@@ -30,12 +30,11 @@ def add(stages: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prove it, in as many processes as its grid has ranks; a model alone is compared with its manifest."""
+    """Prove it, in as many processes as its grid has ranks; alone it is compared with its manifest."""
     if args.artifact is None:
-        from plait.convert.compare import check
+        from plait.convert.compare import checked
 
-        merkle, tensors = check(Path(args.reference))
-        print(f"{args.reference}: {tensors} tensors as they were made; merkle {merkle}")  # noqa: T201
+        print(f"{args.reference}: {checked(Path(args.reference))}")  # noqa: T201
         return
     if args.proof is None:
         raise LayoutError(

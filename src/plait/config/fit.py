@@ -98,7 +98,7 @@ def check_dataset(config: "Config", name: str) -> None:
         _refuse_ignored(where, dataset, OF_RECORDS, "it packs records of others, by their keys")
     if dataset.source and dataset.source.kind == "energon":
         prepared = "its source is prepared already"
-        _refuse_ignored(where, dataset, ("shards", *OF_RECORDS), prepared)
+        _refuse_ignored(where, dataset, ("shards", "by_hash", "duplicates", *OF_RECORDS), prepared)
         _refuse_ignored(f"{where}.energon", dataset.energon, OF_WRITING, prepared)
         if (local(dataset.source.path) / SPLIT).is_file():
             why = f"{dataset.source.path} has a {SPLIT}; split_parts goes before it"
@@ -136,10 +136,30 @@ def check_mixture(config: "Config", name: str) -> None:
     prepared = [
         one for one in mixture.names if getattr(config.datasets[one].source, "kind", None) == "energon"
     ]
+    for one in mixture.validation:
+        for other in set(mixture.names) - {one}:
+            _check_apart(config, f"mixtures.{name}", other, one)
     if mixture.pack and prepared:
         raise ValueError(
             f"mixtures.{name} packs datasets.{prepared[0]}, which is prepared for energon and has no "
             "records; name its tars as a source of kind tars, or give the mixture `decoder_seq_length`"
+        )
+
+
+def _check_apart(config: "Config", where: str, trained: str, validated: str) -> None:
+    """Two datasets are of different records, or the two parts of the same.
+
+    Raises:
+        ValueError: a record would train and validate.
+    """
+    ours, theirs = (config.datasets[name] for name in (trained, validated))
+    both = {*(ours.pack_together or [trained])} & {*(theirs.pack_together or [validated])}
+    one, other = ours.by_hash, theirs.by_hash
+    apart = one and other and one.part != other.part and one.validation == other.validation
+    if both and not apart:
+        raise ValueError(
+            f"{where} trains datasets.{trained} and validates by datasets.{validated}, and both are of the "
+            f"records of {min(both)}: give each the `by_hash` of another part, with one share"
         )
 
 
@@ -270,6 +290,11 @@ def _check_reader(name: str, run: "Run", mixture: "Mixture", form: "Format") -> 
             f"mixtures.{run.mixture} has none"
         )
     if run.recipe not in LLAVA:
+        if set(run.loss_roles) - {"assistant"} and form.no_loss == "reject":
+            raise ValueError(
+                f"runs.{name} trains what {', '.join(run.loss_roles)} say, and formats.{mixture.format} "
+                "rejects samples in which no assistant speaks: give it `no_loss: count`"
+            )
         return
     if form.template not in PICTURE_TEMPLATES or form.picture_tokens is None:
         raise ValueError(
@@ -317,6 +342,9 @@ def _check_evaluation(config: "Config", name: str, run: "Run") -> None:
         raise ValueError(
             f"runs.{name} trains on datasets.{both[0]} and evaluates it too, by mixtures.{run.eval_mixture}"
         )
+    for ours in trained.names if trained.pack else ():
+        for theirs in evaluated.names:
+            _check_apart(config, f"runs.{name}", ours, theirs)
 
 
 def _check_start(config: "Config", name: str, run: "Run") -> None:

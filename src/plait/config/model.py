@@ -188,6 +188,15 @@ class Energon(Strict):
         return self
 
 
+class ByHash(Strict):
+    """One of two parts of a dataset: each sample falls to one by a hash of its id."""
+
+    part: Literal["train", "validation"] = Field(description="which of the two this dataset is")
+    validation: Share = Field(
+        0.05, description="share of the samples that are of the validation part; the same for both parts"
+    )
+
+
 class Dataset(Strict):
     """A raw source, or several packed together."""
 
@@ -197,6 +206,17 @@ class Dataset(Strict):
     pictures: Pictures = Field(Pictures(), description="how pictures are resized")
     reject_limit: Share = Field(0.01, description="share of rejected lines at which a shard fails")
     energon: Energon = Field(Energon(), description="webdataset shards, where a mixture reads them")
+    duplicates: Literal["count", "reject"] = Field(
+        "count",
+        description="records equal to an earlier one of the dataset's shard (packs), or of the dataset "
+        "(energon), are counted, or rejected; those of an id that came before are rejected always",
+    )
+    by_hash: ByHash | None = Field(
+        None,
+        description="only this part of its samples, by their ids alone: the same however many shards there "
+        "are, and after data are appended. Two datasets that `pack_together` one source are its two parts; "
+        "energon's own `split` is then [1, 0, 0]",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -273,6 +293,11 @@ class Format(Strict):
     )
     patch_size: PositiveInt = Field(32, description="side of a patch, in pixels")
     max_resolution: PositiveInt = Field(1024, description="longest side of a picture, in pixels")
+    no_loss: Literal["reject", "count"] = Field(
+        "reject",
+        description="a sample in which no token is an assistant's is rejected; or counted and kept, for a "
+        "run whose loss_roles train others",
+    )
     reject_limit: Share = Field(
         0.01,
         description="share of rejected records at which a shard fails; of an energon dataset's, at which its "
@@ -298,6 +323,12 @@ class Mixture(Strict):
         (),
         description="datasets of the validation blend (energon), by their val split; as a whole, where they "
         "have none and do not train; empty: the val splits of `datasets`",
+    )
+
+    leak_limit: Share = Field(
+        0.01,
+        description="share of the samples of `validation` that are equal or similar to one that trains, at "
+        "which the mixture fails; of an `eval_mixture`, at which the run does",
     )
 
     @model_validator(mode="after")

@@ -45,13 +45,13 @@ from plait.files import adopted, canonical, digest, digest_of_input, pruned, rea
 
 VERSIONS = {
     "raw": 3,
-    "chat": 7,
+    "chat": 8,
     "lock": 1,
     "fetch": 1,
     "tokenizer": 2,
     "index": 3,
-    "energon": 5,
-    "analyse": 6,
+    "energon": 6,
+    "analyse": 7,
     "build": 4,
     "convert": 5,
     "shard": 5,
@@ -298,6 +298,13 @@ class Plan:
         """How a model is proven, where it is not by logits."""
         known = self.config.models.get(model)
         return {"proof": known.proof} if known and known.proof != "logits" else {}
+
+    def taken(self, dataset: str) -> dict[str, Any]:
+        """The samples that a dataset takes, where it does not take all."""
+        found: dict[str, Any] = self.dataset(dataset).model_dump(
+            mode="json", include={"by_hash", "duplicates"}, exclude_defaults=True
+        )
+        return found
 
     def sharded(self, name: str) -> layout.Sharded:
         """The sharded model that a run starts from."""
@@ -749,8 +756,14 @@ SLICES: dict[str, Callable[[Plan, Any], dict[str, Any]]] = {
     "tokenizer": lambda plan, it: {
         "source": _dump(_known("tokenizer", it.tokenizer, plan.config.tokenizers))
     },
-    "index": lambda plan, it: {"format": _dump(_known("format", it.format, plan.config.formats))},
-    "energon": lambda plan, it: dict(plan.dataset(it.dataset).model_dump(mode="json", include=ENERGON_KEYS)),
+    "index": lambda plan, it: {
+        "format": _dump(_known("format", it.format, plan.config.formats)),
+        **plan.taken(it.dataset),
+    },
+    "energon": lambda plan, it: {
+        **plan.dataset(it.dataset).model_dump(mode="json", include=ENERGON_KEYS),
+        **plan.taken(it.dataset),
+    },
     "analyse": lambda plan, it: plan.mixture_settings(it),
     "build": lambda plan, it: {
         "source": _dump(_known("raw_hf", it.model, plan.config.raw_hf)),

@@ -351,6 +351,11 @@ class Launch(Strict):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9.:_,-]*$",
         description="what machines talk over, e.g. ib0, eth0 (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)",
     )
+    verify_data: Literal["sampled", "all", "none"] = Field(
+        "sampled",
+        description="files of the mixture that are compared with their manifests before a job starts: the "
+        "bytes of all; sampled: the sizes of all, and 256 MiB of some, others for each checkpoint",
+    )
     distributed_timeout_minutes: PositiveInt = Field(
         30, description="how long a process waits for the others of its run before it gives up"
     )

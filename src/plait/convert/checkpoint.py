@@ -17,6 +17,7 @@ so on where a stage has several chunks; all of that is read here.
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from plait.convert.engine import rank_shapes
 from plait.convert.forms import Form, Place
 from plait.convert.ops import Part
 from plait.convert.stream import Placed, type_of
-from plait.convert.tables import entries
+from plait.convert.tables import Layers, entries, file_name
 from plait.convert.torch_dist import EXTRA
 from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG, TRACKER
@@ -44,6 +45,7 @@ RELEASE, ITERATION = "release", "iter_{:07d}"
 FILE, OTHER_FILE = "model_optim_rng.pt", "model_rng.pt"
 VOCABULARIES = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
 VERSION = 3.0
+ENGINE = "transformer_engine"
 EXPERTS, CHUNKS = "expert_model_parallel_size", "virtual_pipeline_model_parallel_size"
 
 
@@ -91,6 +93,7 @@ def lay_out(
     padded: bool = True,
     ep: int = 1,
     chunks: int = 1,
+    layers: Layers = "local",
 ) -> list[Placed]:
     """Make the files of a released checkpoint, with room for the tensors; where each of them stands.
 
@@ -104,6 +107,7 @@ def lay_out(
         padded: whether the vocabulary is padded; else the model is whole.
         ep: expert parallel ranks.
         chunks: chunks of each stage of an interleaved pipeline.
+        layers: whose names the tensors have.
 
     Raises:
         ConfigError: the model cannot be cut for this grid; no file is made.
@@ -111,8 +115,12 @@ def lay_out(
     """
     args = megatron_args(spec, grid if padded else None)
     divisor = DIVISOR if padded else 1
+    if layers != "local":
+        args.transformer_impl, args.moe_grouped_gemm = ENGINE, layers == "te-grouped"
     return weights(
-        lay_out_ranks(folder / RELEASE, spec, grid, dtypes, args, divisor=divisor, ep=ep, chunks=chunks)
+        lay_out_ranks(
+            folder / RELEASE, spec, grid, dtypes, args, divisor=divisor, ep=ep, chunks=chunks, layers=layers
+        )
     )
 
 
@@ -126,6 +134,7 @@ def lay_out_ranks(
     divisor: int = DIVISOR,
     ep: int = 1,
     chunks: int = 1,
+    layers: Layers = "local",
     order: Callable[[str], Any] | None = None,
     more: Callable[[Mapping[str, Form]], Mapping[str, Any]] = lambda _: {},
 ) -> list[Rank]:
@@ -140,6 +149,7 @@ def lay_out_ranks(
         divisor: the vocabulary is padded to a multiple of it times the tensor ranks.
         ep: expert parallel ranks.
         chunks: chunks of each stage of an interleaved pipeline.
+        layers: whose names the weights have.
         order: by what the weights of a part are sorted; None leaves them in the order of the table.
         more: what a file has besides, of what the rank holds by part.
 
@@ -151,6 +161,7 @@ def lay_out_ranks(
         if value > 1:
             setattr(args, key, value)
     held = forms.of_grid(spec, grid.interleaved(chunks), ep=ep, divisor=divisor)
+    names = partial(file_name, layers=layers, routed=spec.num_experts > 0)
     found = []
     for place in (Place(tp, pp, number) for number in range(ep) for tp, pp in grid):
         parts = {
@@ -159,7 +170,7 @@ def lay_out_ranks(
         }
         path = folder / grid.folder(tp=place.tp, pp=place.pp, ep=place.ep if ep > 1 else None) / FILE
         rest = {"args": args, "checkpoint_version": VERSION, "iteration": 0, **more(parts)}
-        found.append(_lay_out_rank(path, parts, dtypes, rest))
+        found.append(_lay_out_rank(path, parts, dtypes, rest, names))
     return found
 
 
@@ -168,18 +179,23 @@ def _sorted(form: Form, order: Callable[[str], Any] | None) -> Form:
 
 
 def _lay_out_rank(
-    path: Path, parts: Mapping[str, Form], dtypes: Mapping[str, str], rest: Mapping[str, Any]
+    path: Path,
+    parts: Mapping[str, Form],
+    dtypes: Mapping[str, str],
+    rest: Mapping[str, Any],
+    names: Callable[[str], str],
 ) -> Rank:
-    """Make a rank's file."""
+    """Make a rank's file; ``names`` are those that its weights have there."""
     rooms = {
-        part: {name: Room(type_of(name, one.pieces, dtypes), one.shape) for name, one in form.items()}
+        part: {names(name): Room(type_of(name, one.pieces, dtypes), one.shape) for name, one in form.items()}
         for part, form in parts.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     archive.lay_out(path, {**rooms, **rest})
     content: dict[str, Any] = Archive(path).content
     placed = {
-        part: [Placed(n, content[part][n], one) for n, one in form.items()] for part, form in parts.items()
+        part: [Placed(n, content[part][names(n)], one) for n, one in form.items()]
+        for part, form in parts.items()
     }
     return Rank(path, content, placed)
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from plait import files
 from plait.convert import layouts
-from plait.convert.stream import Leaf, Model, View, read_leaves, root
-from plait.errors import CheckpointError
-from plait.layout import MANIFEST, TENSORS
+from plait.convert.stream import Model, View
+from plait.errors import CheckpointError, DataError
+from plait.layout import MANIFEST, TENSORS, Chat, HubFile
+from plait.models.leaves import Leaf, read_leaves, root
 
+HF_MODEL = "hf_model"
+DAMAGED = "it is damaged: ask for it again"
 PIECE = 1 << 22
 """Elements that are compared at a time."""
 
@@ -22,7 +25,7 @@ class Difference(NamedTuple):
 
 
 def check(path: Path) -> tuple[str, int]:
-    """Compare an artifact with its manifest: each tensor, then each file.
+    """Compare a model with its manifest: each tensor, then each file.
 
     Returns:
         The Merkle root of its model, and how many tensors it has.
@@ -40,11 +43,72 @@ def check(path: Path) -> tuple[str, int]:
     known = read_leaves(path)
     if root(known) != manifest["facts"]["merkle"]:
         raise CheckpointError(f"{path / TENSORS} does not have the Merkle root that {MANIFEST} records")
-    _, model = layouts.opened(path)
+    model = layouts.of_folder(path) if manifest["kind"] == HF_MODEL else layouts.opened(path)[1]
     for one in differences(known, model.stream()):
-        raise CheckpointError(f"{path}: {one.name} {one.how}", hint="it is damaged: ask for it again")
+        raise CheckpointError(f"{path}: {one.name} {one.how}", hint=DAMAGED)
     files.check_manifest(path)
     return root(known), len(known)
+
+
+def checked(path: Path) -> str:
+    """Compare any artifact, or a file of one, with what was recorded of it; what was compared, in words.
+
+    A Hugging Face folder that was adopted before digests of tensors were kept has none beside it: of what is
+    damaged there the file is named.
+
+    Raises:
+        CheckpointError: a tensor, or a model, is not what it was.
+        DataError: a file is not what it was, or nothing was recorded of it.
+    """
+    ledger = _ledger(path)
+    if ledger or path.is_file():
+        record, entry = _recorded(path, ledger)
+        files.check_file(path, entry, record=record.name)
+        return f"{entry['bytes']} bytes as they were made; sha256 {entry['sha256']}"
+    manifest = files.read_manifest(path)
+    if "merkle" not in manifest["facts"]:
+        return f"{len(files.check_manifest(path)['files'])} files as they were made"
+    if manifest["kind"] != HF_MODEL or (path / TENSORS).is_file():
+        merkle, tensors = check(path)
+        return f"{tensors} tensors as they were made; merkle {merkle}"
+    files.check_manifest(path)
+    found = layouts.of_folder(path).stream()
+    now, then = root(found), manifest["facts"]["merkle"]
+    if now != then:
+        raise CheckpointError(f"{path} has Merkle root {now[:12]}, not {then[:12]}", hint=DAMAGED)
+    return f"{len(found)} tensors as they were made; merkle {now}"
+
+
+def _ledger(path: Path) -> Path | None:
+    """What records an artifact that is one file, by its path in any project; None for all else."""
+    parts = path.absolute().parts
+    for start in (number for number, part in enumerate(parts) if part == "data"):
+        for kind in (Chat, HubFile):
+            found = kind.read("/".join(parts[start:]))
+            if found:
+                return Path(*parts[:start], found.manifest)
+    return None
+
+
+def _recorded(path: Path, ledger: Path | None) -> tuple[Path, dict[str, Any]]:
+    """Where the size and digest of a file are recorded, and what they are.
+
+    Raises:
+        DataError: they are not.
+    """
+    if ledger and ledger.is_file():
+        return ledger, files.read_object(ledger)
+    place = path.absolute()
+    for folder in place.parents:
+        listed = files.read_manifest(folder)["files"] if (folder / MANIFEST).is_file() else {}
+        entry = listed.get(place.relative_to(folder).as_posix())
+        if entry:
+            return folder / MANIFEST, entry
+    raise DataError(
+        f"{path} cannot be compared with what it was: "
+        f"{f'there is no {ledger}' if ledger else f'no {MANIFEST} lists its digest'}",
+        hint="give an artifact that is a folder, a shard of chat records with its ledger, or a fetched file",
+    )
 
 
 def differences(one: Mapping[str, Leaf], other: Mapping[str, Leaf]) -> Iterator[Difference]:

@@ -11,9 +11,9 @@ from plait import files
 from plait.convert.carried import CARD, copy_beside
 from plait.convert.forms import coverage
 from plait.convert.layouts import lay_out_hf, trained
-from plait.convert.stream import write_leaves
 from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG
+from plait.models.leaves import write_leaves
 from plait.models.specs import LLAVA, SOLO, Spec
 from plait.models.weights import config_text
 from plait.tokens.vocabulary import PICTURE, TURN_END

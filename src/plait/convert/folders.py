@@ -13,10 +13,11 @@ from plait.convert.compare import differences
 from plait.convert.export import set_dtype
 from plait.convert.forms import coverage
 from plait.convert.moments import Optimizer
-from plait.convert.stream import Leaf, Model, Placed, read_leaves, root, write_leaves
-from plait.convert.tables import entries
+from plait.convert.stream import Model, Placed
+from plait.convert.tables import Layers, entries
 from plait.errors import CheckpointError
 from plait.layout import CARRIED, HF_CONFIG, MANIFEST, TENSORS
+from plait.models.leaves import Leaf, read_leaves, root, write_leaves
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
@@ -141,6 +142,7 @@ def remake(
     hf: Path | None = None,
     ep: int = 1,
     chunks: int = 1,
+    layers: Layers = "local",
     optim: bool = False,
 ) -> dict[str, Any]:
     """Write a model of any layout in another; the facts of its manifest.
@@ -154,6 +156,7 @@ def remake(
         hf: the model's Hugging Face folder: its configs, tokenizer and code.
         ep: expert parallel ranks of a classic target.
         chunks: chunks of each of its stages, where its pipeline is interleaved.
+        layers: whose names its tensors have, without an optimizer.
         optim: take the optimizer's state along, see :mod:`plait.convert.optimizer`.
 
     Raises:
@@ -163,8 +166,10 @@ def remake(
     spec, model, origin = layouts.found(source, step=step, hf=hf)
     place = source / checkpoint.ITERATION.format(step) if step is not None else source
     state = optimizer.found(place, spec) if optim else None
-    placed = _laid_out(folder, spec, model, state, origin, to=to, grid=grid, ep=ep, chunks=chunks)
-    facts = {"tensors": len(model.shapes), "grid": grid.facts, "ep": ep, "chunks": chunks}
+    placed = _laid_out(
+        folder, spec, model, state, origin, to=to, grid=grid, ep=ep, chunks=chunks, layers=layers
+    )
+    facts = {"tensors": len(model.shapes), "grid": grid.facts, "ep": ep, "chunks": chunks, "layers": layers}
     if state:
         state.check(placed)
     facts["merkle"] = _told(model, model.stream(placed[""]), folder, place)
@@ -188,6 +193,7 @@ def _laid_out(
     grid: Grid,
     ep: int,
     chunks: int,
+    layers: Layers,
 ) -> dict[str, list[Placed]]:
     """Make the files of a model in a layout; where its weights stand, "", and each kind of state."""
     if to == "hf":
@@ -198,7 +204,9 @@ def _laid_out(
     if to == "classic" and state:
         placed = optimizer.to_classic(folder, spec, grid, model.dtypes, state, ep=ep, chunks=chunks)
     elif to == "classic":
-        placed = {"": checkpoint.lay_out(folder, spec, grid, model.dtypes, ep=ep, chunks=chunks)}
+        placed = {
+            "": checkpoint.lay_out(folder, spec, grid, model.dtypes, ep=ep, chunks=chunks, layers=layers)
+        }
     elif state:
         placed = optimizer.to_torch_dist(folder, spec, model.dtypes, state)
     else:

@@ -7,10 +7,12 @@ from typing import Any
 from plait.convert import carried, checkpoint, forms, torch_dist
 from plait.convert.engine import State, to_mcore
 from plait.convert.forms import coverage
-from plait.convert.stream import Model, Placed, View, write_leaves
+from plait.convert.stream import Model, Placed, View
 from plait.errors import CheckpointError
 from plait.layout import HF_CONFIG, TRACKER
+from plait.models.leaves import write_leaves
 from plait.models.specs import Spec
+from plait.models.stored import Stored
 from plait.models.weights import FolderTensors, check_shapes, lay_out
 from plait.parallel.grid import Grid
 
@@ -30,7 +32,20 @@ def of_hf(folder: Path | str, spec: Spec, only: Collection[str] | None = None) -
     """
     stored = FolderTensors(folder).placed
     check_shapes({name: one.shape for name, one in stored.items()}, spec.shapes, str(folder))
-    shapes = {name: shape for name, shape in spec.shapes.items() if only is None or name in only}
+    return _as_stored({name: stored[name] for name in spec.shapes if only is None or name in only})
+
+
+def of_folder(folder: Path | str) -> Model:
+    """All that a Hugging Face folder has, whatever its config says: a vision tower is no language model.
+
+    Raises:
+        CheckpointError: a file is not whole.
+    """
+    return _as_stored(FolderTensors(folder).placed)
+
+
+def _as_stored(stored: Mapping[str, Stored]) -> Model:
+    shapes = {name: one.shape for name, one in stored.items()}
     form = forms.identity(shapes)
     return Model([Placed(name, stored[name], held) for name, held in form.items()], shapes)
 

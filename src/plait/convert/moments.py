@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from plait.convert.ops import Shape
-from plait.convert.stream import Leaf, Model, Placed, root
+from plait.convert.stream import Model, Placed
 from plait.convert.tables import entries
 from plait.errors import CheckpointError
 from plait.models.archive import Room
+from plait.models.leaves import Leaf, root
 from plait.models.specs import Spec
 from plait.models.stored import Stored, write_from
 

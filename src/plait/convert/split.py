@@ -26,9 +26,10 @@ from typing import Any
 
 from plait import files
 from plait.convert.folders import Conversion
-from plait.convert.stream import Leaf, Model, Placed, from_json, to_json
+from plait.convert.stream import Model, Placed
 from plait.errors import CheckpointError, ConfigError
 from plait.layout import Artifact
+from plait.models.leaves import Leaf, from_json, to_json
 from plait.models.stored import SIZES
 
 log = logging.getLogger(__name__)

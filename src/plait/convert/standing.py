@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from plait import files
-from plait.convert import carried, checkpoint, folders, forms, layouts, stream, tables
+from plait.convert import carried, checkpoint, folders, forms, layouts, tables
 from plait.errors import CheckpointError
 from plait.fetch.lfs import refuse_pointers
 from plait.foreign import Found
 from plait.layout import HF_CONFIG, MANIFEST, TRACKER, Iteration, Megatron, Sharded
+from plait.models import leaves
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 
@@ -35,7 +36,7 @@ def model(target: Megatron | Sharded, hf: Path, settings: Mapping[str, Any]) -> 
     refuse_pointers(ranks)
     with _completed(folder, hf, spec) as (whole, beside):
         model = layouts.released(whole, spec, grid)
-        root = stream.root(model.stream())
+        root = leaves.root(model.stream())
         args = checkpoint.read_args(whole, grid)
         checkpoint.refuse_padding(ranks[0], args, spec, grid)
         padded = checkpoint.is_padded(args)
@@ -70,7 +71,7 @@ def iteration(target: Iteration, hf: Path, settings: Mapping[str, Any]) -> Found
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     refuse_pointers(found)
     with _completed(folder, hf, spec) as (whole, beside):
-        root = stream.root(layouts.trained(whole, spec).stream())
+        root = leaves.root(layouts.trained(whole, spec).stream())
     facts = {"merkle": root, "coverage": forms.coverage(spec, grid), "grid": grid.facts}
     facts["tokenizer"] = folders.digest_of_tokenizer(hf)
     return _found("iteration", folder, found, facts, beside)

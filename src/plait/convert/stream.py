@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,9 +24,8 @@ from plait.convert import forms
 from plait.convert.forms import Move, Sources
 from plait.convert.ops import Held, Piece, Shape, matrix
 from plait.errors import CheckpointError
-from plait.files import canonical, read_object, write_json
-from plait.layout import TENSORS
 from plait.models.archive import Strided
+from plait.models.leaves import Leaf
 from plait.models.stored import SIZES, Stored, read_into, write_from
 
 BLOCK = 1_000_000
@@ -64,45 +63,6 @@ def type_of(name: str, pieces: Iterable[Piece], dtypes: Mapping[str, str]) -> st
     if len(found) > 1:
         raise CheckpointError(f"{name} is made of {' and '.join(found)}; a tensor has one type")
     return found[0]
-
-
-class Leaf(NamedTuple):
-    """What identifies a tensor: its type, shape, and the sha256 of its bytes."""
-
-    dtype: str
-    shape: Shape
-    sha256: str
-
-
-def root(leaves: Mapping[str, Leaf]) -> str:
-    """The Merkle root of a model: equal roots mean bit-equal models; files, order and grid do not enter."""
-    listed = sorted([name, leaf.dtype, list(leaf.shape), leaf.sha256] for name, leaf in leaves.items())
-    return hashlib.sha256(canonical(listed).encode()).hexdigest()
-
-
-def write_leaves(folder: Path, leaves: Mapping[str, Leaf]) -> str:
-    """Write down a model's tensors, beside the files that hold it; its root."""
-    write_json(folder / TENSORS, to_json(leaves))
-    return root(leaves)
-
-
-def read_leaves(folder: Path) -> dict[str, Leaf]:
-    """The tensors that a folder's model had when it was made.
-
-    Raises:
-        DataError: they were not written down.
-    """
-    return from_json(read_object(folder / TENSORS))
-
-
-def to_json(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
-    """Tensors as JSON has them."""
-    return {name: [one.dtype, list(one.shape), one.sha256] for name, one in leaves.items()}
-
-
-def from_json(found: Mapping[str, Any]) -> dict[str, Leaf]:
-    """What :func:`to_json` made JSON of."""
-    return {name: Leaf(dtype, tuple(shape), sha256) for name, (dtype, shape, sha256) in found.items()}
 
 
 class Model:

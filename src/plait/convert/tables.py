@@ -16,6 +16,8 @@ from plait.models.specs import LANGUAGE_MODEL, PROJECTOR, TOWER, Spec
 from plait.parallel.grid import Grid
 
 Place = Literal["first", "layer", "last", "tower layer"]
+Layers = Literal["local", "te", "te-grouped"]
+"""Megatron Core's own, Transformer Engine's, or these with the experts of a layer as one module."""
 LAYER, EXPERT = "{layer}", "{expert}"
 
 
@@ -287,7 +289,28 @@ def engine_name(name: str) -> str:
     Returns:
         The same name, where they have no other.
     """
-    for own, engine in _renamed():
+    return _fused(name, STEM + EXPERTS)
+
+
+def file_name(name: str, layers: Layers, *, routed: bool) -> str:
+    """The name that a parameter has in a classic file of Megatron-LM.
+
+    Args:
+        name: Megatron Core's own.
+        layers: whose layers compute the model, a vision tower too.
+        routed: whether experts do, in place of the feed-forward network: the norm before them is not fused.
+    """
+    if layers == "local":
+        return name
+    if name.startswith("vision_model."):
+        return _fused(name, TOWER_LAYER)
+    within = tuple(row for row in STEM if not (routed and "pre_mlp" in row.mcore))
+    return _fused(name, within + (EXPERTS if layers == "te-grouped" else ()))
+
+
+def _fused(name: str, rows: tuple[Row, ...]) -> str:
+    """The name in Transformer Engine's layers, of a row that has another there."""
+    for own, engine in _renamed(rows):
         found = own.search(name)
         if found:
             return name[: found.start()] + engine.format_map(found.groupdict())
@@ -295,9 +318,9 @@ def engine_name(name: str) -> str:
 
 
 @cache
-def _renamed() -> tuple[tuple[re.Pattern[str], str], ...]:
+def _renamed(all_rows: tuple[Row, ...]) -> tuple[tuple[re.Pattern[str], str], ...]:
     """Patterns of names with another in Transformer Engine's layers, and that one."""
-    rows = [row for row in (*STEM, *EXPERTS) if row.engine]
+    rows = [row for row in all_rows if row.engine]
     patterns = [re.escape(row.mcore) + "$" for row in rows]
     for place in (LAYER, EXPERT):
         number = rf"(?P<{place[1:-1]}>\d+)"

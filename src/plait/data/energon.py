@@ -18,7 +18,7 @@ from typing import Any
 
 from plait import files
 from plait.config.paths import SPLIT
-from plait.data import images, llava, meta
+from plait.data import images, ledger, llava, meta
 from plait.data.chat import Sample
 from plait.data.fields import WHOLE_TALK, check_whole, of_parts
 from plait.data.meta import CRUDE, DATASET, INFO, LEFT_OUT, META, PARTS, VQA
@@ -42,21 +42,26 @@ log = logging.getLogger(__name__)
 
 
 def build(
-    folder: Path, samples: Iterable[Sample], settings: Mapping[str, Any], where: Callable[[int], Record] = nth
+    folder: Path,
+    samples: Iterable[Sample | None],
+    settings: Mapping[str, Any],
+    where: Callable[[int], Record] = nth,
+    duplicates: str = "count",
 ) -> dict[str, Any]:
     """Write and prepare a dataset in an empty folder; the facts of its manifest.
 
     Args:
         folder: where it goes.
-        samples: conversations with ids.
+        samples: conversations with ids; None for each that is of the other part.
         settings: ``datasets.*.energon`` of the config.
         where: says where the sample of a number came from.
+        duplicates: ``datasets.*.duplicates`` of the config.
 
     Raises:
         ConfigError: the samples are not of the sample type, or have no use for a field map.
         DataError: what was prepared is not what was written, or more is rejected than ``reject_limit``.
     """
-    written = write(samples, folder, settings, where)
+    written = write(samples, folder, settings, where, duplicates)
     fields = _fields(written, settings)
     fits = not written.larger or fields["context"] == WHOLE_TALK
     kind = settings["sample_type"] or (VQA if fits else CRUDE)
@@ -75,12 +80,21 @@ def build(
             hint="leave field_map out, or keep only samples of one picture and one exchange",
         )
     facts = prepared(folder, written.shards, settings, meta.description(kind, fields))
-    return _with_rejects(facts, written.rejected)
+    excluded = sum(written.shards.values()) - facts["samples"]
+    return _with_rejects({**facts, "excluded": excluded, "other_part": written.others}, written.rejected)
+
+
+def outcomes(facts: Mapping[str, Any]) -> dict[str, int]:
+    """What became of the records that a dataset was made from, by its facts."""
+    rejected = sum(facts["rejected"].values())
+    apart = {key: facts.get(key, 0) for key in ("excluded", "other_part")}
+    return {**facts["splits"], **apart, "rejected": rejected}
 
 
 def _with_rejects(facts: dict[str, Any], rejected: Mapping[str, int]) -> dict[str, Any]:
-    """The facts of a dataset with what became of all that was read: rejected + samples = read."""
-    return {**facts, "read": facts["samples"] + sum(rejected.values()), "rejected": dict(rejected)}
+    """The facts of a dataset with what became of all that was read: rejected + excluded + samples = read."""
+    read = facts["samples"] + facts.get("excluded", 0) + sum(rejected.values())
+    return {**facts, "read": read, "rejected": dict(rejected)}
 
 
 def _fields(written: Written, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -119,7 +133,9 @@ def adopt(folder: Path, origin: Path, settings: Mapping[str, Any]) -> dict[str, 
     survey.close(folder, settings["reject_limit"])
     facts = prepared(folder, survey.counts, settings, description, _given(split, survey.counts, settings))
     rejected = to_json(survey.reasons)
-    return _with_rejects({**facts, "samples": facts["samples"] - sum(rejected.values())}, rejected)
+    found = _with_rejects({**facts, "samples": facts["samples"] - sum(rejected.values())}, rejected)
+    ledger.balance(f"tars -> energon of {files.final_name(folder)}", survey.judged, outcomes(found))
+    return found
 
 
 def shards_below(folder: Path, split: meta.Split | None = None) -> dict[str, Path]:

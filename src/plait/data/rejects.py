@@ -84,6 +84,15 @@ def ids(path: Path) -> frozenset[str]:
     return frozenset(orjson.loads(line)["id"] for line in path.read_bytes().splitlines())
 
 
+def counted(folder: Path, below: str) -> int:
+    """Rejected records in a folder's file of them that stand below another folder; 0 where there is none."""
+    path = folder / NAME
+    if not path.is_file():
+        return 0
+    entries = map(orjson.loads, path.read_bytes().splitlines())
+    return sum(Path(below) in Path(entry["file"]).parents for entry in entries)
+
+
 def to_json(reasons: Counter[str]) -> dict[str, int]:
     """How many were rejected for each reason, as manifests have it."""
     return dict(sorted(reasons.items()))

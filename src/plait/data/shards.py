@@ -18,7 +18,7 @@ import orjson
 from tqdm import tqdm
 
 from plait import files
-from plait.data import chat, images, shaped, sources
+from plait.data import chat, images, ledger, shaped, sources
 from plait.data.lines import RawLine, read_lines
 from plait.errors import DataError, LeftOut, RecordError
 from plait.layout import Chat
@@ -31,8 +31,15 @@ GZIP_LEVEL = 1
 
 @dataclass
 class Counts:
-    """What became of the lines of a shard."""
+    """What became of the lines of a shard.
 
+    Attributes:
+        lines: those of the whole raw source.
+        share: those that are the shard's.
+    """
+
+    lines: int = 0
+    share: int = 0
     read: int = 0
     kept: int = 0
     images: int = 0
@@ -46,16 +53,20 @@ class Counts:
         """Lines that were rejected, for whatever reason."""
         return self.reasons.total()
 
-    def check(self) -> None:
-        """Every line that was read was kept, rejected or left out."""
-        if self.kept + self.rejected + self.left_out.total() != self.read:
-            others = f" + {self.left_out.total()} left out" if self.left_out else ""
-            sentence = f"{self.kept} kept + {self.rejected} rejected{others} lines are not {self.read} read"
-            raise DataError(sentence)
+    def check(self, shard: Chat) -> None:
+        """Every line of the shard's share was read or is blank, and was kept, rejected or left out.
+
+        Raises:
+            DataError: one was not.
+        """
+        ledger.balance(f"raw -> chat, {shard}", self.share, {"read": self.read, "blank": self.blank})
+        went = {"kept": self.kept, "rejected": self.rejected, "left_out": self.left_out.total()}
+        ledger.balance(f"the ledger of {shard}", self.read, went)
 
     def to_json(self) -> dict[str, Any]:
         """The counts of a ledger."""
         return {
+            "lines": self.lines,
             "read": self.read,
             "kept": self.kept,
             "rejected": self.rejected,
@@ -92,9 +103,9 @@ def write(raw: Path, shard: Chat, settings: Mapping[str, Any]) -> dict[str, Any]
     with files.appears_whole(str(shard)) as part:
         with files.appears_whole(shard.rejects) as rejects:
             counts = _sort(raw, shard, settings, part, rejects)
-        counts.check()
+        counts.check(shard)
         _check_share(counts, shard, settings)
-    ledger = {
+    written = {
         "schema": files.SCHEMA,
         "kind": "chat",
         "settings": settings,
@@ -103,9 +114,9 @@ def write(raw: Path, shard: Chat, settings: Mapping[str, Any]) -> dict[str, Any]
         "bytes": Path(str(shard)).stat().st_size,
         "sha256": files.digest(str(shard)),
     }
-    files.write_json(shard.manifest, ledger)
+    files.write_json(shard.manifest, written)
     log.info("%s: kept %d of %d lines, %d pictures", shard, counts.kept, counts.read, counts.images)
-    return ledger
+    return written
 
 
 def read(path: Path | str) -> Iterator[chat.Sample]:
@@ -126,7 +137,7 @@ def _sort(raw: Path, shard: Chat, settings: Mapping[str, Any], kept: Path, rejec
     counts = Counts()
     read_line = sources.reader(settings["source"])
     resize = partial(images.resized, pictures=settings["pictures"])
-    share = sources.share(raw, settings["source"], shard.shard, settings["shards"])
+    share = sources.Share(raw, settings["source"], shard.shard, settings["shards"])
     with ExitStack() as stack:
         good = stack.enter_context(_gzip(stack.enter_context(kept.open("wb"))))
         bad = stack.enter_context(rejects.open("wb"))
@@ -148,6 +159,7 @@ def _sort(raw: Path, shard: Chat, settings: Mapping[str, Any], kept: Path, rejec
             good.write(placed.to_line(f"{shard.dataset}-{line.position}") + b"\n")
             counts.kept += 1
             counts.images += len(sample.pictures)
+    counts.lines, counts.share = share.lines, share.own
     return counts
 
 
@@ -166,6 +178,10 @@ def _reject(line: RawLine, error: RecordError) -> bytes:
 
 def _check_share(counts: Counts, shard: Chat, settings: Mapping[str, Any]) -> None:
     if not counts.read:
+        if not counts.lines:
+            raise DataError(
+                f"the raw source of {shard} has no line", hint="look at the files of its `source`"
+            )
         raise DataError(f"no line of the raw source falls to {shard}", hint="lower `shards` in config/")
     limit = settings["reject_limit"]
     if counts.rejected > limit * counts.read:

@@ -7,7 +7,6 @@ To add a kind: a class in ``config/model.py`` and a row in :data:`KINDS`.
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -200,15 +199,40 @@ def read(folder: Path | str) -> Iterator[RawLine]:
             yield RawLine(file=name, number=number, position=position, content=content)
 
 
-def share(folder: Path, source: Mapping[str, Any], shard: int, shards: int) -> Iterator[RawLine]:
+class Share:
     """The lines of one shard of a raw source; every line is in one.
 
-    Raises:
-        DataError: as :func:`read`.
+    Attributes:
+        lines: lines of the whole source, once the share was read.
     """
-    if source.get("shape"):
-        return shaped.stretch(source, folder, shard, shards)
-    return islice(read(folder), shard, None, shards)
+
+    def __init__(self, folder: Path, source: Mapping[str, Any], shard: int, shards: int) -> None:
+        """Have a shard's share, which ``source`` of the config says how to read."""
+        self.folder, self.source, self.shard, self.shards = folder, source, shard, shards
+        self.lines = 0
+
+    def __iter__(self) -> Iterator[RawLine]:
+        """Its lines, blank ones too.
+
+        Raises:
+            DataError: as :func:`read`.
+        """
+        if self.source.get("shape"):
+            yield from shaped.stretch(self.source, self.folder, self.shard, self.shards)
+            self.lines = shaped.total(self.folder)
+            return
+        for line in read(self.folder):
+            if self.lines % self.shards == self.shard:
+                yield line
+            self.lines += 1
+
+    @property
+    def own(self) -> int:
+        """Lines that are in it, by the count of all."""
+        if self.source.get("shape"):
+            first, last = shaped.bounds(self.lines, self.shard, self.shards)
+            return last - first
+        return len(range(self.shard, self.lines, self.shards))
 
 
 def read_chat(line: bytes, folder: Path) -> chat.Sample:  # noqa: ARG001

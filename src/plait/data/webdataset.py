@@ -22,8 +22,10 @@ import orjson
 
 from plait import files
 from plait.config.paths import shard_name
+from plait.data import split
 from plait.data.chat import Message, Part, Picture, Sample, Text
 from plait.data.images import check_tags, media_type
+from plait.data.prints import Seen, digest
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.data.tars import Parts
 from plait.errors import DataError, RecordError
@@ -57,10 +59,12 @@ class Written:
         kinds: kinds of picture files.
         larger: key of the first sample that is not one picture and one exchange.
         rejected: samples that no tar has, by reason.
+        others: samples of the other part.
     """
 
     shards: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
+    others: int = 0
     kinds: set[str] = field(default_factory=set)
     larger: str = ""
 
@@ -81,31 +85,35 @@ def nth(number: int) -> Record:
 
 
 def write(
-    samples: Iterable[Sample],
+    samples: Iterable[Sample | None],
     folder: Path,
     settings: Mapping[str, Any],
     where: Callable[[int], Record] = nth,
+    duplicates: str = "count",
 ) -> Written:
     """Write tars of at most ``samples_per_shard`` samples; equal samples give equal bytes.
 
-    One sample is in memory at a time, and the keys of all. ``samples.jsonl`` says of each where it came from;
+    One sample is in memory at a time. ``samples.jsonl`` says of each where it came from;
     what no tar can hold is in ``rejects.jsonl``.
 
     Args:
-        samples: conversations with ids.
+        samples: conversations with ids; None for each that is of the other part.
         folder: where the tars go.
         settings: ``layout``, ``shard_name``, ``samples_per_shard`` and ``reject_limit`` of
             ``datasets.*.energon``.
         where: says where the sample of a number came from.
+        duplicates: ``datasets.*.duplicates`` of the config.
 
     Raises:
         ConfigError: ``shard_name`` does not name tars.
-        DataError: two samples have one key, or more are rejected than ``reject_limit`` allows.
+        DataError: more are rejected than ``reject_limit`` allows, or all.
     """
-    with (folder / NAME).open("wb") as out, (folder / SAMPLES).open("wb") as listed:
-        rejected = Rejects(out)
-        fitting = _fitting(samples, settings["layout"], where, rejected)
-        made = _write_tars(fitting, folder, settings, where, listed)
+    with (folder / NAME).open("wb") as out, (folder / SAMPLES).open("wb") as listed, Seen() as seen:
+        rejected, made = Rejects(out), Written()
+        once = _once(_own(samples, made), seen, where, rejected, duplicates)
+        _write_tars(
+            _fitting(once, settings["layout"], where, rejected), folder, settings, where, listed, made
+        )
     made.rejected = to_json(rejected.reasons)
     kept = sum(made.shards.values())
     rejected.check(
@@ -115,7 +123,11 @@ def write(
         "mend the records, or change layout or reject_limit of the dataset's energon keys",
     )
     if not kept:
-        raise DataError("there is not one sample to write", hint="look at the ledgers of the chat shards")
+        raise DataError(
+            f"there is not one sample to write: {rejected.count} are rejected, {made.others} are of the "
+            "dataset's other part",
+            hint=split.EMPTY if made.others else "look at the ledgers of the chat shards",
+        )
     return made
 
 
@@ -123,11 +135,41 @@ Fitting = Iterator[tuple[int, Sample, Parts]]
 """Samples with their numbers among all, and the parts of their tar entries."""
 
 
+def _own(samples: Iterable[Sample | None], made: Written) -> Iterator[tuple[int, Sample]]:
+    """The samples of the part, with their numbers among all."""
+    for number, sample in enumerate(samples):
+        if sample is None:
+            made.others += 1
+        else:
+            yield number, sample
+
+
+def _once(
+    samples: Iterable[tuple[int, Sample]],
+    seen: Seen,
+    where: Callable[[int], Record],
+    rejected: Rejects,
+    duplicates: str,
+) -> Iterator[tuple[int, Sample]]:
+    """The samples whose key no earlier one has, nor its content if so wished; the others are written down."""
+    for number, sample in samples:
+        record = replace(where(number), id=sample.id)
+        first = seen.before(key_for(sample.id).encode(), str(record))
+        if first is not None:
+            rejected.add(record, "duplicate_id", f"{first} has the same id")
+            continue
+        first = seen.before(digest(sample), str(record)) if duplicates == "reject" else None
+        if first is not None:
+            rejected.add(record, "duplicate", f"{first} says the same")
+            continue
+        yield number, sample
+
+
 def _fitting(
-    samples: Iterable[Sample], layout: str, where: Callable[[int], Record], rejected: Rejects
+    samples: Iterable[tuple[int, Sample]], layout: str, where: Callable[[int], Record], rejected: Rejects
 ) -> Fitting:
     """The samples that a tar can hold, as training can read them; the others are written down."""
-    for number, sample in enumerate(samples):
+    for number, sample in samples:
         found = with_question(sample)
         try:
             parts = to_parts(found, layout)
@@ -145,25 +187,19 @@ def _write_tars(
     settings: Mapping[str, Any],
     where: Callable[[int], Record],
     listed: BinaryIO,
-) -> Written:
-    made, seen, size = Written(), dict[str, int](), settings["samples_per_shard"]
+    made: Written,
+) -> None:
+    size = settings["samples_per_shard"]
     for shard, numbered in groupby(enumerate(fitting), key=lambda pair: pair[0] // size):
         name = shard_name(settings["shard_name"], shard)
         made.shards[name] = 0
         with _open(folder / name) as tar:
             for _, (number, sample, parts) in numbered:
-                key = key_for(sample.id)
-                if key in seen:
-                    raise DataError(
-                        f"two samples have the key {key!r}: {where(seen[key])} and {where(number)}",
-                        hint="give records ids of their own",
-                    )
-                seen[key] = number
+                key, place = key_for(sample.id), where(number)
                 _add(tar, key, parts)
-                listed.write(_listed(sample, key, name, where(number)))
+                listed.write(_listed(sample, key, name, place))
                 made.note(sample, key)
                 made.shards[name] += 1
-    return made
 
 
 def _listed(sample: Sample, key: str, tar: str, record: Record) -> bytes:

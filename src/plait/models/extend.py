@@ -14,7 +14,7 @@ from plait.models.common import (
     write_configs,
 )
 from plait.models.specs import ARCHITECTURES, LLAVA
-from plait.models.weights import FolderTensors, merkle, write_safetensors
+from plait.models.weights import FolderTensors, write_down, write_safetensors
 
 log = logging.getLogger(__name__)
 STD = 0.02
@@ -43,4 +43,4 @@ def extend(folder: Path, settings: ExtendedModel, *, base: Path, tokenizer: Path
     carried = check_carried(tensors, built)
     sizes = (config["vocab_size"], facts["vocab_size"])
     log.info("%d tensors carried, %d -> %d tokens%s", carried, *sizes, tensors.note)
-    return {"merkle": merkle(built)}
+    return write_down(built)

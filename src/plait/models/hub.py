@@ -11,7 +11,7 @@ from plait.errors import DataError
 from plait.fetch.lfs import refuse_pointers
 from plait.layout import HubFile
 from plait.models.link import as_safetensors, check_and_complete
-from plait.models.weights import BIN_INDEX, FolderTensors, merkle
+from plait.models.weights import BIN_INDEX, FolderTensors, write_down
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def hub(folder: Path, settings: HubModel) -> dict[str, Any]:
     )
     if written:
         log.info("written: %s", ", ".join(written))
-    return {"merkle": merkle(tensors), "commit": commit}
+    return {**write_down(tensors), "commit": commit}
 
 
 def as_fetched(file: HubFile) -> Path:

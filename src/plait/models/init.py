@@ -9,7 +9,7 @@ import torch
 from plait.config.model import InitModel, MixtralModel
 from plait.models.common import copy_tokenizer, drawn, tokenizer_facts, write_configs
 from plait.models.specs import MIXTRAL, Spec
-from plait.models.weights import FolderTensors, merkle, write_safetensors
+from plait.models.weights import FolderTensors, write_down, write_safetensors
 
 ARCHITECTURES = {"init": ("MistralForCausalLM", "mistral"), "init_mixtral": (MIXTRAL, "mixtral")}
 """Class and ``model_type`` by the kind of model."""
@@ -30,7 +30,7 @@ def init(folder: Path, settings: InitModel | MixtralModel, *, tokenizer: Path) -
     write_safetensors(folder, drawn(spec.shapes, std=settings.initializer_range, seed=settings.seed))
     elements = sum(torch.Size(shape).numel() for shape in spec.shapes.values())
     log.info("%d tensors, %d parameters", len(spec.shapes), elements)
-    return {"merkle": merkle(FolderTensors(folder))}
+    return write_down(FolderTensors(folder))
 
 
 def config_of(settings: InitModel | MixtralModel) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from plait.config.model import FolderModel
 from plait.config.paths import local
 from plait.errors import CheckpointError
 from plait.fetch.lfs import refuse_pointers
-from plait.layout import MANIFEST
+from plait.layout import MANIFEST, TENSORS
 from plait.models.common import open_base
 from plait.models.specs import ARCHITECTURES, LLAVA, Spec
 from plait.models.tower import PREPROCESSOR, is_tower, open_tower, preprocessor_of
@@ -21,7 +21,7 @@ from plait.models.weights import (
     FolderTensors,
     check_shapes,
     config_text,
-    merkle,
+    write_down,
     write_safetensors,
 )
 from plait.tokens import tokenizer
@@ -57,7 +57,7 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
         for path in sorted(source.iterdir())
         if path.is_file()
         and not path.name.startswith(".")
-        and path.name not in (MANIFEST, BIN_INDEX)
+        and path.name not in (MANIFEST, TENSORS, BIN_INDEX)
         and path.suffix not in OTHER_FORMATS
     ]
     safe = any(path.suffix == ".safetensors" for path in found)
@@ -70,7 +70,7 @@ def link(folder: Path, settings: FolderModel) -> dict[str, Any]:
     note = f", written: {', '.join(written)}" if written else ""
     linked = sum(path.is_symlink() for path in folder.iterdir())
     log.info("%d files linked, %d tensors%s%s", linked, len(tensors), tensors.note, note)
-    return {"merkle": merkle(tensors)}
+    return write_down(tensors)
 
 
 def as_safetensors(source: Path, folder: Path) -> list[str]:

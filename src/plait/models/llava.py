@@ -29,7 +29,14 @@ from plait.models.common import (
 )
 from plait.models.specs import LANGUAGE_MODEL, LLAVA, PROJECTOR, TEXT_ARCHITECTURES, TOWER, Spec
 from plait.models.tower import PREPROCESSOR, PROCESSOR, open_tower, preprocessor_of
-from plait.models.weights import FolderTensors, Tensors, check_shapes, config_text, merkle, write_safetensors
+from plait.models.weights import (
+    FolderTensors,
+    Tensors,
+    check_shapes,
+    config_text,
+    write_down,
+    write_safetensors,
+)
 from plait.tokens.pictures import OWN, special
 from plait.tokens.tokenizer import CONFIG, FAST, check_fast
 
@@ -82,7 +89,7 @@ def llava(folder: Path, settings: LlavaModel, *, base: Path, vision: Path, token
     rows = (stored.shapes[EMBEDDINGS[0]][0], spec.vocab_size)
     log.info("%d tensors carried, %d -> %d token rows%s%s", carried, *rows, stored.note, tower.note)
     _log_mixed(built)
-    return {"merkle": merkle(built)}
+    return write_down(built)
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Mapping[str, Tensor]:

@@ -23,7 +23,7 @@ from plait.models.common import (
     write_configs,
 )
 from plait.models.specs import LLAMA, SOLO
-from plait.models.weights import FolderTensors, config_text, merkle, write_safetensors
+from plait.models.weights import FolderTensors, config_text, write_down, write_safetensors
 
 REMOTE = Path(__file__).parent / "remote"
 PROJECTION = "model.embed_vision_patch.weight"
@@ -69,7 +69,7 @@ def solo(folder: Path, settings: SoloModel, *, base: Path, tokenizer: Path) -> d
     carried = check_carried(tensors, built)
     sizes = (config["vocab_size"], facts["vocab_size"])
     log.info("%d tensors carried, %d -> %d tokens%s", carried, *sizes, tensors.note)
-    return {"merkle": merkle(built)}
+    return write_down(built)
 
 
 def _projection(settings: SoloModel, shape: tuple[int, int]) -> Tensor:

@@ -14,7 +14,14 @@ from plait.errors import CheckpointError
 from plait.models.common import drawn
 from plait.models.families.fields import part
 from plait.models.towers import DEFAULTS, KINDS, Tower
-from plait.models.weights import FolderTensors, Tensors, check_shapes, config_text, merkle, write_safetensors
+from plait.models.weights import (
+    FolderTensors,
+    Tensors,
+    check_shapes,
+    config_text,
+    write_down,
+    write_safetensors,
+)
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
@@ -41,7 +48,7 @@ def init_tower(folder: Path, settings: TowerModel) -> dict[str, Any]:
     write_safetensors(folder, weights)
     elements = sum(math.prod(shape) for shape in tower.shapes.values())
     log.info("%d tensors, %d parameters, %d features a picture", len(weights), elements, tower.tokens)
-    return {"merkle": merkle(FolderTensors(folder))}
+    return write_down(FolderTensors(folder))
 
 
 @dataclass(frozen=True)

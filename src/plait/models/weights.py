@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from plait.errors import CheckpointError
-from plait.files import canonical, read_object, write_json
+from plait.files import read_object, write_json
 from plait.models import safe
 from plait.models.archive import Archive
+from plait.models.leaves import Leaf, root, write_leaves
 from plait.models.pickles import Pickled
 from plait.models.specs import EMBEDDING, HEAD
 from plait.models.stored import SIZES, Stored
@@ -325,16 +326,22 @@ def fingerprint(tensor: Tensor) -> str:
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
-def merkle(tensors: Mapping[str, Tensor]) -> str:
-    """The root of a model: a digest over every name, dtype, shape and digest of bytes, by name.
+def leaves_of(tensors: Mapping[str, Tensor]) -> dict[str, Leaf]:
+    """What identifies each tensor of a model; one after the other is read."""
+    return {
+        name: Leaf(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), fingerprint(tensor))
+        for name, tensor in tensors.items()
+    }
 
-    Equal roots mean bit-equal models; files, order and grid do not enter.
-    """
-    leaves = []
-    for name, tensor in tensors.items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        leaves.append([name, dtype, list(tensor.shape), fingerprint(tensor)])
-    return hashlib.sha256(canonical(sorted(leaves)).encode()).hexdigest()
+
+def merkle(tensors: Mapping[str, Tensor]) -> str:
+    """The root of a model, see :func:`plait.models.leaves.root`."""
+    return root(leaves_of(tensors))
+
+
+def write_down(built: FolderTensors) -> dict[str, str]:
+    """Write down the tensors of a folder that was made, as they are read again; the facts of its manifest."""
+    return {"merkle": write_leaves(built.folder, leaves_of(built))}
 
 
 def _some(names: list[str]) -> str:

@@ -11,9 +11,10 @@ import yaml
 from numpy.typing import NDArray
 
 from plait import files, layout
+from plait.data import ledger
 from plait.errors import DataError
 from plait.tokens import mixture, solver
-from plait.tokens.indexed import ROLE, IndexedReader, read_rows
+from plait.tokens.indexed import ROLE, TEXT, IndexedReader, read_rows
 from plait.tokens.roles import PACK_SEP
 
 if TYPE_CHECKING:
@@ -131,12 +132,30 @@ def measure(shard: layout.Indexed) -> Counted:
     found["document_tokens"] = document_lengths(
         IndexedReader(folder / ROLE), own_separators=facts["own_separators"]
     )
-    if found["n_tokens"].sum() != facts["tokens"]:
-        raise DataError(
-            f"{folder}/data.jsonl counts {found['n_tokens'].sum()} tokens, its manifest {facts['tokens']}"
-        )
+    _check_rows(folder, facts, rows)
     counts = {"packs": len(rows), "documents": facts["documents"]}
     return Counted(shard, found, counts, facts["fill"], shard.seq)
+
+
+ROWS = {"packs": None, "tokens": "n_tokens", "image_tokens": "n_image_tokens", "images": "n_images"}
+"""Counts of a shard's manifest, and the key of data.jsonl that sums up to each; None: its rows."""
+
+
+def _check_rows(folder: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, int]]) -> None:
+    """The manifest of a shard, its rows and its tokens say the same.
+
+    Raises:
+        DataError: two of them do not.
+    """
+    for key, column in ROWS.items():
+        counted = sum(row[column] for row in rows) if column else len(rows)
+        ledger.balance(f"index -> mixture, {key} of {folder}", facts[key], {"in_data.jsonl": counted})
+    sizes = IndexedReader(folder / TEXT).sizes
+    if sizes.tolist() != [row["n_tokens"] for row in rows]:
+        raise DataError(
+            f"index -> mixture: the packs of {folder / TEXT} are not of the sizes that data.jsonl has",
+            hint=f"remove {folder} and ask for it again",
+        )
 
 
 def document_lengths(roles: IndexedReader, *, own_separators: bool) -> Ints:

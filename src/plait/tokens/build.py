@@ -9,6 +9,7 @@ than a pack is split or dropped, and counted either way.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from plait import files
-from plait.data import chat
+from plait import files, layout
+from plait.data import chat, ledger, split
 from plait.data.images import patches
 from plait.data.lines import read_lines
+from plait.data.prints import Prints, Seen, digest
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.tokens import indexed
 from plait.tokens.documents import Document, Documents
 from plait.tokens.lineage import Origins
+from plait.tokens.made_by import made_by
 from plait.tokens.pack import Packing, Pieces, cut, pack
 from plait.tokens.render import Renderer, batches
 from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
@@ -37,7 +40,12 @@ BATCH = 256
 
 
 def build(
-    folder: Path, tokenizer: Path, chats: Sequence[Path], form: Mapping[str, Any], limit: int
+    folder: Path,
+    tokenizer: Path,
+    chats: Sequence[Path],
+    form: Mapping[str, Any],
+    limit: int,
+    taken: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write an indexed shard into an empty folder.
 
@@ -47,6 +55,7 @@ def build(
         chats: files of chat records; they are packed jointly, in this order.
         form: a format of the config.
         limit: tokens of a pack.
+        taken: ``by_hash`` and ``duplicates`` of the dataset, where they are not the defaults.
 
     Returns:
         The facts of its manifest, which data_stats.json holds too.
@@ -55,31 +64,32 @@ def build(
         DataError: an input is not what it should be, more records are rejected than the format's
             ``reject_limit`` allows, or no document is left to pack.
     """
-    renderer = Renderer(tokenizer, form)
-    with Documents() as documents:
+    renderer, records = Renderer(tokenizer, form), Records(chats, taken or {})
+    with Documents() as documents, Prints(folder) as prints:
         origins = Origins()
-        rejected, without_loss = _collect(
-            documents, origins, renderer, chats, folder / NAME, form["reject_limit"]
-        )
+        rejected, without_loss = _collect(documents, origins, prints, renderer, records, folder / NAME, form)
         cuts = cut(documents.lengths, limit, form["overlong"])
         begins = documents.tokens_at(cuts.document, cuts.start) == renderer.separator
         packing = pack(cuts.lengths, limit, form["packing"], separators=~begins)
         if not len(packing):
             raise DataError(
                 f"no document is left to pack: {len(documents)} were read, {cuts.dropped} are too long, "
-                f"rejected are {rejected}"
+                f"rejected are {rejected}, {records.others} are of the dataset's other part",
+                hint=split.EMPTY if records.others else "look at the ledgers of the chat shards",
             )
         writer = PackWriter(folder, renderer, form)
         rows = writer.write(_packs(documents, cuts, packing))
         origins.write(folder, cuts, packing)
         facts = {
-            **_counts(rows, packing, cuts),
+            **_counts(rows, packing, cuts, documents.lengths),
             "documents": len(documents) - cuts.dropped,
             "without_loss": without_loss,
             "own_separators": bool(begins[cuts.start == 0].all()),
             "read": len(documents) + sum(rejected.values()),
             "rejected": rejected,
-            "tokenizer": files.digest(renderer.folder / "tokenizer.json"),
+            "other_part": records.others,
+            "duplicates": records.duplicates,
+            **made_by(renderer.folder, form["template"]),
             **{key: renderer.facts[key] for key in ("vocab_size", "bos_id", "eos_id", "vision")},
             **{key: form[key] for key in ("patch_size", "max_resolution")},
         }
@@ -89,59 +99,126 @@ def build(
     return facts
 
 
+def outcomes(facts: Mapping[str, Any]) -> dict[str, int]:
+    """What became of the records that a shard was made from, by its facts."""
+    return {
+        "packed": facts["documents"],
+        "too_long": facts["dropped"],
+        "rejected": sum(facts["rejected"].values()),
+        "other_part": facts["other_part"],
+    }
+
+
 # Records to documents
 
 
 def _collect(
     documents: Documents,
     origins: Origins,
+    prints: Prints,
     renderer: Renderer,
-    chats: Sequence[Path],
+    records: "Records",
     rejects: Path,
-    limit: float,
+    form: Mapping[str, Any],
 ) -> tuple[dict[str, int], int]:
-    """Take in every record that says something; count the others by reason, and those without loss.
+    """Take in every record that teaches something; count the others by reason, and those without loss.
 
-    A document that no assistant speaks in is kept: which roles are trained is for the run to say.
+    Where the format's ``no_loss`` is ``count``, a document that no assistant speaks in is kept: a run may
+    train what others say.
     """
     without_loss = 0
     with rejects.open("wb") as out:
         rejected = Rejects(out)
-        for batch in batches(_pieces(renderer, chats, rejected), BATCH):
+        for batch in batches(_pieces(renderer, records, rejected), BATCH):
             found = renderer.documents([pieces for _, _, pieces in batch])
-            for (record, source, _), document in zip(batch, found, strict=True):
+            for (record, sample, _), document in zip(batch, found, strict=True):
                 if markup(document.text, renderer.vision).all():
                     rejected.add(record, "no_text", "no token of text is in it")
                     continue
-                without_loss += not loss_tokens(document.text, document.role, renderer.vision)
+                silent = not loss_tokens(document.text, document.role, renderer.vision)
+                if silent and form["no_loss"] == "reject":
+                    rejected.add(record, "no_loss", "no token of it is an assistant's, so none is trained")
+                    continue
+                without_loss += silent
                 documents.append(document)
-                origins.append(record, source)
+                origins.append(record, sample.source)
+                prints.append(sample, _named(record))
     rejected.check(
         len(documents) + rejected.count,
-        limit,
-        ", ".join(map(str, chats)),
+        form["reject_limit"],
+        ", ".join(map(str, records.chats)),
         "mend the source, name another template, or raise `reject_limit` of the format in config/",
     )
     return to_json(rejected.reasons), without_loss
 
 
+@dataclass
+class Records:
+    """The records of files of chat records, one after another.
+
+    Attributes:
+        chats: the files.
+        taken: ``by_hash`` and ``duplicates`` of the dataset.
+        others: how many are of the other part, once all were read.
+        duplicates: how many are equal to an earlier one.
+    """
+
+    chats: Sequence[Path]
+    taken: Mapping[str, Any] = field(default_factory=dict)
+    others: int = 0
+    duplicates: int = 0
+
+    def __iter__(self) -> Iterator[tuple[Record, chat.Sample]]:
+        """Each record of the part with its place.
+
+        Raises:
+            DataError: a line is no record.
+        """
+        for path in self.chats:
+            for number, line in tqdm(read_lines(path), desc=path.name, unit=" records", disable=None):
+                try:
+                    sample = chat.parse(line)
+                except RecordError as error:
+                    raise DataError(
+                        f"{path} line {number}: {error}",
+                        hint="`plait chat` makes such files and rejects such lines",
+                    ) from error
+                if split.takes(self.taken.get("by_hash"), sample.id):
+                    yield Record(path, number, sample.id), sample
+                else:
+                    self.others += 1
+
+    def once(self, rejected: Rejects) -> Iterator[tuple[Record, chat.Sample]]:
+        """Each record but those whose id came before, and equal ones where ``duplicates`` rejects them."""
+        with Seen() as seen:
+            for record, sample in self:
+                place, name = str(record), _named(record)
+                first = seen.before(name.encode(), place) if name else None
+                if first is not None:
+                    rejected.add(record, "duplicate_id", f"{first} has the same id")
+                    continue
+                first = seen.before(digest(sample), place)
+                self.duplicates += first is not None
+                if first is not None and self.taken.get("duplicates") == "reject":
+                    rejected.add(record, "duplicate", f"{first} says the same")
+                    continue
+                yield record, sample
+
+
+def _named(record: Record) -> str:
+    """The id of a record under its dataset's name, within which ids are unique; empty if it has none."""
+    shard = layout.Chat.read(layout.inside(record.file))
+    return f"{shard.dataset if shard else record.file}/{record.id}" if record.id else ""
+
+
 def _pieces(
-    renderer: Renderer, chats: Iterable[Path], rejected: Rejects
-) -> Iterator[tuple[Record, chat.Source | None, list[Piece]]]:
-    for path in chats:
-        for number, line in tqdm(read_lines(path), desc=path.name, unit=" records", disable=None):
-            try:
-                sample = chat.parse(line)
-            except RecordError as error:
-                raise DataError(
-                    f"{path} line {number}: {error}",
-                    hint="`plait chat` makes such files and rejects such lines",
-                ) from error
-            record = Record(path, number, sample.id)
-            try:
-                yield record, sample.source, renderer.pieces(sample)
-            except RecordError as error:
-                rejected.add(record, error.reason, str(error))
+    renderer: Renderer, records: Records, rejected: Rejects
+) -> Iterator[tuple[Record, chat.Sample, list[Piece]]]:
+    for record, sample in records.once(rejected):
+        try:
+            yield record, sample, renderer.pieces(sample)
+        except RecordError as error:
+            rejected.add(record, error.reason, str(error))
 
 
 def loss_tokens(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> int:
@@ -254,8 +331,16 @@ def joined(
 # Figures
 
 
-def _counts(rows: list[dict[str, int]], packing: Packing, cuts: Pieces) -> dict[str, Any]:
+def _counts(
+    rows: list[dict[str, int]], packing: Packing, cuts: Pieces, lengths: NDArray[np.int64]
+) -> dict[str, Any]:
     totals = {key: sum(row[key] for row in rows) for key in rows[0]}
+    separators = packing.tokens - int(cuts.lengths.sum())
+    ledger.balance(
+        "documents -> packs, in tokens",
+        int(lengths.sum()) + separators,
+        {"packed": totals["n_tokens"], "too_long": cuts.dropped_tokens},
+    )
     return {
         "packs": len(rows),
         "tokens": totals["n_tokens"],

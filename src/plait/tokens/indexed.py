@@ -29,7 +29,7 @@ An indexed shard is a folder of such pairs and a manifest. Item i is pack i, but
 import json
 import mmap
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -119,8 +119,12 @@ class IndexedWriter:
 class IndexedReader:
     """Reads a pair; items are views of the mapped file."""
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, names: Mapping[int, str] = NAMES) -> None:
         """Map both files.
+
+        Args:
+            prefix: path of the pair without ``.bin`` and ``.idx``.
+            names: types by their codes, where another program than Megatron Core wrote them.
 
         Raises:
             DataError: a file is missing, is not of this format, or has another size than its index.
@@ -130,12 +134,12 @@ class IndexedReader:
         if bytes(index[:9]) != MAGIC or len(index) < len(MAGIC) + HEADER.size:
             raise DataError(f"{prefix}.idx is not an index of Megatron's indexed dataset")
         version, code, items, bounds = HEADER.unpack_from(index, len(MAGIC))
-        if version != 1 or code not in NAMES or len(index) != index_size(items=items, documents=bounds - 1):
+        if version != 1 or code not in names or len(index) != index_size(items=items, documents=bounds - 1):
             raise DataError(
                 f"{prefix}.idx has version {version}, dtype code {code} and {len(index)} bytes; "
-                f"expected version 1, a code of {sorted(NAMES)} and 34 + 12 * {items} + 8 * {bounds} bytes"
+                f"expected version 1, a code of {sorted(names)} and 34 + 12 * {items} + 8 * {bounds} bytes"
             )
-        self.dtype = np.dtype(NAMES[code]).newbyteorder("<")
+        self.dtype = np.dtype(names[code]).newbyteorder("<")
         self.sizes: NDArray[np.int32] = np.frombuffer(index, "<i4", items, 34)
         self.starts: NDArray[np.int64] = np.frombuffer(index, "<i8", items, 34 + 4 * items)
         self.bounds: NDArray[np.int64] = np.frombuffer(index, "<i8", bounds, 34 + 12 * items)

@@ -5,6 +5,7 @@
 the numbers ``chat`` and ``raw`` stand for; -1 stands for a raw line that the chat record does not name.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -50,7 +51,7 @@ class Origins:
         """Start with none."""
         self._chats: dict[str, int] = {}
         self._raws: dict[str, int] = {}
-        self._rows: list[tuple[int, int, int, int]] = []
+        self._rows = array("q")
         self._inside = cache(layout.inside)
 
     def append(self, record: Record, source: Source | None) -> None:
@@ -60,11 +61,11 @@ class Origins:
         if source is not None:
             path = source.path(record.file)
             raw, line = self._raws.setdefault(path, len(self._raws)), source.line
-        self._rows.append((chat, record.line or UNKNOWN, raw, line))
+        self._rows.extend((chat, record.line or UNKNOWN, raw, line))
 
     def write(self, folder: Path, cuts: Pieces, packing: Packing) -> None:
         """Write the lineage of packed pieces of the documents into a shard's folder."""
-        rows = np.array(self._rows, np.int64)[cuts.document]
+        rows = np.array(self._rows, np.int64).reshape(-1, 4)[cuts.document]
         pieces = np.column_stack([rows, cuts.start, cuts.end])[packing.order]
         with IndexedWriter(folder / LINEAGE, np.int64) as out:
             for first, end in zip(packing.offsets[:-1], packing.offsets[1:], strict=True):

@@ -47,10 +47,7 @@ class Encoded:
     place: str = ""
 
     def clip(self, length: int) -> "Encoded":
-        """At most ``length`` tokens of it; pictures that lose tokens lose those features only.
-
-        Whether anything is left to learn, ``trained[1:].any()`` says: the first token is nothing's next.
-        """
+        """At most ``length`` tokens of it; pictures that lose tokens lose those features only."""
         if len(self.input_ids) <= length:
             return self
         return Encoded(
@@ -61,6 +58,10 @@ class Encoded:
             len(self.input_ids) - length,
             self.place,
         )
+
+    def teaches(self, length: int) -> bool:
+        """Whether a trained token is among the first ``length``: the very first is nothing's next."""
+        return bool(self.trained[1:length].any())
 
 
 class LlavaRenderer:

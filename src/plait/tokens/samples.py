@@ -4,17 +4,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import yaml
 
 from plait import files, layout
-from plait.data import energon
+from plait.data import energon, ledger
+from plait.data.prints import Prints
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
-from plait.tokens import analysis, rejected, shown
+from plait.tokens import analysis, rejected, repeats, shown
 from plait.tokens.llava import Encoded, LlavaRenderer
+from plait.tokens.made_by import made_by
 from plait.tokens.page import Look
 
 BLEND = "metadataset.yaml"
@@ -48,27 +51,40 @@ def build(
     _check(datasets, {*names, *mixed["validation"]})
     length = mixed["decoder_seq_length"]
     renderer = LlavaRenderer(tokenizer, form, settings["image_token_id"])
-    with (folder / NAME).open("wb") as out:
+    with (folder / NAME).open("wb") as out, TemporaryDirectory() as beside:
         rejects = {one: Rejects(out) for one in datasets if one.dataset in names}
         draws = {one: shown.Draw.of(one.dataset, _expected(one)) for one in rejects}
-        counted = [measure(one, renderer, length, bad, draws[one]) for one, bad in rejects.items()]
+        printed = {one: Path(beside, one.dataset) for one in rejects}
+        counted = [
+            measure(one, renderer, length, bad, printed[one], draws[one]) for one, bad in rejects.items()
+        ]
+        validation = _validating(mixed["validation"] or names, names, Path(beside, "validation"))
+        repeated = repeats.write(
+            folder,
+            {one.dataset: [place] for one, place in printed.items()},
+            [validation],
+            mixed["leak_limit"],
+        )
     more = {
         "tokenizer": str(tokenizer),
         "image_token_id": renderer.image_id,
         "decoder_seq_length": length,
         "format": dict(form),
+        "made_by": made_by(tokenizer, form["template"]),
     }
     look = Look(
         {one.dataset: shown.with_sources(Path(str(one)), draw.shown) for one, draw in draws.items()},
         {one.dataset: _stages(folder, one, bad) for one, bad in rejects.items()},
         shown.Words(tokenizer),
+        repeats.told(folder),
     )
     facts = analysis.build(folder, target.mixture, counted, mixed, more, look)
     sources = yaml.safe_load((folder / "mixture.yaml").read_text(encoding="utf-8"))["sources"]
     weights = {one["prefix"]: one["weight"] for one in sources}
-    validation = [str(layout.Energon(dataset=name)) for name in mixed["validation"]]
-    blend = energon.blend(weights, validation, relative_to=Path(str(target)))
+    validating = [str(layout.Energon(dataset=name)) for name in mixed["validation"]]
+    blend = energon.blend(weights, validating, relative_to=Path(str(target)))
     (folder / BLEND).write_text(yaml.safe_dump(blend, sort_keys=False), encoding="utf-8")
+    facts["duplicates"] = repeated
     return {**facts, "reasons": to_json(sum((one.reasons for one in rejects.values()), Counter()))}
 
 
@@ -93,25 +109,40 @@ def _stages(folder: Path, dataset: layout.Energon, rejects: Rejects) -> list[rej
 
 
 def measure(
-    dataset: layout.Energon, renderer: LlavaRenderer, length: int, rejects: Rejects, draw: shown.Draw
+    dataset: layout.Energon,
+    renderer: LlavaRenderer,
+    length: int,
+    rejects: Rejects,
+    beside: Path,
+    draw: shown.Draw,
 ) -> analysis.Counted:
-    """Tokenise every training sample of a dataset and keep its counts, and the few that are drawn.
+    """Tokenise every training sample of a dataset: keep its counts, and the few that are drawn.
+
+    Args:
+        dataset: what to read.
+        renderer: writes its samples.
+        length: tokens that a sample has room for.
+        rejects: gets those that the format does not take.
+        beside: a folder, made here, that gets the prints of the others.
+        draw: which of them are shown.
 
     Raises:
         DataError: it is not whole, or the template cannot write more of its samples than may be rejected.
     """
     folder = Path(str(dataset))
     expected, kept = _expected(dataset), []
-    for number, (tar, key, sample) in enumerate(_encoded(folder, renderer, rejects)):
-        clipped = sample.clip(length)
-        kept.append(_counts(clipped))
-        draw.offer(number, partial(shown.of_sample, folder, tar, key, clipped, renderer.tokens))
+    beside.mkdir()
+    with Prints(beside) as prints:
+        for number, (tar, key, sample) in enumerate(_encoded(folder, renderer, rejects, length, prints)):
+            clipped = sample.clip(length)
+            kept.append(_counts(clipped))
+            draw.offer(number, partial(shown.of_sample, folder, tar, key, clipped, renderer.tokens))
     whole = np.array(kept, np.int64)
-    if len(whole) + rejects.count != expected:
-        raise DataError(
-            f"{folder} has {len(whole) + rejects.count} training samples, its manifest counts {expected}",
-            hint="remove the folder; it is made again",
-        )
+    ledger.balance(
+        f"energon -> mixture, training samples of {folder}",
+        expected,
+        {"counted": len(whole), "rejected": rejects.count},
+    )
     rejects.check(
         expected,
         renderer.form["reject_limit"],
@@ -141,13 +172,41 @@ def measure(
     return analysis.Counted(dataset, found, counts, float(tokens.mean() / length), length)
 
 
-def _encoded(folder: Path, renderer: LlavaRenderer, rejects: Rejects) -> Iterator[tuple[str, str, Encoded]]:
-    """The samples that the template can write, each with its tar and its key."""
+def _encoded(
+    folder: Path, renderer: LlavaRenderer, rejects: Rejects, length: int, prints: Prints
+) -> Iterator[tuple[str, str, Encoded]]:
+    """The samples that the format takes, each with its tar and its key."""
     for name, sample in energon.located(folder):
         try:
-            yield name, sample.id, renderer.encode(renderer.instructed(sample, sample.id))
+            found = _checked(renderer.encode(renderer.instructed(sample, sample.id)), renderer, length)
         except RecordError as error:
             rejects.add(Record(folder / name, None, sample.id), error.reason, str(error))
+            continue
+        prints.append(sample, sample.id)
+        yield name, sample.id, found
+
+
+def _validating(names: Sequence[str], trained: Sequence[str], beside: Path) -> Path:
+    """A folder with the prints of what validates: val splits, or all of what has none and does not train."""
+    beside.mkdir()
+    with Prints(beside) as prints:
+        for name in names:
+            folder = Path(str(layout.Energon(dataset=name)))
+            whole = name not in trained and not energon.splits(folder)["val"]
+            for sample in energon.read(folder, "train" if whole else "val"):
+                prints.append(sample, sample.id)
+    return beside
+
+
+def _checked(sample: Encoded, renderer: LlavaRenderer, length: int) -> Encoded:
+    """The sample, if the format takes it.
+
+    Raises:
+        RecordError: nothing of it would be trained.
+    """
+    if renderer.form["no_loss"] == "reject" and not sample.teaches(length):
+        raise RecordError(f"no answer is within the first {length} tokens", reason="no_loss")
+    return sample
 
 
 def _counts(kept: Encoded) -> tuple[int, int, int, int, int]:

@@ -164,17 +164,19 @@ class Encoder(Conversations):
         """One conversation, with the instruction that the format wants, as tokens.
 
         Raises:
-            SkipSample: the analysis could not write it either, counted it and named it.
+            SkipSample: the analysis could not use it either, counted it and named it.
             RecordError: it cannot be written, and the analysis knows nothing of that.
         """
         found = conversation(sample)
         try:
             encoded = self.renderer.encode(self.renderer.instructed(found, found.id))
-            return replace(encoded, place=place_of(sample))
         except RecordError as error:
             if found.id in self.rejected:
                 raise SkipSample from error
             raise
+        if found.id in self.rejected and not encoded.teaches(self.collate.seq_length):
+            raise SkipSample
+        return replace(encoded, place=place_of(sample))
 
     @stateless  # type: ignore[untyped-decorator]
     def batch(self, samples: list[Encoded]) -> Batch:

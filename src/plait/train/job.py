@@ -17,6 +17,7 @@ from plait.config.spread import undivided
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
+from plait.train import intact
 from plait.train.hardware import check_engine
 
 ENDS = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
@@ -168,11 +169,16 @@ class Job:
         if unfit:
             raise ConfigError(unfit, hint="config/README.md says what each key is for")
         for mixture in (self.mixture, self.evaluated) if self.around["eval_interval"] else (self.mixture,):
+            intact.check_mixed(mixture.folder, mixture.content)
             if model.vision is not None:
                 _check_energon(mixture.content, self.start, model, start["facts"]["tokenizer"])
-                continue
-            for shard, _ in mixture.shards:
+            for shard, _ in mixture.shards if model.vision is None else ():
                 _check_shard(shard, self.start, model, start["facts"]["tokenizer"])
+            intact.check_bytes(mixture.folder, self.around["verify_data"], seed=self.target)
+        if self.around["eval_interval"] and self.around["eval_mixture"] and model.vision is None:
+            intact.check_leaks(
+                self.mixture.shards, self.evaluated.shards, self.evaluated.folder, Path(self.run.leaks)
+            )
         files.refuse_foreign(layout.Iteration.parse(self.target))
 
     def _check_steps(self) -> None:

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from plait import files, layout
-from plait.convert import checkpoint, engine, layouts, stream
+from plait.convert import checkpoint, engine, layouts
 from plait.convert.torch_dist import METADATA
 from plait.errors import CheckpointError, ProofError
+from plait.models import leaves
 from plait.models.specs import Spec
 from plait.parallel.grid import Grid
 from plait.verify import logits
@@ -75,7 +76,7 @@ def prove_converted(
     spec = Spec.of(reference)
     load = Sharded(artifact, spec, grid) if manifest["kind"] == "sharded" else _Whole(artifact, spec)
     rows = computed(reference, spec, grid.tp, load) if by == "logits" else NOTHING
-    facts = {**facts, "merkle": stream.root(layouts.released(artifact, spec, grid).stream())}
+    facts = {**facts, "merkle": leaves.root(layouts.released(artifact, spec, grid).stream())}
     root = files.check_manifest(reference)["facts"]["merkle"]
     return write(proof, artifact, facts=facts, reference=reference, root=root, rows=rows)
 
@@ -108,7 +109,7 @@ def prove_export(
     grid = Grid(**trained["grid"])
     load = Trained(iteration, spec, grid)
     rows = computed(folder, spec, grid.tp, load) if by == "logits" else NOTHING
-    root = stream.root(layouts.of_hf(folder, spec).stream())
+    root = leaves.root(layouts.of_hf(folder, spec).stream())
     known = {**facts, **files.stamp(iteration), "grid": trained["grid"], "merkle": root}
     parity = write(
         Path(export.proof), str(export), facts=known, reference=iteration, root=trained["merkle"], rows=rows

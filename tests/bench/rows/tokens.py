@@ -23,7 +23,7 @@ BYTES = 200_000_000
 KINDS = (".py", ".md", ".rst", ".txt", ".json", ".pyi", ".html")
 FORM = {
     "template": "pretrain", "packing": "best_fit", "overlong": "split", "pictures": "encoded",
-    "patch_size": 32, "max_resolution": 1024, "reject_limit": 0.5,
+    "patch_size": 32, "max_resolution": 1024, "reject_limit": 0.5, "no_loss": "reject",
 }  # fmt: skip
 LIMIT = 4096
 

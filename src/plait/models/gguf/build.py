@@ -19,7 +19,7 @@ from plait.models.hub import as_fetched
 from plait.models.link import check_and_complete
 from plait.models.specs import Spec
 from plait.models.stored import Stored, write_from
-from plait.models.weights import FolderTensors, check_shapes, config_text, lay_out, merkle
+from plait.models.weights import FolderTensors, check_shapes, config_text, lay_out, write_down
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +57,7 @@ def gguf(folder: Path, settings: GgufModel) -> dict[str, Any]:
     check_and_complete(folder, folder, tensors)
     kinds = sorted({one.kind.name for one in header.tensors.values()})
     log.info("%s: %d tensors of %s as %s", path.name, len(tensors), ", ".join(kinds), settings.dtype)
-    return {"merkle": merkle(tensors)}
+    return write_down(tensors)
 
 
 def write(header: Header, name: str, stored: Stored, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,217 @@
+"""What equal and similar samples are told by: digests of a sample, of its text and of its pictures.
+
+Text is compared without regard to case, width and white space. Similar texts share most of their pieces of
+five characters, of the first ``TEXT`` ones, which MinHash (rensa) estimates. Similar pictures have similar
+difference hashes: of 9 x 8 grey points, is each brighter than the one to its right?
+"""
+
+import hashlib
+import io
+import sqlite3
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from plait.data.chat import Sample, Text
+from plait.errors import DataError
+
+PERMUTATIONS = 64
+SEED = 1
+PIECE = 5
+TEXT = 4_000
+"""Characters of a text that similar ones are found by."""
+PICTURES = 4
+"""Pictures of a sample that are looked at one by one; all are part of its digest."""
+ROW = np.dtype(
+    [
+        ("id", "<u8"),
+        ("sample", "<u8"),
+        ("text", "<u8"),
+        ("pieces", "<u4", (PERMUTATIONS,)),
+        ("count", "<u4"),
+        ("picture", "<u8", (PICTURES,)),
+        ("look", "<u8", (PICTURES,)),
+    ]
+)
+"""A sample; 0 stands where it has no such thing. ``count`` is the number of its pictures."""
+NAME = "data-prints"
+MIX = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 over the golden ratio, odd: multiplying by it spreads bits (Knuth, The Art of Computer Programming,
+volume 3, section 6.4)."""
+BATCH = 64
+"""Samples whose texts are looked at at once."""
+
+
+def digest(sample: Sample) -> bytes:
+    """The same of samples that say the same, with the same pictures in the same places."""
+    found = hashlib.sha256()
+    for message in sample.messages:
+        for part in message.parts:
+            content = part.text.encode() if isinstance(part, Text) else part.encoded
+            kind = b"t" if isinstance(part, Text) else b"p"
+            found.update(b"%s %s %d " % (message.role.encode(), kind, len(content)) + content)
+    return found.digest()
+
+
+def rows(samples: Sequence[tuple[Sample, str]]) -> NDArray[Any]:
+    """Samples with their ids as ROWs (n,)."""
+    found = np.zeros(len(samples), ROW)
+    texts = [_text(sample) for sample, _ in samples]
+    said = np.flatnonzero([bool(text) for text in texts])
+    if len(said):
+        found["pieces"][said] = pieces([texts[number] for number in said])
+    for one, (sample, id_), text in zip(found, samples, texts, strict=True):
+        pictures = sample.pictures
+        one["id"] = _number(id_.encode()) if id_ else 0
+        one["sample"] = int.from_bytes(digest(sample)[:8], "big")
+        one["text"] = _number(text.encode()) if text else 0
+        one["count"] = len(pictures)
+        for place, picture in enumerate(pictures[:PICTURES]):
+            one["picture"][place] = _number(picture)
+            one["look"][place] = look(picture)
+    return found
+
+
+def look(picture: bytes) -> int:
+    """The difference hash of a picture, 64 bits; 0 where it does not open."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(picture)) as image:
+            image.draft("L", (36, 32))
+            points = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX))
+    except (OSError, ValueError):
+        return 0
+    return int.from_bytes(np.packbits(points[:, :-1] > points[:, 1:]).tobytes(), "big")
+
+
+def _text(sample: Sample) -> str:
+    said = (part.text for message in sample.messages for part in message.parts if isinstance(part, Text))
+    return " ".join(unicodedata.normalize("NFKC", " ".join(said)).casefold().split())
+
+
+def pieces(texts: Sequence[str]) -> NDArray[np.uint32]:
+    """MinHash numbers (n, PERMUTATIONS) of texts, none of which is empty."""
+    from rensa import RMinHash
+
+    starts = [text[:TEXT].ljust(PIECE, "\0") for text in texts]
+    ends = np.cumsum([len(start) for start in starts])
+    bounds = np.concatenate([[0], ends - (PIECE - 1) * np.arange(1, len(texts) + 1)])
+    hashes = _windows("".join(starts), ends)
+    found = RMinHash.digest_matrix_from_flat_token_hashes(
+        hashes, bounds.astype(np.uint64), PERMUTATIONS, SEED
+    )
+    return np.array(found.to_rows(), np.uint32)
+
+
+def _windows(joined: str, ends: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A number for each piece of PIECE characters that is in one of the texts, which end at ``ends``."""
+    points = np.frombuffer(joined.encode("utf-32-le"), "<u4").astype(np.uint64)
+    found = np.zeros(len(points) - PIECE + 1, np.uint64)
+    for place in range(PIECE):
+        found ^= points[place : place + len(found)]
+        found *= MIX
+        found ^= found >> np.uint64(29)
+    across = (ends[:-1, None] - np.arange(1, PIECE)).ravel()
+    return np.delete(found, across)
+
+
+def _number(content: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
+
+
+# Many
+
+
+class Prints:
+    """Writes the rows of samples, and their ids, beside other files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start both files."""
+        self.folder = folder
+        self._held: list[tuple[Sample, str]] = []
+        self._rows = (folder / f"{NAME}.bin").open("wb")
+        self._ids = (folder / f"{NAME}.ids").open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._write()
+        self._rows.close()
+        self._ids.close()
+
+    def append(self, sample: Sample, id_: str) -> None:
+        """Note a sample."""
+        self._held.append((sample, id_))
+        if len(self._held) == BATCH:
+            self._write()
+
+    def _write(self) -> None:
+        self._rows.write(rows(self._held).tobytes())
+        self._ids.write(b"".join(orjson.dumps(id_) + b"\n" for _, id_ in self._held))
+        self._held.clear()
+
+
+def stand(folder: Path | str) -> bool:
+    """Whether a folder has the rows of its samples."""
+    return Path(folder, f"{NAME}.bin").is_file()
+
+
+def read(folder: Path | str) -> NDArray[Any]:
+    """The rows of a folder, mapped.
+
+    Raises:
+        DataError: it has none: another version or program packed it.
+    """
+    path = Path(folder, f"{NAME}.bin")
+    if not path.is_file():
+        raise DataError(
+            f"{folder} does not say which of its samples are alike", hint="remove it and ask for it again"
+        )
+    return np.memmap(path, ROW, "r") if path.stat().st_size else np.zeros(0, ROW)
+
+
+def ids(folder: Path | str, rows: Sequence[int]) -> Iterator[str]:
+    """The ids of some rows, which are in order."""
+    wanted = iter(rows)
+    number = next(wanted, None)
+    with Path(folder, f"{NAME}.ids").open("rb") as lines:
+        for place, line in enumerate(lines):
+            while place == number:
+                yield orjson.loads(line)
+                number = next(wanted, None)
+
+
+class Seen:
+    """What was seen before, in a temporary file: memory does not grow with it."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._known = sqlite3.connect("")
+        self._known.execute("pragma journal_mode = off")
+        self._known.execute("create table seen (key blob primary key, place text) without rowid")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._known.close()
+
+    def before(self, key: bytes, place: str) -> str | None:
+        """The place that a key was seen at first; None if that is now."""
+        if self._known.execute("insert or ignore into seen values (?, ?)", (key, place)).rowcount:
+            return None
+        (first,) = self._known.execute("select place from seen where key = ?", (key,)).fetchone()
+        return str(first)
