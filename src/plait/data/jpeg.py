@@ -1,8 +1,9 @@
 """JPEG files that need no decoding to be known as whole.
 
-A decoder of sequential JPEG stops for good over what stands before the coefficients, or over a file that ends
-too early; over anything within them it goes on with a warning. So it is enough to read the segments, and to
-find no marker among the coefficients but the last one. Of progressive files, and of others, nothing is said.
+A decoder of sequential JPEG stops for good over what stands before the coefficients, or over a file that
+ends too early; over anything within them it goes on with a warning. So it is enough to read the segments, and
+to find no marker among the coefficients but the last one. Of progressive files, and of others, this says
+nothing.
 """
 
 from dataclasses import dataclass

@@ -132,7 +132,7 @@ def _collect(
         for batch in batches(_pieces(renderer, records, rejected), BATCH):
             found = renderer.documents([pieces for _, _, pieces in batch])
             for (record, sample, _), document in zip(batch, found, strict=True):
-                if np.isin(document.text, list(renderer.vision.values())).all():
+                if markup(document.text, renderer.vision).all():
                     rejected.add(record, "no_text", "no token of text is in it")
                     continue
                 silent = not loss_tokens(document.text, document.role, renderer.vision)
@@ -228,7 +228,12 @@ def loss_tokens(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int
 
 def trained(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
     """Which tokens an assistant wrote, picture markup left out: (n,), true for each of them."""
-    return np.asarray((role == ASSISTANT) & ~np.isin(text, list(vision.values())))
+    return np.asarray((role == ASSISTANT) & ~markup(text, vision))
+
+
+def markup(text: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
+    """Which tokens stand for pictures: (n,); none where the tokenizer has no such tokens."""
+    return np.isin(text, list(vision.values())) if vision else np.zeros(len(text), np.bool_)
 
 
 # Documents to packs

@@ -1,18 +1,15 @@
-"""Tokenised documents of a shard, in temporary files: only how long each is stays in memory."""
+"""Tokenised documents of a shard, in a temporary file: memory holds where each lies, and no more."""
 
 import os
 import tempfile
 from array import array
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-from plait.tokens.roles import IMAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +51,21 @@ class Document:
         return Document(self.text[start:end], self.role[start:end], indices, kept)
 
 
+TOKEN = np.dtype(np.int32).itemsize
+"""Bytes of a token in the file. Behind a document's tokens are its roles, a byte each, and, of one with
+pictures, the indices of its patches, then the pictures."""
+
+
 class Documents:
-    """Documents end to end in temporary files; read back by number."""
+    """Documents end to end; read back by number."""
 
     def __init__(self) -> None:
         """Start with none."""
-        self._text_ends, self._picture_ends = array("q", [0]), array("q", [0])
-        self._patches, self._first_picture = array("q"), array("q", [0])
-        with ExitStack() as stack:
-            self._text, self._role, self._spool = (
-                stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)
-            )
-            self._files = stack.pop_all()
+        self._lengths, self._starts = array("q"), array("q")
+        self._patches = array("q")
+        self._picture_ends, self._first_picture = array("q"), array("q", [0])
+        self._end = 0
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
 
     def __enter__(self) -> Self:
         return self
@@ -73,53 +73,58 @@ class Documents:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._files.close()
+        self._spool.close()
 
     def __len__(self) -> int:
-        return len(self._text_ends) - 1
+        return len(self._lengths)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each document."""
-        ends = np.array(self._text_ends, np.int64)
-        return ends[1:] - ends[:-1]
+        return np.array(self._lengths, np.int64)
 
     def tokens_at(self, documents: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int32]:
         """The token at a place of each of some documents."""
-        starts = np.array(self._text_ends, np.int64)[documents] + places
-        found = [_read(self._text, int(start), int(start) + 1, np.int32) for start in starts]
-        return np.concatenate([np.empty(0, np.int32), *found])
+        starts = np.array(self._starts, np.int64)[documents] + places * TOKEN
+        return np.frombuffer(b"".join(self._read(start, TOKEN) for start in starts.tolist()), np.int32)
 
     def append(self, document: Document) -> None:
-        """Take a document in, whose patches are those of its tokens of the role IMAGE, in their order."""
-        self._text.write(np.ascontiguousarray(document.text, np.int32).data)
-        self._role.write(np.ascontiguousarray(document.role, np.uint8).data)
-        self._text_ends.append(self._text_ends[-1] + len(document))
+        """Take a document in."""
+        self._lengths.append(len(document))
+        self._starts.append(self._end)
+        columns: list[NDArray[Any]] = [document.text.astype(np.int32), document.role.astype(np.uint8)]
+        if document.pictures:
+            columns.append(document.patch_indices.astype(np.int32))
+        for column in columns:
+            self._write(column.tobytes())
         for picture in document.pictures:
-            self._spool.write(picture.encoded)
+            self._write(picture.encoded)
             self._patches.append(picture.patches)
-            self._picture_ends.append(self._picture_ends[-1] + len(picture.encoded))
+            self._picture_ends.append(self._end)
         self._first_picture.append(len(self._patches))
 
     def __getitem__(self, number: int) -> Document:
         """A document with its pictures' bytes."""
-        start, end = self._text_ends[number : number + 2]
-        text, role = _read(self._text, start, end, np.int32), _read(self._role, start, end, np.uint8)
+        size, start = self._lengths[number], self._starts[number]
+        first, last = self._first_picture[number : number + 2]
+        width = TOKEN + 1 + (TOKEN if last > first else 0)
+        content = self._read(start, size * width)
+        text = np.frombuffer(content, np.int32, size)
+        role = np.frombuffer(content, np.uint8, size, TOKEN * size)
+        if last == first:
+            return Document(text, role, np.full(size, -1, np.int32), [])
+        indices = np.frombuffer(content[(TOKEN + 1) * size :], np.int32)
+        begins = [start + size * width, *self._picture_ends[first : last - 1]]
         pictures = [
-            self._picture(picture)
-            for picture in range(self._first_picture[number], self._first_picture[number + 1])
+            Picture(self._read(begin, self._picture_ends[which] - begin), self._patches[which])
+            for begin, which in zip(begins, range(first, last), strict=True)
         ]
-        shown = role == IMAGE
-        indices = np.where(shown, np.cumsum(shown, dtype=np.int32) - 1, -1).astype(np.int32)
         return Document(text, role, indices, pictures)
 
-    def _picture(self, number: int) -> Picture:
-        start, end = self._picture_ends[number : number + 2]
-        return Picture(_read(self._spool, start, end, np.uint8).tobytes(), self._patches[number])
+    def _write(self, content: bytes) -> None:
+        self._end += self._spool.write(content)
 
-
-def _read(file: BinaryIO, start: int, end: int, dtype: type[np.generic]) -> NDArray[Any]:
-    """Elements of a file that is still written to."""
-    size = np.dtype(dtype).itemsize
-    file.flush()
-    return np.frombuffer(os.pread(file.fileno(), (end - start) * size, start * size), dtype)
+    def _read(self, start: int, size: int) -> bytes:
+        """Bytes of the file."""
+        self._spool.flush()
+        return os.pread(self._spool.fileno(), size, start)

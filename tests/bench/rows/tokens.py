@@ -23,7 +23,7 @@ BYTES = 200_000_000
 KINDS = (".py", ".md", ".rst", ".txt", ".json", ".pyi", ".html")
 FORM = {
     "template": "pretrain", "packing": "best_fit", "overlong": "split", "pictures": "encoded",
-    "patch_size": 32, "max_resolution": 1024, "reject_limit": 0.5,
+    "patch_size": 32, "max_resolution": 1024, "reject_limit": 0.5, "no_loss": "reject",
 }  # fmt: skip
 LIMIT = 4096
 
@@ -131,6 +131,11 @@ def ours(source, target, number):
     return lambda: build.build(folder, tokenizer, [source / f"{number}.jsonl.gz"], form, LIMIT)["tokens"]
 
 
+def first_half(source, target):
+    """One process of ours, for its profile."""
+    ours(source, target, 0)()
+
+
 def records(source, number):
     with gzip.open(source / f"{number}.jsonl.gz", "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -179,7 +184,7 @@ def counts(source, mine, peer):
 
 def row(name, kind, peer, target, rounds):
     make = partial(corpus, kind=kind)
-    return Row(name, target, make, way(ours), way(peer), counts, rounds=rounds)
+    return Row(name, target, make, way(ours), way(peer), counts, rounds=rounds, looked_at=first_half)
 
 
 ROWS = [
