@@ -168,7 +168,13 @@ def _mixture(mixed: Mapping[str, Any], line: str, classes: Mapping[str, str]) ->
         for name, several in of.items()
     ]
     rows = [
-        (_text(name), _number(packs), _number(tokens), f"{weight:.6f}", f"{weight * total / packs:.6g}")
+        (
+            _text(name),
+            _number(packs),
+            _number(tokens),
+            f"{weight:.6f}",
+            f"{weight * total / max(packs, 1):.6g}",
+        )
         for name, packs, tokens, weight in sums
     ]
     shards = [
