@@ -562,6 +562,16 @@ def test_whatever_a_file_of_the_users_stumbles_over_the_record_is_rejected(error
     assert chats(files_of("r.py"), reader_failed=1) == []
 
 
+@pytest.mark.parametrize("part", ["Text('\\ud800')", "'words'", "Picture('a.png')", "Text(3)"])
+def test_a_sample_of_the_users_holds_texts_and_pictures_and_nothing_else(part):
+    Path("r.py").write_text(
+        "from plait.data.chat import Message, Picture, Sample, Text\n"
+        f"def read(record, pictures): return Sample((Message('assistant', ({part},)),))"
+    )
+    jsonl("mine/a.jsonl", [{"n": 1}])
+    assert chats(files_of("r.py"), reader_failed=1) == []
+
+
 BROKEN = {
     "def read(:": "SyntaxError",
     "def read(r, p): return undefined": "r.py cannot be used: NameError",
@@ -700,6 +710,7 @@ DAMAGED = {
     "a.jsonl.zst": (b"no", "is named .zst but does not hold such data"),
     "a.json": (b'[{"text": "x"}', "has neither comma nor end after record 1"),
     "b.json": (b'{"text": "x"}', "is no list of records"),
+    "c.json": (b"[" * 100_000, "cannot be read after record 0: maximum recursion depth"),
     "a.txt": (b"x", "holds none of the files that are read"),
     "a.zip": (b"x", "holds records of shape text"),
 }
