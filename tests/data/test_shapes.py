@@ -545,14 +545,14 @@ def test_a_file_of_the_users_may_give_samples_and_reasons():
     assert chats(files_of("r.py"), too_few=1, unknown_role=1) == [[("user", "2")]]
 
 
-def test_records_that_have_no_ids_are_told_apart_by_their_lines():
+def test_records_of_one_id_or_none_are_told_apart_by_their_lines():
     said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     Path("r.py").write_text("def read(record, pictures): return record['conversations']")
-    rows = [{"conversations": said}, {"id": None, "conversations": said}, {"id": 0, "conversations": said}]
+    rows = [{"conversations": said}, {"id": "p", "conversations": said}, {"id": "p", "conversations": said}]
     jsonl("mine/a.jsonl", rows)
-    assert [one.id for one in ledger(files_of("r.py"))[0]] == ["toy-1", "toy-2", "toy-3"]
-    shutil.rmtree("data")
-    assert [one.id for one in ledger(files_of("llava"))[0]] == ["toy-1", "toy-2", "0"]
+    for shape in ("r.py", "llava", "allava", "llavar"):
+        assert [one.id for one in ledger(files_of(shape))[0]] == ["toy-1", "toy-2", "toy-3"]
+        shutil.rmtree("data")
 
 
 @pytest.mark.parametrize("error", ["OSError()", "RuntimeError('x')", "StopIteration()", "KeyError(1)"])
