@@ -705,6 +705,15 @@ def test_a_changed_picture_is_found():
         shards.write(folder, shard, planned(files_of("dvqa")).settings(shard))
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", r'"\ud800"'])
+def test_what_json_has_not_is_rejected_by_the_place_of_its_record(value):
+    folder_of("mine", {"a.json": f'[{{"text": "x"}}, {{"text": "x", "n": {value}}}]'.encode()})
+    found, reasons, _ = ledger(files_of("text"))
+    assert (len(found), reasons) == (1, {"bad_json": 1})
+    (line,) = map(json.loads, Path("data/processed/toy/shard_00000.rejects.jsonl").read_text().splitlines())
+    assert (line["file"], line["line"]) == ("files/a.json", 2)
+
+
 DAMAGED = {
     "a.parquet": (b"PAR1 no", "cannot be read as parquet"),
     "a.jsonl.zst": (b"no", "is named .zst but does not hold such data"),
