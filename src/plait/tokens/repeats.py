@@ -98,8 +98,7 @@ def write(
     """
     found = {name: counts([prints.read(one) for one in several]) for name, several in datasets.items()}
     for name, repeats in found.items():
-        told = ", ".join(f"{number} {key.replace('_', ' ')}" for key, number in repeats.items())
-        log.info("%s: %s", name, told)
+        _log(name, repeats)
         if repeats["equal_ids"]:
             _refuse_ids(name, datasets[name])
     train = [one for several in datasets.values() for one in several]
@@ -113,8 +112,13 @@ def write(
 def _together(folders: Sequence[Path]) -> dict[str, int]:
     """What repeats in all datasets as one; ids are of a dataset, so theirs say nothing."""
     found = counts([prints.read(one) for one in folders])
-    log.info("all: %s", ", ".join(f"{number} {key.replace('_', ' ')}" for key, number in found.items()))
-    return {key: number for key, number in found.items() if key != "equal_ids"}
+    del found["equal_ids"]
+    _log("all", found)
+    return found
+
+
+def _log(name: str, found: Mapping[str, int]) -> None:
+    log.info("%s: %s", name, ", ".join(f"{number} {key.replace('_', ' ')}" for key, number in found.items()))
 
 
 def told(folder: Path) -> dict[str, Any]:
