@@ -9,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import lz4.frame
@@ -226,6 +227,15 @@ def test_code_act_is_chat_records(name):
     assert chats(files_of("codeact")) == [[("system", "s"), ("user", "u"), ("assistant", "a")]]
 
 
+def test_columns_beside_a_conversation_may_be_anything_and_its_own_may_not():
+    said = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    table("mine/a.parquet", [{"conversations": said, "when": datetime.now(UTC), "blob": b"\xff"}])
+    table("mine/b.parquet", [{"conversations": [{"role": "user", "content": b"u"}]}])
+    deep = f'{{"conversations": {json.dumps(said)}, "n": {"[" * 400}{"]" * 400}}}'
+    jsonl("mine/c.jsonl", [deep.encode()])
+    assert chats(files_of("chat"), not_text=1, not_a_record=1) == [[("user", "u"), ("assistant", "a")]]
+
+
 # Pictures that records name
 
 
@@ -334,10 +344,11 @@ def test_mmc4_has_each_picture_before_the_text_that_it_matches():
         **MMC4,
         "image_info": [{"image_name": "a.jpg", "raw_url": "http://x/a", "matched_text_index": 3}],
     }
-    jsonl("mine/docs_no_face_shard_0_v3.jsonl", [MMC4, lost, wrong, {"text_list": ["x"]}])
+    none = {**MMC4, "image_info": None}
+    jsonl("mine/docs_no_face_shard_0_v3.jsonl", [MMC4, lost, wrong, none, {"text_list": ["x"]}])
     folder_of("pics", {"a.jpg": JPEG[0], "b.jpg": JPEG[1], "c.jpg": JPEG[2]})
     whole = [("assistant", JPEG[0], "one", "two", JPEG[1], JPEG[2], "three")]
-    wanted = {"wrong_pictures": 1, "missing_field": 1}
+    wanted = {"wrong_pictures": 1, "missing_field": 1, "not_a_record": 1}
     assert chats(files_of("mmc4", pictures="pics"), **wanted) == [
         whole,
         [("assistant", "one", "two", "three")],
