@@ -27,7 +27,7 @@ from plait.config.model import load
 from plait.config.plan import Plan
 from plait.data import albums, members, shaped, shapes, shards, sources
 from plait.data.chat import Text
-from plait.errors import ConfigError, DataError
+from plait.errors import ConfigError, DataError, RecordError
 from plait.layout import Chat, Raw
 
 
@@ -297,7 +297,7 @@ def cover(split=1, **more):
 def test_ocr_vqa_is_all_questions_about_a_cover():
     folder_of("mine/images", {"1588.jpg": JPEG[0], "77.gif": JPEG[1], "7.jpg": JPEG[2]})
     books = {
-        "1588": cover(), "77": cover(imageURL="http://x/y.gif?z=1"), "5": cover(split=3), "6": cover(),
+        "1588": cover(), "77": cover(imageURL="http://x/y.gif?z=1"), "5": cover(split=3), "6": cover(imageURL="http://[x"),
         "7": cover(answers=["Ann"]), "8": "no book",
     }  # fmt: skip
     Path("mine/dataset.json").write_text(json.dumps(books))
@@ -751,6 +751,60 @@ def test_every_shape_of_config_is_read_and_no_other():
             name = definitions[one["$ref"].rpartition("/")[2]]["properties"]["name"]
             named |= set(name.get("enum", [name.get("const")]))
     assert named == set(shapes.SHAPES)
+
+
+SAID = [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]
+WHOLE = {
+    # a record of each shape that reads records, and what its source chooses
+    "allava": ({"image": JPEG[0], "conversations": SAID}, {}),
+    "c4": ({"text": "x"}, {}),
+    "capybara": ({"conversation": [{"input": "a", "output": "b"}]}, {}),
+    "cauldron": ({"images": [JPEG[0]], "texts": [{"user": "q", "assistant": "a"}]}, {}),
+    "chat": ({"id": "x", "messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]}, {}),
+    "dvqa": ({"image": JPEG[0], "question": "q", "answer": "a"}, {}),
+    "figureqa": ({"image_index": 0, "question_string": "q", "answer": 1}, {}),
+    "mmc4": (MMC4, {"missing": "skip"}),
+    "ocr-vqa": ({"image": JPEG[0], **cover()}, {"splits": (1,)}),
+    "openorca": ({"id": "x", "system_prompt": "s", "question": "q", "response": "r"}, {"ids": ""}),
+    "question-answer": (
+        {"image": {"bytes": JPEG[0]}, "question": "q", "answer": ["a"]},
+        {"image": "image", "question": "question", "answer": "answer"},
+    ),
+    "sharegpt": ({"conversations": [{"from": "human", "value": "q"}]}, {"min_turns": 0}),
+    "slimpajama": ({"text": "x", "meta": {"redpajama_set_name": "y"}}, {"leave_out": ()}),
+    "websight": ({"image": JPEG[0], "text": "x"}, {}),
+}
+STRANGE = JSONS | st.sampled_from([JPEG[1], "<image>", "human", {}, [], [None], {"bytes": None}, 2**70])
+
+
+def places(value, at=()):
+    """Where something stands in a record, itself first."""
+    yield at
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*at, key))
+
+
+def changed(value, at, other):
+    """The record with something else in a place."""
+    if not at:
+        return other
+    copy = value.copy()
+    copy[at[0]] = changed(value[at[0]], at[1:], other)
+    return copy
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_whatever_stands_in_a_record_it_is_a_conversation_or_has_a_reason(name, data):
+    record, chosen = WHOLE[name]
+    read = shaped.reader({"shape": {"name": name, **chosen}})
+    at = data.draw(st.sampled_from([*places(record)]))
+    try:
+        found = read(shaped.Noted(changed(record, at, data.draw(STRANGE))), Path())
+    except RecordError as error:
+        found = error
+    assert found.reason if isinstance(found, RecordError) else found.to_line("x")
 
 
 # Memory

@@ -57,8 +57,11 @@ def cover_name(record: Any) -> Sequence[Any]:
     """The picture of a book's cover: in the record, or named by its key and the ending of its address."""
     if not isinstance(record, dict) or "image" in record:
         return one_of("image")(record)
-    address = str(record.get("imageURL", ""))
-    return [f"{record.get('id')}{PurePosixPath(urlsplit(address).path).suffix or '.jpg'}"]
+    try:
+        path = urlsplit(str(record.get("imageURL", ""))).path
+    except ValueError:  # it is no address
+        path = ""
+    return [f"{record.get('id')}{PurePosixPath(path).suffix or '.jpg'}"]
 
 
 def ocr_vqa(splits: Collection[int]) -> Shape:
