@@ -85,6 +85,6 @@ image: env
 mutants: dev
 	OMP_NUM_THREADS=1 python tests/verify/mutants.py
 
-# Figures as ratios, each pair measured in one run: conversion, packing, shards, a step's overhead.
+# Figures as ratios, each pair measured in one run. Some rows only: make bench ROWS="photos tokens-spm".
 bench: dev
-	for one in tests/bench/bench_*.py; do echo "== $$one"; python $$one || exit 1; done
+	python -m tests.bench $(ROWS)

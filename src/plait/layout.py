@@ -321,6 +321,11 @@ class Run(Artifact):
         return f"{self}/{SAMPLES}"
 
     @property
+    def leaks(self) -> str:
+        """The packed samples that it evaluates and trains, as its last job found them."""
+        return f"{self}/leaks.jsonl"
+
+    @property
     def states(self) -> str:
         """States against a crash, no stage's outputs; they are gone with the next checkpoint."""
         return f"{self}/.state"

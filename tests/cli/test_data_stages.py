@@ -137,8 +137,8 @@ def test_a_solved_mixture_reads_what_its_limits_allow_and_names_those_that_bind(
     assert mixed["solved"] == files.read_json("data/analysis/twice/tokens.json")["solved"]
     assert "binding: datasets.talk.epochs at most 2" in caplog.text
     page = Path("data/analysis/twice/tokens.html").read_text()
-    assert "<td>datasets.talk.epochs</td><td>most 2</td><td>2</td><td>binds</td>" in page
-    assert "<td>tokens</td><td>most 10,000,000</td>" in page
+    assert "<td>datasets.talk.epochs</td><td>at most 2</td><td>2</td><td>binds</td>" in page
+    assert "<td>tokens</td><td>at most 10,000,000</td>" in page
     assert "<h3>Limits</h3>" not in Path("data/analysis/all/tokens.html").read_text()
 
 
@@ -236,6 +236,27 @@ def test_the_parts_of_a_dataset_are_the_same_for_both_readers(workplace):
     assert found["train"] | found["validation"] == set(range(1, 41))
     assert not found["train"] & found["validation"]
     assert 6 < len(found["validation"]) < 26
+
+
+@pytest.mark.parametrize("reader", ["index", "energon"])
+def test_a_part_that_gets_no_sample_says_what_helps(workplace, capsys, reader):
+    Path("other.yaml").write_text(
+        Path("config.yaml").read_text().replace("validation: 0.4", "validation: 1.0e-9")
+    )
+    words = {
+        "index": (
+            "data/tokenizers/chat",
+            chat(0),
+            "data/megatron_format/chatml_validation_pack64/shard_00000",
+        ),
+        "energon": (chat(0), chat(1), "data/energon/validation"),
+    }[reader]
+    assert main([reader, *words, "--config", "other.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert f"{20 if reader == 'index' else 40} are of the dataset's other part" in said
+    assert (
+        "fewer `shards`, or another `by_hash.validation`, give each shard of this part some records" in said
+    )
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "index", "analyse", "schedule"])

@@ -398,6 +398,23 @@ def test_columns_of_any_names_are_questions_and_answers():
     assert chats(files_of(shape)) == [[("user", PNG[0], "\nq"), ("assistant", "a")]]
 
 
+def test_pictures_that_datasets_has_only_the_paths_of_are_found_in_a_folder():
+    table("mine/a.parquet", [{"image": {"bytes": None, "path": "x/a.png"}, "question": "q", "answer": "a"}])
+    folder_of("pics", {"a.png": PNG[0]})
+    assert chats(files_of("question-answer"), missing_picture=1) == []
+    shutil.rmtree("data")
+    assert chats(files_of("question-answer", pictures="pics")) == [
+        [("user", PNG[0], "\nq"), ("assistant", "a")]
+    ]
+
+
+@pytest.mark.parametrize("folder", ["mine", "mine/train"])
+def test_what_datasets_saves_for_itself_is_refused(folder):
+    folder_of(folder, {"data-00000-of-00001.arrow": b"x", "state.json": b"{}"})
+    with pytest.raises(DataError, match=r"mine is what `save_to_disk` of .* writes, which is not read"):
+        made(files_of("question-answer"))
+
+
 # Tars and classes
 
 
@@ -468,9 +485,10 @@ def test_imagenet_is_a_folder_for_each_class():
     assert chats(files_of(shape, "train"), undecodable_picture=1) == [
         [("user", JPEG[0]), ("assistant", "tench, tinca")], [("user", JPEG[2]), ("assistant", "nine")],
     ]  # fmt: skip
-    Path("category.jsonl").write_text("{}\n")
-    with pytest.raises(DataError, match=r"category.jsonl line 1 names no class"):
-        ledger(files_of(shape, "train"))
+    for wrong in (b"{}\n", b"{\n", b"n9\n", b"n9 \xff\n"):
+        Path("category.jsonl").write_bytes(wrong)
+        with pytest.raises(DataError, match=r"category.jsonl line 1 names no class"):
+            ledger(files_of(shape, "train"))
 
 
 # A file of the user's
@@ -527,8 +545,27 @@ def test_a_file_of_the_users_may_give_samples_and_reasons():
     assert chats(files_of("r.py"), too_few=1, unknown_role=1) == [[("user", "2")]]
 
 
+def test_records_that_have_no_ids_are_told_apart_by_their_lines():
+    said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    Path("r.py").write_text("def read(record, pictures): return record['conversations']")
+    rows = [{"conversations": said}, {"id": None, "conversations": said}, {"id": 0, "conversations": said}]
+    jsonl("mine/a.jsonl", rows)
+    assert [one.id for one in ledger(files_of("r.py"))[0]] == ["toy-1", "toy-2", "toy-3"]
+    shutil.rmtree("data")
+    assert [one.id for one in ledger(files_of("llava"))[0]] == ["toy-1", "toy-2", "0"]
+
+
+@pytest.mark.parametrize("error", ["OSError()", "RuntimeError('x')", "StopIteration()", "KeyError(1)"])
+def test_whatever_a_file_of_the_users_stumbles_over_the_record_is_rejected(error):
+    Path("r.py").write_text(f"def read(record, pictures): raise {error}")
+    jsonl("mine/a.jsonl", [{"n": 1}])
+    assert chats(files_of("r.py"), reader_failed=1) == []
+
+
 BROKEN = {
     "def read(:": "SyntaxError",
+    "def read(r, p): return undefined": "r.py cannot be used: NameError",
+    "def pictures(r): import no_such_module\ndef read(r, p): pass": "No module named 'no_such_module'",
     "import no_such_module": "No module named 'no_such_module'",
     "1 / 0": "ZeroDivisionError",
     "import sys; sys.exit(3)": "SystemExit",

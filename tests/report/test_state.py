@@ -56,6 +56,15 @@ def checkpoint(path, *, kind="iteration", inputs=(), settings=None, facts=None):
     files.write_manifest(folder, kind=kind, settings=settings or {}, inputs=inputs, facts=facts)
 
 
+def test_samples_that_a_run_evaluates_and_trains_are_counted(said):
+    checkpoint("data/ckpts/x/iter_0000005")
+    listed = Path("data/ckpts/x/leaks.jsonl")
+    listed.write_bytes(b"")
+    assert "evaluates" not in said("x")
+    listed.write_bytes(b'{"id": "a"}\n{"id": "b"}\n')
+    assert "samples that it evaluates and trains: 2, in data/ckpts/x/leaks.jsonl" in said("x")
+
+
 def test_a_living_job_and_what_it_leaves_when_it_is_killed(said):
     process = started(HOLD)
     part = next(Path("data/raw").iterdir())

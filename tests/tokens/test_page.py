@@ -116,9 +116,10 @@ def analyse(packs, samples):
     texts = {"format": "f", "pack": 256, "datasets": ["talk", "seen"], "weights": {}}
     pictures = {
         "format": "l", "pack": None, "decoder_seq_length": 180, "datasets": [*SIZES],
-        "weights": {}, "validation": [],
+        "weights": {}, "validation": [], "leak_limit": 0.0,
     }  # fmt: skip
-    form = {"template": "llava", "instruction": "", "language": "", "picture_tokens": 9, "reject_limit": 0.5}
+    form = {"template": "llava", "instruction": "", "language": "", "picture_tokens": 9, "reject_limit": 0.5,
+            "no_loss": "reject"}  # fmt: skip
     given = {"mixture": pictures, "format": form, "image_token_id": None}
     folders = [f"data/energon/{name}" for name in SIZES]
     for words, settings in (
@@ -253,6 +254,28 @@ def test_rejects_are_those_of_the_files_and_some_are_quoted(root, found, monkeyp
     assert "&lt;b&gt;6" in text
 
 
+def test_repeats_are_those_that_were_counted(root, found, monkeypatch):
+    monkeypatch.chdir(root)
+    for name in found:
+        folder = Path("data/analysis", name)
+        counted, text = files.read_json(folder / "duplicates.json"), (folder / "tokens.html").read_text()
+        section = text.partition('<h2 id="repeats">')[2].partition("<h2")[0]
+        rows = dict(re.findall(r"<tr><td>(\w+)</td>((?:<td>[\d,]+</td>){7})</tr>", section))
+        assert {*rows} == {*counted["datasets"]} != set()
+        for dataset, cells in rows.items():
+            keys = ("samples", *page.REPEATED)
+            assert re.findall(r"[\d,]+", cells) == [str(counted["datasets"][dataset][key]) for key in keys]
+        assert ("Nothing of this mixture validates" in section) is (name == "packs")
+
+
+def test_sources_of_others_have_repeats_that_nobody_knows():
+    repeats = {"datasets": {"ours": dict.fromkeys(("samples", *page.REPEATED), 3)}, "leaks": {}, "first": []}
+    section = page._repeats(repeats, ["ours", "theirs"])
+    assert f"<td>ours</td>{'<td>3</td>' * 7}" in section
+    assert f"<td>theirs</td>{'<td>not known</td>' * 7}" in section
+    assert page._repeats(None, ["theirs"]) == ""
+
+
 def test_samples_that_a_template_cannot_write_are_quoted(found):
     tokens, shown_, _ = found["samples"]
     row = shown_["rejects"]["many"][-1]
@@ -350,7 +373,7 @@ def test_an_equal_rebuild_is_equal_byte_for_byte(root, monkeypatch):
 
 def test_what_is_for_people_only_is_in_no_manifest(root):
     listed = files.read_manifest(root / "data/analysis/packs")["files"]
-    assert set(listed) == {"tokens.json", "mixture.yaml", "mixture.txt"}
+    assert set(listed) == {"tokens.json", "mixture.yaml", "mixture.txt", "duplicates.json"}
 
 
 @pytest.mark.parametrize("pictures", ["encoded", "patches"])

@@ -103,9 +103,13 @@ def test_what_is_evaluated_and_trained_is_named_and_limited(tmp_path, monkeypatc
     if limit < 0.2:
         words = "2 of 10 samples .* train too, .*held/c is equal to train/a; held/e is similar to train/a"
         with pytest.raises(DataError, match=words):
-            intact.check_leaks(train, evaluated, folder)
+            intact.check_leaks(train, evaluated, folder, tmp_path / "leaks.jsonl")
     else:
-        intact.check_leaks(train, evaluated, folder)
+        intact.check_leaks(train, evaluated, folder, tmp_path / "leaks.jsonl")
+    assert [*map(json.loads, (tmp_path / "leaks.jsonl").read_text().splitlines())] == [
+        {"id": "held/c", "like": "equal", "train": "train/a"},
+        {"id": "held/e", "like": "similar", "train": "train/a"},
+    ]
     assert "of 10 samples that validate, 1 train too and 1 are like one that trains" in caplog.text
 
 
@@ -114,7 +118,8 @@ def test_shards_of_others_are_named_where_leaks_are_looked_for(tmp_path, monkeyp
     ours = [Path(str(one)) for one in shards(tmp_path, "one", numbered(0, 3))]
     theirs = Path("data/megatron_format/f_theirs_pack64/shard_00000")
     files.write_manifest(tmp_path / "analysis", kind="analysis", settings={}, facts={})
-    intact.check_leaks([(ours[0], 0.5), (theirs, 0.5)], [(ours[0], 1.0)], tmp_path / "analysis")
+    shards_ = [(ours[0], 0.5), (theirs, 0.5)]
+    intact.check_leaks(shards_, [(ours[0], 1.0)], tmp_path / "analysis", tmp_path / "leaks.jsonl")
 
     assert (
         f"1 of 2 shards were packed by others: whether samples of them train and are evaluated too is not "

@@ -286,6 +286,10 @@ def test_what_trains_and_validates_is_listed_and_more_than_the_limit_fails(root,
     assert all(line["id"] == line["train"] for line in lines if line["like"] == "equal")
     leaks = files.read_manifest(made)["facts"]["duplicates"]["leaks"]
     assert (leaks["validation"], leaks["equal"]) == (len(held), len(equal))
+    page = (made / "tokens.html").read_text()
+    assert f"Of {len(held)} samples that validate, {len(equal)} are equal to one that trains" in page
+    for line in lines[:10]:
+        assert f"<td>{line['id']}</td><td>{line['like']}</td><td>{line['train']}</td>" in page
 
 
 def test_counts_that_contradict_the_manifest_are_found(root, monkeypatch, capsys):

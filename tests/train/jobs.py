@@ -156,16 +156,16 @@ def patched(root, **keys):
     return packs(root, maker, maker.solo(), maker.vision, lines, recipe="solo", **keys)
 
 
-def packs(root, maker, hf, tokenizer, lines, **keys):
-    """A run over packed records."""
+def packs(root, maker, hf, tokenizer, lines, limit=64, **keys):
+    """A run over packed records; ``limit`` is the tokens of a pack."""
     place, grid = project(root, **keys)
     (root / place.start).symlink_to(maker.shards(hf, grid.tp, grid.pp))
     chats = root / "chats.jsonl"
     chats.write_bytes(b"\n".join(lines) + b"\n")
-    shard = "data/megatron_format/f_d_pack64/shard_00000"
+    shard = f"data/megatron_format/f_d_pack{limit}/shard_00000"
     (root / shard).mkdir(parents=True)
     form = FORM | ({"patch_size": PATCH} if keys.get("recipe") == "solo" else {})
-    facts = build.build(root / shard, tokenizer, [chats], form, 64)
+    facts = build.build(root / shard, tokenizer, [chats], form, limit)
     files.write_manifest(root / shard, kind="indexed", settings={}, facts=facts)
     folder = analysed(place, {"sources": [{"prefix": shard, "weight": 1.0}]})
     files.write_manifest(folder, kind="analysis", settings={}, facts={})

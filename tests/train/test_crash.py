@@ -60,6 +60,7 @@ def test_who_is_asked_to_stop_keeps_all_it_did_and_goes_on(texts, tmp_path):
     assert not (place.ckpts / ".state").exists()
 
 
+@pytest.mark.long
 def test_pictures_go_on_too_when_every_process_is_signalled(pictures, tmp_path):
     place = pictures.copy(tmp_path)
     interrupted(place, signal.SIGTERM, everybody=True)
@@ -82,7 +83,7 @@ def killed_while_saving(place):
     pytest.fail("no kill met a save")
 
 
-@pytest.mark.parametrize("kind", ["texts", "pictures"])
+@pytest.mark.parametrize("kind", ["texts", pytest.param("pictures", marks=pytest.mark.long)])
 def test_killed_inside_a_save_it_goes_on_from_the_newest_whole_state(kind, request, tmp_path):
     whole = request.getfixturevalue(kind)
     place = whole.copy(tmp_path)

@@ -40,6 +40,7 @@ def hub():
     server.shutdown()
 
 
+@pytest.mark.long
 def test_seed_16_training_asks_no_hub(pictures, hub, tmp_path):
     address, asked = hub
     place = pictures.copy(tmp_path)
@@ -52,6 +53,7 @@ def test_seed_16_training_asks_no_hub(pictures, hub, tmp_path):
     assert place.result() == pictures.result()
 
 
+@pytest.mark.long
 def test_seed_25_lengths_in_a_checkpoint_change_nothing(pictures, tmp_path):
     place = pictures.copy(tmp_path)
     (tmp_path / "data/models").unlink()

@@ -112,7 +112,8 @@ def other_mixture(place):
     files.write_manifest(folder, kind="analysis", settings={}, facts={})
 
 
-@pytest.mark.parametrize("make", [pytest.param(packed, marks=pytest.mark.long), pictured])
+@pytest.mark.long
+@pytest.mark.parametrize("make", [packed, pictured])
 def test_evaluation_changes_no_bit_of_what_is_trained(make, tmp_path):
     plainly, place = make(tmp_path / "plainly"), make(tmp_path / "evaluated")
     other = {} if make is pictured else {"eval_mixture": "y"}

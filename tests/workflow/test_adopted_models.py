@@ -97,6 +97,7 @@ def test_a_clone_without_and_with_its_large_files(project, adopt, maker):
     assert "was adopted already" in adopt(HF, config=CONFIG)[1]
 
 
+@pytest.mark.long
 def test_what_was_adopted_is_removed_by_no_force_and_no_old_record(project, adopt, put, maker):
     made = {"raw_hf": {"mine": {"kind": "init_tower"}}}
     project.run(HF, config=made)

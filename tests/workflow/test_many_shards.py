@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
+sys.path.append(str(Path(__file__).parents[2]))
 
-from bench_shards import many, seconds
+from tests.bench.rows.steps import many, seconds
 
 SHARDS, CORES, LIMIT = 1000, 2, 300
 

@@ -151,6 +151,7 @@ def test_another_checkout_with_new_mtimes_comments_and_spaces_plans_nothing(copy
     assert copy.plan(EXPORT, config=SMALL).nothing
 
 
+@pytest.mark.long
 def test_evaluating_on_other_data_makes_them_and_trains_nothing_again(copy):
     held_out = {
         "datasets": {"held-out": {"source": {"kind": "chat-jsonl", "path": "held"}}},

@@ -53,11 +53,14 @@ Made = tuple[list[layout.Artifact], dict[str, Any]]
 
 def _packs(folder: Path, target: layout.Analysis, paths: Sequence[str], chosen: Mapping[str, Any]) -> Made:
     from plait.tokens import analysis, repeats
+    from plait.tokens.page import look_at
 
     shards = [layout.Indexed.parse(path) for path in paths]
     counted = [analysis.measure(shard) for shard in shards]
-    facts = analysis.build(folder, target.mixture, counted, chosen["mixture"])
-    return [*shards], {**facts, "duplicates": repeats.of_packs(folder, shards)}
+    repeated = repeats.of_packs(folder, shards)
+    look = look_at(counted, repeats.told(folder))
+    facts = analysis.build(folder, target.mixture, counted, chosen["mixture"], look=look)
+    return [*shards], {**facts, "duplicates": repeated}
 
 
 def _samples(folder: Path, target: layout.Analysis, paths: Sequence[str], chosen: Mapping[str, Any]) -> Made:

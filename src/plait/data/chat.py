@@ -50,7 +50,8 @@ class Picture:
 
     def to_json(self) -> dict[str, Any]:
         """The part as it is written, with the bytes in base64."""
-        return {"type": "image_url", "image_url": {"url": images.to_url(self.encoded)}}
+        url = orjson.Fragment(images.url_json(self.encoded))
+        return {"type": "image_url", "image_url": {"url": url}}
 
 
 Part = Text | Picture

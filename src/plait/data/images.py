@@ -1,6 +1,7 @@
 """Pictures: base64, checks before decoding, resizing, and SOLO's grid of patches.
 
-A picture travels as its encoded bytes. They stay as they are unless a rule asks for another size.
+A picture travels as its encoded bytes. They stay as they are unless a rule asks for another size: a JPEG
+whose segments show that it is whole is then not even decoded.
 Orientation tags are ignored here, so that a picture's grid follows from its stored size alone.
 
 P = patch size, R = rows of patches, C = columns of patches
@@ -11,20 +12,24 @@ P = patch size, R = rows of patches, C = columns of patches
 (1, 32)
 """
 
+import contextlib
 import io
 import struct
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import pybase64
 
+from plait.data import jpeg
 from plait.errors import RecordError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
+
+    Pixels = NDArray[np.uint8]
 
 PATCH_SIZE = 32
 MAX_RESOLUTION = 1024
@@ -44,6 +49,14 @@ MAGIC = {
     b"II": "image/tiff",
     b"MM": "image/tiff",
 }
+JPEGS = ("JPEG", "MPO")
+"""Pillow's names of JPEG files; cameras put a second picture behind the first of an MPO."""
+COLOURS = {"RGB": "RGB", "L": "GRAY"}
+"""simplejpeg's names of Pillow's modes that it decodes."""
+SIDES = ("min_width", "min_height")
+EIGHTHS = 8
+SCALES = (1, 2, 4)
+"""Eighths of a JPEG's size that decoding at is quick for."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, LookupError, TypeError, ArithmeticError)
 """What Pillow's parsers raise on damaged bytes."""
 
@@ -53,7 +66,13 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, LookupError,
 
 def to_url(encoded: bytes) -> str:
     """A picture file as a data URL with its true media type."""
-    return f"data:{media_type(encoded)};base64,{pybase64.b64encode(encoded).decode('ascii')}"
+    return url_json(encoded)[1:-1].decode("ascii")
+
+
+def url_json(encoded: bytes) -> bytes:
+    """The same as a string of JSON: nothing in it has to be escaped."""
+    kind, payload = media_type(encoded).encode(), pybase64.b64encode(encoded)
+    return b"".join((b'"data:', kind, b";base64,", payload, b'"'))
 
 
 def from_url(url: str) -> bytes:
@@ -87,14 +106,31 @@ def open_picture(encoded: bytes) -> "Image.Image":
         RecordError: it is not a whole picture of a known format (``undecodable_picture``), or has
             more than 100 million pixels (``too_many_pixels``).
     """
+    image = _opened(encoded)
+    with _damage_told(encoded):
+        image.load()
+    return image
+
+
+def _opened(encoded: bytes) -> "Image.Image":
+    """A picture of which the head was read, and checked."""
+    from PIL import Image
+
+    with _damage_told(encoded):
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        _check_pixels(*image.size)
+    return image
+
+
+@contextlib.contextmanager
+def _damage_told(encoded: bytes) -> Iterator[None]:
+    """What Pillow raises, as errors of a record."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-            _check_pixels(*image.size)
-            image.load()
+            yield
     except Image.DecompressionBombError as error:
         raise RecordError(f"picture is too large: {error}", reason="too_many_pixels") from error
     except UnidentifiedImageError as error:
@@ -104,7 +140,32 @@ def open_picture(encoded: bytes) -> "Image.Image":
     except DAMAGE as error:
         sentence = f"picture of {len(encoded)} bytes cannot be decoded: {error}"
         raise RecordError(sentence, reason="undecodable_picture") from error
-    return image
+
+
+def _pixels(image: "Image.Image", encoded: bytes, scale: int = EIGHTHS) -> "Pixels":
+    """The pixels of an opened picture, (Y, X, C): C is 1 where it is grey, or 3.
+
+    Args:
+        image: the opened picture.
+        encoded: its file.
+        scale: eighths of its size that a JPEG is decoded at, for a fraction of the work; rounded up.
+
+    Raises:
+        RecordError: it is damaged.
+    """
+    import numpy as np
+    import simplejpeg
+
+    colours = COLOURS.get(image.mode) if image.format in JPEGS else None
+    if colours:
+        sides = {name: -(-side * scale // EIGHTHS) for name, side in zip(SIDES, image.size, strict=True)}
+        # what this decoder does not take, or complains of, is for the other one to judge
+        with contextlib.suppress(ValueError):
+            return cast("Pixels", simplejpeg.decode_jpeg(encoded, colours, **sides))
+    with _damage_told(encoded):
+        image.load()
+    flat = image if image.mode == "L" else _rgb(image)
+    return np.array(flat, np.uint8).reshape(image.height, image.width, -1)
 
 
 def upright(encoded: bytes) -> "Image.Image":
@@ -206,30 +267,71 @@ def resized(encoded: bytes, pictures: Mapping[str, Any]) -> bytes:
     Raises:
         RecordError: the picture is damaged or too large.
     """
-    image = open_picture(encoded)
-    size = RULES[pictures["rule"]](*image.size, pictures)
-    return encoded if size == image.size else _encode(_resize(image, size), image)
+    rule, head = pictures["rule"], jpeg.head(encoded)
+    if head and head.size == RULES[rule](*head.size, pictures) and head.is_whole(encoded):
+        _check_pixels(*head.size)
+        return encoded
+    image = _opened(encoded)
+    size = RULES[rule](*image.size, pictures)
+    if size == image.size:
+        open_picture(encoded)
+        return encoded
+    scale = next((one for one in SCALES if _covers(image.size, one, size)), EIGHTHS)
+    pixels = _pixels(image, encoded, scale)
+    # the last pixels of a smaller one may stand beyond its edge; one that Pillow has decoded is no smaller
+    smaller = pixels.shape[1] < image.width
+    extent = (image.width * scale / EIGHTHS, image.height * scale / EIGHTHS) if smaller else None
+    return _encode(_resize(pixels, size, KERNELS[rule], extent), image)
 
 
-def _resize(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
-    from PIL.Image import Resampling
-
-    flat = image if image.mode == "L" else _rgb(image)
-    return flat.resize(size, Resampling.BILINEAR)
+def _covers(full: tuple[int, int], scale: int, size: tuple[int, int]) -> bool:
+    """Whether so many eighths of a picture are no smaller than a size."""
+    return all(side * scale >= EIGHTHS * wanted for side, wanted in zip(full, size, strict=True))
 
 
-def _encode(image: "Image.Image", source: "Image.Image") -> bytes:
+KERNELS = {"patches": "bilinear", "longest_side": "bicubic"}
+"""How pixels are weighed: for patches, as SOLO does."""
+
+
+def _resize(
+    pixels: "Pixels", size: tuple[int, int], kernel: str, extent: tuple[float, float] | None = None
+) -> "Pixels":
+    """Pixels of another width and height, each the weighed mean of those that it covers.
+
+    Args:
+        pixels: (Y, X, C).
+        size: width and height to come.
+        kernel: bilinear or bicubic.
+        extent: width and height of the picture in these pixels, where the last ones stand beyond its edge.
+    """
+    import torch
+
+    if size == (extent or pixels.shape[1::-1]):
+        return pixels
+    planes_1CYX = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    scales = (size[1] / extent[1], size[0] / extent[0]) if extent else (None, None)
+    # what torch.nn.functional.interpolate calls; that takes a size or scales, not both
+    resize = getattr(torch.ops.aten, f"_upsample_{kernel}2d_aa")
+    found_1CYX = resize(planes_1CYX, size[::-1], False, *scales)
+    found: Pixels = found_1CYX.permute(0, 2, 3, 1).contiguous()[0].numpy()
+    return found
+
+
+def _encode(pixels: "Pixels", source: "Image.Image") -> bytes:
     """A picture file with the orientation tag of its source: who reads it turns it as before."""
+    import simplejpeg
     from PIL import Image
 
     exif, turned = Image.Exif(), source.getexif().get(ORIENTATION)
     if turned is not None:
         exif[ORIENTATION] = turned
+    if source.format in JPEGS:
+        how = ("GRAY", "Gray") if pixels.shape[2] == 1 else ("RGB", "420")
+        found: bytes = simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, *how)
+        return found if turned is None else jpeg.with_exif(found, exif.tobytes())
     out = io.BytesIO()
-    if source.format == "JPEG":
-        image.save(out, "JPEG", quality=JPEG_QUALITY, exif=exif)
-    else:
-        image.save(out, "PNG", **({"exif": exif} if turned is not None else {}))
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image.save(out, "PNG", **({"exif": exif} if turned is not None else {}))
     return out.getvalue()
 
 
@@ -237,26 +339,34 @@ def _encode(image: "Image.Image", source: "Image.Image") -> bytes:
 
 
 def patches(
-    encoded: bytes, *, patch_size: int = PATCH_SIZE, max_resolution: int = MAX_RESOLUTION
-) -> "NDArray[np.float32]":
+    encoded: bytes,
+    *,
+    patch_size: int = PATCH_SIZE,
+    max_resolution: int = MAX_RESOLUTION,
+    halves: bool = False,
+) -> "NDArray[Any]":
     """The normalised patches of a picture, row by row: (R*C, 3*P*P), each in channel, y, x order.
+
+    Args:
+        encoded: a picture file.
+        patch_size: side of a patch, in pixels.
+        max_resolution: longest side of the picture, once resized, in pixels.
+        halves: give float16, as they are stored, instead of float32.
 
     Raises:
         RecordError: the picture is damaged or too large.
     """
-    import numpy as np
+    import torch
 
-    image = open_picture(encoded)
+    image = _opened(encoded)
     rows, columns = patch_grid(*image.size, patch_size=patch_size, max_resolution=max_resolution)
     size = (columns * patch_size, rows * patch_size)
-    flat = _rgb(image)
-    pixels_YXC: NDArray[Any] = np.asarray(
-        flat if flat.size == size else _resize(flat, size), dtype=np.float32
-    )
-    pixels_YXC = (pixels_YXC / np.float32(255) - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
-    cut = pixels_YXC.reshape(rows, patch_size, columns, patch_size, 3)
-    patches_NCYX = cut.transpose(0, 2, 4, 1, 3).reshape(rows * columns, -1)
-    return np.ascontiguousarray(patches_NCYX, dtype=np.float32)
+    pixels_YXC = torch.from_numpy(_resize(_pixels(image, encoded), size, KERNELS["patches"]))
+    mean, std = (torch.tensor(one)[:, None, None] for one in (MEAN, STD))
+    cut = pixels_YXC.permute(2, 0, 1).contiguous().view(-1, rows, patch_size, columns, patch_size)
+    values_NCYX = torch.empty((rows, columns, 3, patch_size, patch_size))
+    values_NCYX.copy_(cut.permute(1, 3, 0, 2, 4)).div_(255).sub_(mean).div_(std)
+    return values_NCYX.view(rows * columns, -1).to(torch.float16 if halves else torch.float32).numpy()
 
 
 def unpatched(patches_NF: "NDArray[Any]", columns: int) -> "Image.Image":

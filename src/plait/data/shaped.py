@@ -92,8 +92,23 @@ def _placed(source: Mapping[str, Any], folder: Path) -> list[str]:
     """The names of the source's files, which are linked below ``files``."""
     if source["kind"] != "files":
         return fetched.place(source, folder)
+    _refuse_arrow(local(source["path"]))
     names, _ = linked.link(source["path"], folder / fetched.FILES, "files")
     return [f"{fetched.FILES}/{name}" for name in names]
+
+
+def _refuse_arrow(path: Path) -> None:
+    """A folder that Hugging Face `datasets` saved for itself holds small files of JSON that are no records.
+
+    Raises:
+        DataError: it is one.
+    """
+    if any(path.glob("*.arrow")) or any(path.glob("*/*.arrow")):
+        raise DataError(
+            f"{path} is what `save_to_disk` of Hugging Face `datasets` writes, which is not read",
+            hint=f"datasets.load_from_disk({str(path)!r}).to_parquet(FILE.parquet) writes what is; of "
+            "several splits each by its name",
+        )
 
 
 def _of(names: Sequence[str], kind: str, source: Mapping[str, Any]) -> list[str]:
@@ -163,7 +178,7 @@ def _find(album: albums.Album, name: Any) -> albums.Place | None:
     """Where a picture lies that may go by several names."""
     for one in name if isinstance(name, list) else [name]:
         try:
-            if place := album.place(one):
+            if place := album.place(one.get("path") if isinstance(one, Mapping) else one):
                 return place
         except RecordError:
             continue

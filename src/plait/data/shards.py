@@ -178,6 +178,10 @@ def _reject(line: RawLine, error: RecordError) -> bytes:
 
 def _check_share(counts: Counts, shard: Chat, settings: Mapping[str, Any]) -> None:
     if not counts.read:
+        if not counts.lines:
+            raise DataError(
+                f"the raw source of {shard} has no line", hint="look at the files of its `source`"
+            )
         raise DataError(f"no line of the raw source falls to {shard}", hint="lower `shards` in config/")
     limit = settings["reject_limit"]
     if counts.rejected > limit * counts.read:

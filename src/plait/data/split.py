@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 STEPS = 2**64
+EMPTY = "fewer `shards`, or another `by_hash.validation`, give each shard of this part some records"
+"""What helps where a shard has no sample of a part."""
 
 
 def place(id_: str) -> float:

@@ -22,6 +22,7 @@ import orjson
 
 from plait import files
 from plait.config.paths import shard_name
+from plait.data import split
 from plait.data.chat import Message, Part, Picture, Sample, Text
 from plait.data.images import check_tags, media_type
 from plait.data.prints import Seen, digest
@@ -122,7 +123,11 @@ def write(
         "mend the records, or change layout or reject_limit of the dataset's energon keys",
     )
     if not kept:
-        raise DataError("there is not one sample to write", hint="look at the ledgers of the chat shards")
+        raise DataError(
+            f"there is not one sample to write: {rejected.count} are rejected, {made.others} are of the "
+            "dataset's other part",
+            hint=split.EMPTY if made.others else "look at the ledgers of the chat shards",
+        )
     return made
 
 

@@ -73,6 +73,8 @@ def _of_run(run: layout.Run) -> Iterator[str]:
     exports = sorted((folder / "hf").glob("model_iter_*"), key=lambda path: (len(path.name), path.name))
     if exports:
         yield f"exports: {', '.join(path.name for path in exports if (path / layout.MANIFEST).is_file())}"
+    if Path(run.leaks).is_file() and (leaks := Path(run.leaks).read_bytes().count(b"\n")):
+        yield f"samples that it evaluates and trains: {leaks}, in {run.leaks}"
     row = last_row(Path(run.metrics))
     if row:
         yield f"last row of {layout.METRICS}: {row}"

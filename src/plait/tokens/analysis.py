@@ -49,6 +49,8 @@ QUANTILES = 200
 """Equal shares that a distribution is described by: more would not be seen."""
 BINS = 32
 """Bins of a histogram, about."""
+STRETCH = 1 << 17
+"""Values that are looked through at once."""
 FILLS = 20
 """Bins of the histogram of fill, exactly."""
 TAIL = 30
@@ -171,8 +173,7 @@ def document_bounds(roles: IndexedReader, *, own_separators: bool) -> tuple[Ints
         roles: the roles of a shard.
         own_separators: whether the documents begin with a separator of their own, which counts then.
     """
-    flat = roles.flat
-    breaks = np.flatnonzero(flat == PACK_SEP)
+    breaks = places(roles.flat, PACK_SEP)
     skip = np.full(len(breaks), not own_separators, np.int64)
     # a pack ends behind its last token, where no separator is
     ends = np.concatenate([breaks, np.cumsum(roles.sizes, dtype=np.int64)])
@@ -180,6 +181,13 @@ def document_bounds(roles: IndexedReader, *, own_separators: bool) -> tuple[Ints
     order = np.argsort(ends, kind="stable")
     starts = np.concatenate([[0], (ends + skips)[order][:-1]])
     return np.asarray(starts, np.int64), np.asarray(ends[order], np.int64)
+
+
+def places(values: NDArray[Any], wanted: int) -> Ints:
+    """Where a value stands; a stretch at a time, that what is compared stays in the processor's memory."""
+    stretches = range(0, len(values), STRETCH)
+    found = [np.flatnonzero(values[start : start + STRETCH] == wanted) + start for start in stretches]
+    return np.concatenate([np.empty(0, np.int64), *found])
 
 
 def weigh(

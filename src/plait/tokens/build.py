@@ -74,7 +74,8 @@ def build(
         if not len(packing):
             raise DataError(
                 f"no document is left to pack: {len(documents)} were read, {cuts.dropped} are too long, "
-                f"rejected are {rejected}, {records.others} are of the dataset's other part"
+                f"rejected are {rejected}, {records.others} are of the dataset's other part",
+                hint=split.EMPTY if records.others else "look at the ledgers of the chat shards",
             )
         writer = PackWriter(folder, renderer, form)
         rows = writer.write(_packs(documents, cuts, packing))
@@ -131,7 +132,7 @@ def _collect(
         for batch in batches(_pieces(renderer, records, rejected), BATCH):
             found = renderer.documents([pieces for _, _, pieces in batch])
             for (record, sample, _), document in zip(batch, found, strict=True):
-                if np.isin(document.text, list(renderer.vision.values())).all():
+                if markup(document.text, renderer.vision).all():
                     rejected.add(record, "no_text", "no token of text is in it")
                     continue
                 silent = not loss_tokens(document.text, document.role, renderer.vision)
@@ -227,7 +228,12 @@ def loss_tokens(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int
 
 def trained(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
     """Which tokens an assistant wrote, picture markup left out: (n,), true for each of them."""
-    return np.asarray((role == ASSISTANT) & ~np.isin(text, list(vision.values())))
+    return np.asarray((role == ASSISTANT) & ~markup(text, vision))
+
+
+def markup(text: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
+    """Which tokens stand for pictures: (n,); none where the tokenizer has no such tokens."""
+    return np.isin(text, list(vision.values())) if vision else np.zeros(len(text), np.bool_)
 
 
 # Documents to packs
@@ -281,9 +287,9 @@ class PackWriter:
         encoded = [picture.encoded for document in documents for picture in document.pictures]
         if self.encoded:
             return list(encoded)
-        empty = np.empty((0, 3 * self.grid["patch_size"] ** 2), np.float32)
-        values = np.concatenate([empty, *(patches(picture, **self.grid) for picture in encoded)])
-        return [values.astype("<f2").view("<u2")]
+        empty = np.empty((0, 3 * self.grid["patch_size"] ** 2), np.float16)
+        values = np.concatenate([empty, *(patches(one, **self.grid, halves=True) for one in encoded)])
+        return [values.view("<u2")]
 
     def _row(self, text: NDArray[Any], role: NDArray[Any], documents: list[Document]) -> dict[str, int]:
         return {

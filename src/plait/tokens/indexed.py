@@ -36,6 +36,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import orjson
 from numpy.typing import DTypeLike, NDArray
 
 from plait.errors import DataError
@@ -241,8 +242,8 @@ class PackedShard:
 
 def read_rows(path: Path) -> list[dict[str, int]]:
     """Read data.jsonl: one row of counts a pack."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    with path.open("rb") as lines:
+        return [orjson.loads(line) for line in lines]
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, int]]) -> None:

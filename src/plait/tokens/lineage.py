@@ -8,6 +8,7 @@ the numbers ``chat`` and ``raw`` stand for; -1 stands for a raw line that the ch
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ class Origins:
         self._chats: dict[str, int] = {}
         self._raws: dict[str, int] = {}
         self._rows = array("q")
+        self._inside = cache(layout.inside)
 
     def append(self, record: Record, source: Source | None) -> None:
         """Note the record of the next document."""
-        chat = self._chats.setdefault(layout.inside(record.file), len(self._chats))
+        chat = self._chats.setdefault(self._inside(record.file), len(self._chats))
         raw, line = UNKNOWN, UNKNOWN
         if source is not None:
             path = source.path(record.file)

@@ -16,8 +16,8 @@ from plait.data import chat, images
 from plait.errors import DataError, RecordError
 from plait.files import read_manifest
 from plait.tokens import instructions
+from plait.tokens.encode import starts
 from plait.tokens.pictures import special
-from plait.tokens.render import starts
 from plait.tokens.roles import ASSISTANT
 from plait.tokens.templates import TEMPLATES, Marks
 from plait.tokens.vocabulary import IMAGE

@@ -32,6 +32,10 @@ VISIBLE = {
     },
 }  # fmt: skip
 """What would not be seen, or would turn the text around it."""
+REPEATED = (
+    "equal_samples", "similar_samples", "equal_texts", "similar_texts", "equal_pictures", "similar_pictures",
+)  # fmt: skip
+"""What is counted of a source that came before; equal ids are refused."""
 BINDS = {True: "binds", False: ""}
 ROLES = {"picture": "picture tokens", "loss": "loss tokens", "rest": "other text tokens"}
 
@@ -44,11 +48,13 @@ class Look:
         shown: documents drawn at random, by dataset.
         rejects: ledgers of the stages that made a dataset, by dataset.
         words: texts of tokens; without them their ids are shown.
+        repeats: what :func:`plait.tokens.repeats.told` gives; None: nothing was compared.
     """
 
     shown: Mapping[str, Sequence[Shown]]
     rejects: Mapping[str, Sequence[rejected.Row]]
     words: Words | None
+    repeats: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of page.json."""
@@ -61,7 +67,7 @@ class Look:
         }
 
 
-def look_at(counted: Sequence[Counted]) -> Look:
+def look_at(counted: Sequence[Counted], repeats: Mapping[str, Any] | None = None) -> Look:
     """Documents of packed shards, and what was rejected before them.
 
     The shards' manifests name their tokenizer; one that is gone is done without.
@@ -74,6 +80,7 @@ def look_at(counted: Sequence[Counted]) -> Look:
         {name: shown.of_packs(name, several) for name, several in datasets.items()},
         {name: rejected.stages(several) for name, several in folders.items()},
         Words(tokenizer) if tokenizer and tokenizer.is_dir() else None,
+        repeats,
     )
 
 
@@ -91,6 +98,7 @@ def page(name: str, tokens: Mapping[str, Any], mixed: Mapping[str, Any], line: s
     classes = {each: _class(number) for number, each in enumerate(datasets)}
     anchors = {each: f"source-{number}" for number, each in enumerate(datasets, 1)}
     links = {"mixture": "Mixture", "tokens": "Tokens", "lengths": "Lengths"}
+    links |= {"repeats": "Repeats"} if look.repeats else {}
     links |= {anchors[each]: each for each in datasets}
     sources = "1 source" if len(datasets) == 1 else f"{_number(len(datasets))} sources"
     parts = [
@@ -101,6 +109,7 @@ def page(name: str, tokens: Mapping[str, Any], mixed: Mapping[str, Any], line: s
         _solved(mixed.get("solved")),
         _tokens(tokens),
         _lengths(datasets, classes, _sequence(mixed)),
+        _repeats(look.repeats, datasets),
     ]
     for each, counts in datasets.items():
         rows, documents = look.rejects.get(each, ()), look.shown.get(each, ())
@@ -189,7 +198,7 @@ def _solved(solved: Mapping[str, Any] | None) -> str:
     rows = [
         (
             _text(one["key"]),
-            f"{one['side']} {one['bound']:,.12g}",
+            f"at {one['side']} {one['bound']:,.12g}",
             f"{one['value']:,.6g}",
             BINDS[one["binds"]],
         )
@@ -259,6 +268,39 @@ def _varies(dataset: Mapping[str, Any], key: str) -> bool:
     """Whether a measure says something of a dataset that no other says."""
     same = key == "n_text_tokens" and not dataset["image_tokens"]
     return dataset["statistics"][key]["max"] > 0 and not same
+
+
+def _repeats(repeats: Mapping[str, Any] | None, datasets: Iterable[str]) -> str:
+    """Samples, texts and pictures that came before, by source, and what validates and trains too."""
+    if not repeats:
+        return ""
+    unknown = dict.fromkeys(("samples", *REPEATED))
+    counts = {name: repeats["datasets"].get(name, unknown) for name in datasets}
+    rows = [
+        (_text(name), *("not known" if one[key] is None else _number(one[key]) for key in unknown))
+        for name, one in counts.items()
+    ]
+    heads = ("source", *(key.replace("_", " ") for key in unknown))
+    return (
+        '<h2 id="repeats">Repeats</h2><p>How many of a source\'s samples, texts and pictures came before in '
+        "it. Similar ones are not equal, but nearly all of their text is, and their pictures look alike."
+        f"</p>{_table(heads, rows)}{_leaks(repeats['leaks'], repeats['first'])}"
+    )
+
+
+def _leaks(leaks: Mapping[str, int], first: Sequence[Mapping[str, str]]) -> str:
+    if not leaks:
+        return (
+            "<p>Nothing of this mixture validates. A run that evaluates another mixture compares both when "
+            "it starts; what it evaluates and trains is in leaks.jsonl beside its checkpoints.</p>"
+        )
+    rows = [(_text(one["id"]), one["like"], _text(one["train"])) for one in first]
+    some = _table(("validates", "is", "to one that trains"), rows, class_="plain") if rows else ""
+    return (
+        f"<h3>Validated and trained</h3><p>Of {_number(leaks['validation'])} samples that validate, "
+        f"{_number(leaks['equal'])} are equal to one that trains and {_number(leaks['similar'])} similar"
+        f"{'; leaks.jsonl has them all. The first:' if rows else '.'}</p>{some}"
+    )
 
 
 # A source

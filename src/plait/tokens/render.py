@@ -6,19 +6,20 @@ No loop here runs over tokens: a text is cut at the tokens that its pieces begin
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from plait.data import chat
 from plait.data.images import patch_grid
 from plait.errors import DataError
 from plait.files import read_manifest
 from plait.tokens.documents import Document, Picture
+from plait.tokens.encode import FAST, Ids, encoder
 from plait.tokens.roles import IMAGE
 from plait.tokens.templates import TEMPLATES, Marks, Piece, Template
 from plait.tokens.vocabulary import PICTURE, VISION_END, VISION_PATCH, VISION_ROW, VISION_START, picture_text
@@ -44,8 +45,9 @@ class Renderer:
         self.vision: dict[str, int] = self.facts["vision"]
         self.template = _template(folder, form["template"])
         self.grid_of = {"patch_size": form["patch_size"], "max_resolution": form["max_resolution"]}
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = Tokenizer.from_file(str(folder / FAST))
         self._tokenizer.encode_special_tokens = not self.template.whole
+        self._encoder = encoder(folder, self._tokenizer)
         bos, eos = (self.facts[key] for key in ("bos_id", "eos_id"))
         self.separator: int = eos if bos is None else bos
         if self.separator is None:
@@ -86,17 +88,17 @@ class Renderer:
 
     def _apart(self, batch: Sequence[list[Piece]]) -> list[Document]:
         texts = [p.content for pieces in batch for p in pieces if isinstance(p.content, str)]
-        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        return [self._joined(pieces, encodings) for pieces in batch]
+        ids = iter(self._encoder.apart(texts))
+        return [self._joined(pieces, ids) for pieces in batch]
 
-    def _joined(self, pieces: list[Piece], encodings: Iterator[Encoding]) -> Document:
+    def _joined(self, pieces: list[Piece], texts: Iterator[Ids]) -> Document:
         grids = self._grids(pieces)
         ids = [
-            _ids(next(encodings)) if isinstance(piece.content, str) else self._picture_ids(*grids[number])
+            next(texts) if isinstance(piece.content, str) else self._picture_ids(*grids[number])
             for number, piece in enumerate(pieces)
         ]
         starts = [0, *accumulate(map(len, ids))]
-        return self._document(np.concatenate([_ids(None), *ids]), starts, pieces, grids)
+        return self._document(ids[0] if len(ids) == 1 else np.concatenate(ids), starts, pieces, grids)
 
     def _picture_ids(self, rows: int, columns: int) -> NDArray[np.int32]:
         tokens = np.full((rows, columns + 1), self.vision[VISION_PATCH], np.int32)
@@ -115,10 +117,9 @@ class Renderer:
             ]
             for pieces, grid in zip(batch, grids, strict=True)
         ]
-        encodings = self._tokenizer.encode_batch(list(map("".join, written)), add_special_tokens=False)
         return [
-            self._document(_ids(encoding), starts(encoding, texts), pieces, grid)
-            for encoding, texts, pieces, grid in zip(encodings, written, batch, grids, strict=True)
+            self._document(*found, pieces, grid)
+            for found, pieces, grid in zip(self._encoder.whole(written), batch, grids, strict=True)
         ]
 
     # Both
@@ -168,26 +169,6 @@ def _template(folder: Path, name: str) -> Template:
     from plait.tokens.jinja import own_template
 
     return own_template(folder)
-
-
-def _ids(encoding: Encoding | None) -> NDArray[np.int32]:
-    return np.array([] if encoding is None else encoding.ids, np.int32)
-
-
-def starts(encoding: Encoding, texts: Sequence[str]) -> list[int]:
-    """The first token of each text within the whole, and the number of tokens."""
-    ends = list(accumulate(map(len, texts)))
-    total, count = (ends[-1] if ends else 0), len(encoding)
-    found = [0]
-    for end, following in pairwise([*ends, total]):
-        tokens = (encoding.char_to_token(place) for place in range(end, max(following, end)))
-        # a character that a normaliser drops belongs to no token: look at the one after it
-        found.append(next((token for token in tokens if token is not None), -1))
-    found[-1] = count
-    for number in range(len(found) - 2, 0, -1):
-        if found[number] < 0:
-            found[number] = found[number + 1]
-    return found
 
 
 def _size(encoded: bytes) -> tuple[int, int]:

@@ -6,6 +6,8 @@ validates and trains too, with the one that trains.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from plait.data.alike import Alike
 from plait.errors import DataError
 
 DUPLICATES, LEAKS = "duplicates.json", "leaks.jsonl"
-SHOWN = 3
+SHOWN, TOLD = 3, 10
+"""Samples that a sentence names, and the page."""
 NONE = -1
 log = logging.getLogger(__name__)
 
@@ -104,6 +107,14 @@ def write(
     facts = {"datasets": found, "leaks": leaks}
     files.write_json(folder / DUPLICATES, facts)
     return facts
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What a reader is told of an analysis: what duplicates.json holds, and the ``first`` few leaks."""
+    listed = folder / LEAKS
+    with listed.open("rb") if listed.is_file() else nullcontext(()) as lines:
+        first = [orjson.loads(line) for line in islice(lines, TOLD)]
+    return {**files.read_json(folder / DUPLICATES), "first": first}
 
 
 def _refuse_ids(dataset: str, folders: Sequence[Path]) -> None:

@@ -76,6 +76,7 @@ def build(
         {one.dataset: shown.with_sources(Path(str(one)), draw.shown) for one, draw in draws.items()},
         {one.dataset: _stages(folder, one, bad) for one, bad in rejects.items()},
         shown.Words(tokenizer),
+        repeats.told(folder),
     )
     facts = analysis.build(folder, target.mixture, counted, mixed, more, look)
     sources = yaml.safe_load((folder / "mixture.yaml").read_text(encoding="utf-8"))["sources"]

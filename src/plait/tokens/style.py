@@ -57,6 +57,7 @@ tr.sum td {{ font-weight: 600; border-top: 1px solid var(--grey); }}
 .why th:nth-child(4) {{ text-align: left; }}
 .why td:last-child, .why th:last-child {{ text-align: left; white-space: normal;
   min-width: 16rem; width: 60%; }}
+.plain th, .plain td {{ text-align: left; }}
 .why ul {{ margin: 0; padding: 0; list-style: none; }}
 .why li {{ overflow-wrap: anywhere; }} .why li + li {{ margin-top: .35rem; }}
 code {{ font: .84em/1.4 ui-monospace, monospace; overflow-wrap: anywhere; }}

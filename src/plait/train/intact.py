@@ -111,7 +111,7 @@ def _sample(listed: Mapping[Path, Mapping[str, Any]], seed: str) -> set[Path]:
 
 
 def check_leaks(
-    train: Sequence[tuple[Path, float]], evaluated: Sequence[tuple[Path, float]], folder: Path
+    train: Sequence[tuple[Path, float]], evaluated: Sequence[tuple[Path, float]], folder: Path, listed: Path
 ) -> None:
     """No more packed samples train and are evaluated too than the evaluated mixture's ``leak_limit`` allows.
 
@@ -119,6 +119,7 @@ def check_leaks(
         train: shards and weights.
         evaluated: those of the mixture that is evaluated.
         folder: its analysis.
+        listed: a file that gets a line for each.
 
     Raises:
         DataError: more do; the first are named.
@@ -126,7 +127,7 @@ def check_leaks(
     limit = files.read_manifest(folder)["settings"].get("mixture", {}).get("leak_limit", 1.0)
     ours, theirs = (_printed([one for one, _ in shards]) for shards in (train, evaluated))
     if theirs:
-        repeats.check_leaks(ours, theirs, limit)
+        repeats.check_leaks(ours, theirs, limit, listed)
 
 
 def _printed(shards: Sequence[Path]) -> list[Path]:

@@ -176,7 +176,9 @@ class Job:
                 _check_shard(shard, self.start, model, start["facts"]["tokenizer"])
             intact.check_bytes(mixture.folder, self.around["verify_data"], seed=self.target)
         if self.around["eval_interval"] and self.around["eval_mixture"] and model.vision is None:
-            intact.check_leaks(self.mixture.shards, self.evaluated.shards, self.evaluated.folder)
+            intact.check_leaks(
+                self.mixture.shards, self.evaluated.shards, self.evaluated.folder, Path(self.run.leaks)
+            )
         files.refuse_foreign(layout.Iteration.parse(self.target))
 
     def _check_steps(self) -> None:

@@ -91,9 +91,12 @@ def names_of(path: Path) -> dict[str, str]:
     for number, line in read_lines(path):
         if not line.strip():
             continue
-        class_, name = _class(line)
+        try:
+            class_, name = _class(line)
+        except ValueError:  # neither UTF-8 nor JSON
+            class_ = name = ""
         if not class_ or not name:
-            hint = "lines are `n01440764 tench`, or {id, name} in JSON"
+            hint = "lines are `n01440764 tench`, or {id, name} in JSON, in UTF-8"
             raise DataError(f"{path} line {number} names no class: {line[:60]!r}", hint=hint)
         found[class_] = name
     return found
@@ -101,10 +104,7 @@ def names_of(path: Path) -> dict[str, str]:
 
 def _class(line: bytes) -> tuple[str, str]:
     if not line.lstrip().startswith(b"{"):
-        class_, _, name = line.decode("utf-8", "replace").strip().replace("\t", " ").partition(" ")
+        class_, _, name = line.decode().strip().replace("\t", " ").partition(" ")
         return class_, name.strip()
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return "", ""
+    row = orjson.loads(line)
     return str(row.get("id", "")), str(row.get("name", ""))

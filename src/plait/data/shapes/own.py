@@ -7,6 +7,7 @@ It has ``read(record, pictures)``, which gives a :class:`plait.data.chat.Sample`
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from plait.data.chat import Sample
 from plait.data.shapes.common import Encoded, Shape
 from plait.errors import DataError, LeftOut, RecordError
 
-MISTAKES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
+MISTAKES = (
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, OSError,
+    RuntimeError, EOFError, StopIteration,
+)  # fmt: skip
 """What a reader raises at a record that is not as its author thought."""
-BROKEN = (*MISTAKES, SyntaxError, ImportError, NameError, OSError, RuntimeError, SystemExit)
+UNFINISHED = (NameError, ImportError)
+"""What a reader raises at every record."""
+BROKEN = (*MISTAKES, *UNFINISHED, SyntaxError, SystemExit)
 """What a file raises that cannot be loaded."""
 
 
@@ -48,8 +54,7 @@ def _run(path: Path) -> dict[str, Any]:
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), found)  # noqa: S102 - the user's own file
     except BROKEN as error:
-        sentence = f"{path} cannot be loaded: {type(error).__name__}: {error}"
-        raise DataError(sentence, hint=f"python {path} shows where") from error
+        raise _unfinished(path, error) from error
     return found
 
 
@@ -58,12 +63,14 @@ def _guarded(read: Callable[..., Any], path: str) -> Callable[[Any, Encoded], Sa
         shown = [one for one in pictures if one is not None]
         try:
             found = read(record, shown)
+        except UNFINISHED as error:
+            raise _unfinished(path, error) from error
         except MISTAKES as error:
             raise _failed(path, "read", error) from error
         if found is None:
             raise LeftOut(f"{path} leaves it out", reason="left_out")
         if isinstance(found, list):
-            return webdataset.conversation(found, shown, "record")
+            return replace(webdataset.conversation(found, shown, "record"), id="")
         if not isinstance(found, Sample):
             raise DataError(
                 f"`read` of {path} gives {type(found).__name__}",
@@ -78,10 +85,17 @@ def _named(names: Callable[..., Any], path: str) -> Callable[[Any], list[Any]]:
     def named(record: Any) -> list[Any]:
         try:
             return list(names(record))
+        except UNFINISHED as error:
+            raise _unfinished(path, error) from error
         except MISTAKES as error:
             raise _failed(path, "pictures", error) from error
 
     return named
+
+
+def _unfinished(path: str | Path, error: BaseException) -> DataError:
+    sentence = f"{path} cannot be used: {type(error).__name__}: {error}"
+    return DataError(sentence, hint=f"python {path} shows where, if it is not in a function")
 
 
 def _failed(path: str, function: str, error: Exception) -> RecordError:

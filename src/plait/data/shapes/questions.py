@@ -8,6 +8,7 @@ stands for the picture. DVQA: ``[{"image", "question", "answer"}]``. FigureQA: `
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +28,9 @@ def conversation(record: Any, pictures: Encoded) -> Sample:
     if not isinstance(turns, list):
         raise RecordError("the record has no list of conversations", reason="not_a_record")
     there = [one for one in pictures if one is not None]
-    return webdataset.conversation(turns, there, str(record.get("id", "record")))
+    known = record.get("id")
+    sample = webdataset.conversation(turns, there, str(known or "record"))
+    return replace(sample, id="" if known is None else str(known))
 
 
 def dvqa(record: Any, pictures: Encoded) -> Sample:

@@ -14,6 +14,7 @@ as a whole.
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 from transformers import BatchFeature, ProcessorMixin
 
 MEAN = np.float32((0.485, 0.456, 0.406))
@@ -75,9 +76,7 @@ class SoloProcessor(ProcessorMixin):
         side = self.patch_size
         rows, columns = self.patch_grid(*picture.size)
         size = (columns * side, rows * side)
-        flat = _rgb(picture)
-        flat = flat if flat.size == size else flat.resize(size, Image.Resampling.BILINEAR)
-        pixels = (np.asarray(flat, dtype=np.float32) / 255 - MEAN) / STD
+        pixels = (np.float32(_resized(_rgb(picture), size)) / 255 - MEAN) / STD
         cut = pixels.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
         return torch.from_numpy(np.ascontiguousarray(cut.reshape(rows * columns, -1))), (rows, columns)
 
@@ -131,6 +130,16 @@ def _between(parts, shown, mark):
     if len(parts) - 1 != len(shown):
         raise ValueError(f"a text has {len(parts) - 1} marks {mark} and {len(shown)} pictures")
     return [piece for pair in zip(parts, [*shown, ""], strict=True) for piece in pair]
+
+
+def _resized(picture, size):
+    """The pixels [y, x, 3] of a picture made so wide and high; torch's are those of training to the last bit."""
+    pixels = np.array(picture)
+    if picture.size == size:
+        return pixels
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    found = interpolate(planes, size[::-1], mode="bilinear", align_corners=False, antialias=True)
+    return found[0].permute(1, 2, 0).numpy()
 
 
 def _by_text(images, texts):

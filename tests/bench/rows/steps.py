@@ -1,22 +1,20 @@
-"""How much of a step is not Megatron's: ``python tests/bench/bench_overhead.py [ITERATIONS]``.
+"""What is around the work: of a training step what is not Megatron's, of a shard's job what is not the shard.
 
-A model of about 60M parameters is trained here by `plait train`'s own rank, in one process, over packed text.
+A model of about 60M parameters is trained by `plait train`'s own rank, in one process, over packed text.
 Forward, backward and the optimizer's step are timed inside of it, and the wall time around them: batches,
-metrics, agreeing on signals, the log of samples, TensorBoard. States and checkpoints are not counted. Memory
-is that of the whole process at most.
+metrics, agreeing on signals, the log of samples, TensorBoard. States and checkpoints are not counted.
 """
 
+import json
 import logging
 import os
-import sys
+import resource
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from peaks import peak
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+from tests.bench.harness import Figure
 
 SIZES = {
     "num_hidden_layers": 8, "hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12,
@@ -24,6 +22,7 @@ SIZES = {
 }  # fmt: skip
 """57M parameters in layers, without embeddings: little of the step is anything but products."""
 BATCH = 32
+ITERATIONS = 12
 
 
 class Clock:
@@ -43,8 +42,33 @@ class Clock:
         return timed
 
 
-def main(iterations):
-    """Train, and say the shares."""
+WORK = 0.1
+SHARDS = 100
+RECORD = json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}])
+
+
+def many(folder, shards):
+    """A project, its config, and the shards to ask for."""
+    from projects import Project
+
+    project = Project.make(Path(folder) / "project")
+    project.write("records.jsonl", f"{RECORD}\n" * 2 * shards)
+    source = {"kind": "chat-jsonl", "path": "records.jsonl"}
+    config = {"datasets": {"many": {"source": source, "shards": shards}}}
+    return project, config, [f"data/processed/many/shard_{n:05d}.jsonl.gz" for n in range(shards)]
+
+
+def seconds(run):
+    """Wall and processor seconds of a command's processes."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    run()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.monotonic() - start, spent
+
+
+def own_step(seed):
+    """The share of a step that is Megatron's, and what the rest of it is."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "OMP_NUM_THREADS": str(os.cpu_count())}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
     from jobs import packed
@@ -71,12 +95,12 @@ def main(iterations):
     loop.Trainer._pass, build.optimizer_of, loop.Trainer._row = clock.around(passes), optimizer_of, row
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
-        keys = {"train_iters": iterations, "save_interval": iterations, "global_batch_size": BATCH}
+        keys = {"train_iters": ITERATIONS, "save_interval": ITERATIONS, "global_batch_size": BATCH}
         keys |= {"micro_batch_size": BATCH // 4, "hidden_dropout": 0.0}
         place = packed(Path(folder), model=lambda maker: Maker.hf(maker, **SIZES), **keys)
         os.chdir(folder)
-        target = str(layout.Iteration(run="r", iteration=iterations))
-        asked = Asked(until=iterations).model_dump(mode="json")
+        target = str(layout.Iteration(run="r", iteration=ITERATIONS))
+        asked = Asked(until=ITERATIONS).model_dump(mode="json")
         inputs = place.start, "data/analysis/x", "data/ckpts/r/schedule.json"
         around = Around(**place.around).model_dump(mode="json")
         rank.run_rank(Job(*inputs, target, place.settings, around, asked))
@@ -84,10 +108,20 @@ def main(iterations):
     (began, before), (ended, after) = told[2], told[-1]
     wall, inside, count = ended - began, after - before, len(told) - 3
     waited = sum(waits[2:-1])
-    share, data = (wall - inside + waited) / wall, waited / wall
-    figures = f"{share:.2%} is not Megatron's, {data:.2%} of it is waiting for data"
-    print(f"{count} steps of {wall / count:.2f} s: {figures}; {peak():.2f} GB")  # noqa: T201
+    data = waited / wall
+    return inside / wall, f"{wall / count:.2f} s a step, {data:.2%} of it waiting for data"
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 12)
+def own_job(seed, *, what):
+    """A shard of 0.1 s beside the processor's time that a dry run, or the jobs, take for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        project, config, targets = many(folder, SHARDS)
+        run = getattr(project, what)
+        wall, spent = seconds(lambda: run(*targets, config=config, timeout=3600))
+    return WORK * SHARDS / spent, f"{SHARDS} shards of two records: {spent:.1f} s of processor, {wall:.1f} s"
+
+
+ROWS = [
+    Figure("step-of-megatron", None, own_step, rounds=1),
+    *(Figure(f"shards-{what}", None, partial(own_job, what=what), rounds=1) for what in ("plan", "run")),
+]

@@ -1,0 +1,211 @@
+"""Texts to token ids: by gigatoken where it gives the ids of Hugging Face's tokenizer, else by that one.
+
+gigatoken is some ten times as quick. It is asked about samples first, and about the first texts of a run:
+where one id or one place of a token differs, or it does not know such a tokenizer, tokenizers does the work.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+FAST = "tokenizer.json"
+SPACE = "▁"
+"""What SentencePiece writes for a space."""
+PROBED = 40
+"""Added tokens that are looked at in samples: of a thousand locations not every one."""
+SAMPLES = (
+    "", " ", "  ", "a", " a", "a ", "Hello, world!", "two  spaces\tand a tab", "\n", "a\n\nb\r\n c",
+    "x" * 70, "don't we'll I'M", "3.14159 1,000,000 2\u00b2", "naïve café e\u0301 \ufb01 \u212b", "ＦＵＬＬ",
+    "привет мир", "日本語のテキスト。", "한국어 문장", "مرحبا بالعالم", "नमस्ते दुनिया", "ไทย",
+    "\U0001f600 \U0001f1ef\U0001f1f5",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467\U0001f3fd", "\x00\x01\x7f\x80", "\u200b\u200d\ufeff\u00a0x",
+    "def f(x):\n    return x**2  # ok\n", "<|im_start|>user\n", "<s>[INST] a [/INST] b</s>",
+    "<0x0A> \u2581 \u2581a", "Ġ Ċ", "https://example.org/a?b=c&d=%20",
+    "\U0001d518 \U0002070e \U0010ffff", "----====____....", "\t\t  \n \n  end  ",
+)  # fmt: skip
+UNKNOWN = (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError)
+"""What gigatoken raises for a tokenizer that it does not know."""
+Ids = NDArray[np.int32]
+log = logging.getLogger(__name__)
+
+
+class Encoder(Protocol):
+    """Turns texts into ids."""
+
+    def apart(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text."""
+
+    def whole(self, documents: Sequence[Sequence[str]]) -> list[tuple[Ids, list[int]]]:
+        """Of texts that are tokenised as one: its ids, the first token of each text, and their number."""
+
+
+class Slow:
+    """Hugging Face's own library."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Take a tokenizer that reads special tokens in texts as it should."""
+        self._tokenizer = tokenizer
+
+    def apart(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text."""
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, np.int32) for one in found]
+
+    def whole(self, documents: Sequence[Sequence[str]]) -> list[tuple[Ids, list[int]]]:
+        """Of texts that are tokenised as one: its ids, the first token of each text, and their number."""
+        found = self._tokenizer.encode_batch(list(map("".join, documents)), add_special_tokens=False)
+        return [
+            (np.array(one.ids, np.int32), starts(one, texts))
+            for one, texts in zip(found, documents, strict=True)
+        ]
+
+
+class Fast:
+    """gigatoken; where a token begins follows from the bytes that each one stands for."""
+
+    def __init__(self, described: Mapping[str, Any], slow: Slow, *, specials: bool) -> None:
+        """Take the content of a tokenizer.json.
+
+        Raises:
+            ValueError, TypeError, KeyError, RuntimeError: gigatoken does not know its kind.
+        """
+        import gigatoken
+
+        self._slow = slow
+        self._sizes = _sizes(described)
+        kept = [one for one in described["added_tokens"] if specials or not one["special"]]
+        self._encode = gigatoken.Tokenizer.from_json(orjson.dumps({**described, "added_tokens": kept})).encode
+
+    def apart(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text."""
+        return [self._ids(text) for text in texts]
+
+    def whole(self, documents: Sequence[Sequence[str]]) -> list[tuple[Ids, list[int]]]:
+        """Of texts that are tokenised as one: its ids, the first token of each text, and their number."""
+        return [self._placed(texts) for texts in documents]
+
+    def _ids(self, text: str) -> Ids:
+        ids: Ids = self._encode(text).view(np.int32)
+        return ids
+
+    def _placed(self, texts: Sequence[str]) -> tuple[Ids, list[int]]:
+        ids = self._ids("".join(texts))
+        bounds = [0, *accumulate(len(text.encode()) for text in texts)]
+        ends = np.cumsum(self._sizes[ids])
+        more = int(ends[-1]) - bounds[-1] if len(ids) else -bounds[-1]
+        if more not in (0, 1):  # a character that stands for others: only the other library says where it is
+            return self._slow.whole([texts])[0]
+        # one more is the space that is put before the first character
+        places = [bound + more if bound else 0 for bound in bounds[1:-1]]
+        return ids, [0, *np.searchsorted(ends, places, side="right").tolist(), len(ids)]
+
+
+def encoder(folder: Path, tokenizer: Tokenizer) -> Encoder:
+    """The quicker one of those that give the ids of Hugging Face's tokenizer.
+
+    Args:
+        folder: where its tokenizer.json is.
+        tokenizer: read from there; it says whether special tokens that a text has are read as such.
+    """
+    slow, described = Slow(tokenizer), orjson.loads((folder / FAST).read_bytes())
+    try:
+        fast = Fast(described, slow, specials=not tokenizer.encode_special_tokens)
+        different = _different(fast, slow, _samples(described))
+    except UNKNOWN as error:
+        different = f"{type(error).__name__}: {error}"
+    if not different:
+        return Watched(fast, slow, folder)
+    log.warning("%s is read by tokenizers, some ten times slower than by gigatoken: %s", folder, different)
+    return slow
+
+
+class Watched:
+    """gigatoken, until the first texts of a run show that it should not be."""
+
+    def __init__(self, fast: Encoder, slow: Encoder, folder: Path) -> None:
+        """Take both."""
+        self._encoder, self._slow, self._folder = fast, slow, folder
+        self._left = PROBED
+
+    def apart(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text."""
+        self._watch([[text] for text in texts[: self._left]])
+        return self._encoder.apart(texts)
+
+    def whole(self, documents: Sequence[Sequence[str]]) -> list[tuple[Ids, list[int]]]:
+        """Of texts that are tokenised as one: its ids, the first token of each text, and their number."""
+        self._watch(documents[: self._left])
+        return self._encoder.whole(documents)
+
+    def _watch(self, documents: Sequence[Sequence[str]]) -> None:
+        if not self._left:
+            return
+        different = _different(self._encoder, self._slow, documents)
+        if different:
+            log.warning("%s is read by tokenizers from here on: %s", self._folder, different)
+            self._encoder = self._slow
+        self._left = max(self._left - len(documents), 0)
+
+
+def _different(fast: Encoder, slow: Encoder, documents: Sequence[Sequence[str]]) -> str:
+    """What the first document is that the two read differently, in words; empty if none is."""
+    for texts, first, second in zip(documents, fast.whole(documents), slow.whole(documents), strict=True):
+        if not np.array_equal(first[0], second[0]) or first[1] != second[1]:
+            return f"gigatoken gives other ids for {''.join(texts)[:60]!r}"
+    return ""
+
+
+def _samples(described: Mapping[str, Any]) -> list[Sequence[str]]:
+    """Texts of many scripts, each alone and in a row, and added tokens in the midst of them."""
+    added = [one["content"] for one in described["added_tokens"]]
+    some = [*added[:PROBED], *added[-1:]]
+    near = [text for name in some for text in (name, f"a{name}b", f" {name} {name}{name}\n")]
+    return [*([text] for text in (*SAMPLES, *near)), SAMPLES, some, [*SAMPLES, *near]]
+
+
+def _sizes(described: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Bytes of a text that each id stands for, for byte-level tokens and for those of SentencePiece.
+
+    Raises:
+        ValueError: the tokens are of another kind.
+    """
+    model = described["model"]
+    if model["type"] != "BPE" or described["normalizer"]:
+        raise ValueError("it is no BPE without a normaliser")
+    added = {one["id"]: len(one["content"].encode()) for one in described["added_tokens"]}
+    measure = _piece if model.get("byte_fallback") else len
+    sizes = np.zeros(max([*model["vocab"].values(), *added], default=-1) + 1, np.int64)
+    for name, token in model["vocab"].items():
+        sizes[token] = measure(name)
+    for token, size in added.items():
+        sizes[token] = size
+    return sizes
+
+
+def _piece(name: str) -> int:
+    """Bytes of a SentencePiece token, of which those for a byte are written <0x0A>."""
+    is_byte = len(name) == len("<0x0A>") and name.startswith("<0x") and name.endswith(">")
+    return 1 if is_byte else len(name.replace(SPACE, " ").encode())
+
+
+def starts(encoding: Encoding, texts: Sequence[str]) -> list[int]:
+    """The first token of each text within the whole, and the number of tokens."""
+    ends = list(accumulate(map(len, texts)))
+    total, count = (ends[-1] if ends else 0), len(encoding)
+    found = [0]
+    for end, following in pairwise([*ends, total]):
+        tokens = (encoding.char_to_token(place) for place in range(end, max(following, end)))
+        # a character that a normaliser drops belongs to no token: look at the one after it
+        found.append(next((token for token in tokens if token is not None), -1))
+    found[-1] = count
+    for number in range(len(found) - 2, 0, -1):
+        if found[number] < 0:
+            found[number] = found[number + 1]
+    return found

@@ -1,0 +1,26 @@
+"""``python -m tests.bench [ROW ...]``: all rows, or those whose names begin so; ``--list`` names them."""
+
+import sys
+
+from tests.bench import harness
+from tests.bench.rows import ROWS
+
+
+def main(words: list[str]) -> None:
+    """Print one line a row."""
+    if words[:1] == ["--child"]:
+        harness.child(ROWS[words[1]], words[2], words[3:])
+        return
+    if words == ["--list"]:
+        print("\n".join(ROWS))  # noqa: T201
+        return
+    chosen = [row for name, row in ROWS.items() if not words or name.startswith(tuple(words))]
+    if not chosen:
+        raise SystemExit(f"no row begins with {' or '.join(words)}; there are: {', '.join(ROWS)}")
+    print(harness.HEAD)  # noqa: T201
+    for row in chosen:
+        harness.printed(row)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,129 @@
+"""Packing: packs beside the lower bound, and seconds of a million lengths."""
+
+import math
+import time
+from functools import cache, partial
+
+import numpy as np
+
+from tests.bench.harness import Figure, Own, Row
+
+DOCUMENTS = 1_000_000
+SECONDS = 0.5
+MODE = "best_fit"
+
+
+def lengths(seed, limit):
+    """As conversations have them: lognormal; how long, differs from seed to seed."""
+    draw = np.random.default_rng(seed)
+    drawn = draw.lognormal(math.log(draw.uniform(600, 900)), 0.9, DOCUMENTS)
+    return np.clip(drawn, 1, limit).astype(np.int64)
+
+
+@cache
+def compiled():
+    from plait.tokens.pack import pack
+
+    pack(np.array([1, 2, 3]), 10, MODE)
+    return pack
+
+
+def full(seed, limit):
+    """The lower bound on packs, of those made."""
+    packing = compiled()(lengths(seed, limit), limit, MODE)
+    more = len(packing) - packing.lower_bound
+    return packing.lower_bound / len(packing), f"{more} packs more than {packing.lower_bound}"
+
+
+def quick(seed, limit):
+    """Half a second of processor, of those needed."""
+    given, pack = lengths(seed, limit), compiled()
+    before = time.process_time()
+    pack(given, limit, MODE)
+    seconds = time.process_time() - before
+    return SECONDS / seconds, f"{seconds:.2f} s of processor for {DOCUMENTS:,} lengths"
+
+
+# Counting
+
+
+def indexed(folder, seed):
+    """A packed shard of noise, with the manifest that counting reads."""
+    from plait import files
+    from plait.tokens.indexed import ROLE, TEXT, IndexedWriter, write_rows
+    from plait.tokens.roles import ASSISTANT, PACK_SEP
+
+    draw, rows = np.random.default_rng(seed), []
+    with IndexedWriter(folder / TEXT, np.uint16) as text, IndexedWriter(folder / ROLE, np.uint16) as roles:
+        for _ in range(3000):
+            size = int(draw.integers(14_000, 16_385))
+            role = np.full(size, ASSISTANT, np.uint16)
+            role[draw.integers(1, size, 18)] = PACK_SEP
+            text.document(draw.integers(0, 32_000, size, np.uint16))
+            roles.document(role)
+            rows.append({"n_tokens": size, "n_image_tokens": 0, "n_images": 0, "n_loss_tokens": size - 18})
+    write_rows(folder / "data.jsonl", rows)
+    facts = {
+        "own_separators": True,
+        "tokens": sum(row["n_tokens"] for row in rows),
+        "documents": 0,
+        "fill": 1,
+    }
+    files.write_manifest(folder, kind="indexed", settings={}, facts=facts)
+
+
+def loaded():
+    """Modules that both sides import when they begin."""
+    import plait.tokens.analysis  # noqa: F401
+
+
+def counted(source, target):
+    """Ours: all that the analysis knows of a shard."""
+    from plait import layout
+    from plait.tokens.analysis import measure
+
+    shard = Shard(source, layout.Indexed)
+    before = time.process_time()
+    measured = measure(shard)
+    seconds = time.process_time() - before
+    np.save(target / "n.npy", measured.measures["n_tokens"].sum())
+    return Own(seconds)
+
+
+def Shard(folder, kind):  # noqa: N802 - stands for a class of the layout
+    """An indexed shard that lies elsewhere."""
+
+    class Elsewhere(kind):
+        def __str__(self):
+            return str(folder)
+
+    return Elsewhere(format="f", dataset="d", seq=16_384, shard=0)
+
+
+def by_bincount(source, target):
+    """numpy's count of each token, a stretch at a time."""
+    from plait.tokens.indexed import TEXT, IndexedReader
+
+    flat, before = IndexedReader(source / TEXT).flat, time.process_time()
+    counts = np.zeros(1 << 16, np.int64)
+    for start in range(0, len(flat), 1 << 22):
+        counts += np.bincount(flat[start : start + (1 << 22)], minlength=1 << 16)
+    seconds = time.process_time() - before
+    np.save(target / "n.npy", counts.sum())
+    return Own(seconds)
+
+
+def equal(source, ours, peer):
+    count = np.load(ours / "n.npy")
+    assert count == np.load(peer / "n.npy")
+    return f"{count / 1e6:.0f} M tokens"
+
+
+ROWS = [
+    *(
+        Figure(f"packs-{limit}", 1 / (1 + share), partial(full, limit=limit))
+        for limit, share in ((4096, 0.0005), (32_768, 0.001))
+    ),
+    *(Figure(f"packing-seconds-{limit}", 1, partial(quick, limit=limit)) for limit in (4096, 32_768)),
+    Row("count-tokens", 4, indexed, counted, by_bincount, equal, loaded),
+]

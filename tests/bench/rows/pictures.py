@@ -1,0 +1,239 @@
+"""Pictures: JPEG files to the lines of chat records, and to SOLO's patches.
+
+The photograph is matplotlib's sample picture, recut: tiles of it, mirrored, brighter or darker, fill those
+of the asked longer side; the other side differs from seed to seed. It is enlarged first, for a pixel of a
+camera's 2,048 is not as sharp as one of a picture made small.
+"""
+
+import base64
+import io
+import json
+import time
+from functools import cache, partial
+from unittest.mock import patch
+
+import numpy as np
+from PIL.Image import Resampling
+
+from tests.bench.harness import Own, Row
+
+BICUBIC, LANCZOS = Resampling.BICUBIC, Resampling.LANCZOS
+KEPT = {"rule": "keep", "patch_size": 32, "max_side": 1024}
+ENLARGED = 2
+SHORTER = 0.6, 0.9
+"""The shorter side of a photograph, of the longer one."""
+
+
+@cache
+def photograph():
+    """Pixels (Y, X, 3) of a real one."""
+    from matplotlib import cbook
+    from PIL import Image
+
+    image = Image.open(cbook.get_sample_data("grace_hopper.jpg")).convert("RGB")
+    size = [round(length * ENLARGED) for length in image.size]
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+
+
+def recut(width, height, draw):
+    """A photograph of this size."""
+    pixels_YXC, tile = np.empty((height, width, 3), np.uint8), 900
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            y, x = (int(draw.integers(0, size - tile)) for size in photograph().shape[:2])
+            part = photograph()[y : y + tile, x : x + tile][:, :: draw.choice([1, -1])]
+            shade = np.clip(part * draw.uniform(0.6, 1.2), 0, 255).astype(np.uint8)
+            room = pixels_YXC[top : top + tile, left : left + tile]
+            room[:] = shade[: room.shape[0], : room.shape[1]]
+    return pixels_YXC
+
+
+def jpegs(folder, seed, *, side, count):
+    """Photographs whose longer side is so long."""
+    from PIL import Image
+
+    draw = np.random.default_rng(seed)
+    for number in range(count):
+        size = side, int(side * draw.uniform(*SHORTER))
+        Image.fromarray(recut(*size[:: draw.choice([1, -1])], draw)).save(
+            folder / f"{number:04d}.jpg", quality=90
+        )
+
+
+def files(folder):
+    return [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+
+
+# To records
+
+
+def recorded(source, target, pictures):
+    """Ours: what `plait chat` does with the pictures of a line."""
+    from plait.data import chat, images
+
+    def line(encoded):
+        parts = (chat.Picture(encoded), chat.Text("a photograph"))
+        sample = chat.Sample((chat.Message("assistant", parts),), "x")
+        return sample.with_pictures(partial(images.resized, pictures=pictures)).to_line()
+
+    return lined(source, target, line)
+
+
+def by_pillow(source, target, side=None):
+    """As scripts of the field do: open, resize, save; base64 and json of the standard library."""
+    from PIL import Image
+
+    def line(encoded):
+        if side:
+            image = Image.open(io.BytesIO(encoded)).convert("RGB")
+            scale = side / max(image.size)
+            size = [round(length * scale) for length in image.size]
+            file = io.BytesIO()
+            image.resize(size, BICUBIC).save(file, "JPEG", quality=90)
+            encoded = file.getvalue()
+        url = "data:image/jpeg;base64," + base64.b64encode(encoded).decode()
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "a photograph"}]
+        record = {"id": "x", "messages": [{"role": "assistant", "content": parts}]}
+        return json.dumps(record).encode()
+
+    return lined(source, target, line)
+
+
+def lined(source, target, line):
+    """Pictures to lines, three times over; neither reading nor writing is timed."""
+    encoded = files(source)
+    before = time.process_time()
+    for one in encoded * 3:
+        line(one)
+    seconds = time.process_time() - before
+    lines = map(line, encoded)
+    (target / "out.jsonl").write_bytes(b"".join(one + b"\n" for one in lines))
+    return Own(seconds)
+
+
+def noise_db(pixels, truth):
+    """Peak signal to noise ratio in dB."""
+    squares = np.square(np.asarray(pixels, np.float64) - np.asarray(truth, np.float64)).mean()
+    return 10 * np.log10(255**2 / squares)
+
+
+def faithful(source, ours, peer, *, pictures, least=None):
+    """PSNR to Lanczos before the pixels are encoded: at least so much, or as much as the peer's."""
+    from PIL import Image
+
+    from plait.data import images
+
+    found, others = [], []
+    for encoded in files(source):
+        with patch.object(images, "_encode", lambda pixels, _: pixels):
+            mine = images.resized(encoded, pictures).squeeze()
+        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        truth, other = (image.resize(mine.shape[1::-1], kernel) for kernel in (LANCZOS, BICUBIC))
+        found.append(noise_db(mine, truth))
+        others.append(noise_db(other, truth))
+    worst, needed = np.mean(found), least or np.mean(others) - 0.1
+    assert worst >= needed, f"PSNR {worst:.2f}, at least {needed:.2f} is asked for"
+    return f"PSNR {np.mean(found):.1f}, least {min(found):.1f}, the peer's {np.mean(others):.1f}"
+
+
+def unchanged(source, ours, peer):
+    assert (ours / "out.jsonl").stat().st_size < (peer / "out.jsonl").stat().st_size
+    lines = [[json.loads(line) for line in (one / "out.jsonl").open()] for one in (ours, peer)]
+    assert lines[0] == lines[1]
+    megabytes = sum(map(len, files(source))) / 1e6
+    return f"{megabytes:.0f} MB of pictures"
+
+
+def loaded():
+    """Modules that both sides import when they begin."""
+    from PIL import Image
+
+    from plait.data import chat, images
+
+    file = io.BytesIO()
+    Image.fromarray(recut(700, 500, np.random.default_rng(0))).save(file, "JPEG")
+    images.resized(file.getvalue(), {**KEPT, "rule": "longest_side", "max_side": 336})
+    images.resized(file.getvalue(), KEPT)
+    images.patches(file.getvalue())
+    chat.Picture(b"\xff\xd8").to_json()
+
+
+def shrinking(name, *, side, to, count, target, least):
+    """A row of photographs made smaller."""
+    pictures = {**KEPT, "rule": "longest_side", "max_side": to}
+    return Row(
+        name,
+        target=target,
+        make=partial(jpegs, side=side, count=count),
+        ours=partial(recorded, pictures=pictures),
+        peer=partial(by_pillow, side=to),
+        check=partial(faithful, pictures=pictures, least=least),
+        warm=loaded,
+    )
+
+
+# To patches
+
+
+def packed_patches(source, target):
+    """Ours: what `plait index` writes of a pack's pictures, or what training sees of encoded ones."""
+    from plait.data import images
+
+    with (target / "out.bin").open("wb") as out:
+        for encoded in files(source):
+            out.write(images.patches(encoded, halves=True).data)
+
+
+def one_patch_at_a_time(source, target):
+    """As the original: PIL, a tensor of the picture, then crop, normalise and list each patch."""
+    import torch
+    from PIL import Image
+
+    from plait.data.images import MEAN, STD, patch_grid
+
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    with (target / "out.bin").open("wb") as out:
+        for encoded in files(source):
+            image = Image.open(io.BytesIO(encoded)).convert("RGB")
+            rows, columns = patch_grid(*image.size)
+            image = image.resize((columns * 32, rows * 32), Image.Resampling.BILINEAR)
+            found = []
+            for row in range(rows):
+                for column in range(columns):
+                    box = (column * 32, row * 32, column * 32 + 32, row * 32 + 32)
+                    pixels = torch.tensor(np.array(image.crop(box)).tolist()).permute(2, 0, 1) / 255
+                    found.append(((pixels - mean) / std).numpy().ravel())
+            out.write(torch.HalfTensor(found).numpy().tobytes())
+
+
+def near(source, ours, peer):
+    first, second = (np.fromfile(one / "out.bin", np.float16).astype(np.float32) for one in (ours, peer))
+    worst = np.abs(first - second).max()
+    assert first.shape == second.shape
+    assert worst < 0.5, worst
+    return f"mean difference {np.abs(first - second).mean():.4f}"
+
+
+ROWS = [
+    shrinking("photos-2048-to-336", side=2048, to=336, count=4, target=3, least=39),
+    shrinking("photos-2048-to-1024", side=2048, to=1024, count=4, target=3, least=44),
+    shrinking("photos-640-to-336", side=640, to=336, count=40, target=1.8, least=None),
+    Row(
+        "pictures-kept",
+        target=4,
+        make=partial(jpegs, side=640, count=60),
+        ours=partial(recorded, pictures=KEPT),
+        peer=by_pillow,
+        check=unchanged,
+        warm=loaded,
+    ),
+    Row(
+        "solo-patches",
+        target=40,
+        make=partial(jpegs, side=640, count=6),
+        ours=packed_patches,
+        peer=one_patch_at_a_time,
+        check=near,
+        warm=loaded,
+    ),
+]

@@ -1,0 +1,195 @@
+"""Text to packed shards in two processes, beside raw gigatoken and a pool of transformers' tokenizers.
+
+Each process has a file of records of its own. Modules, compiled functions, and what raw gigatoken is given
+are there before both begin at once. What is compared is the processor's time of the one that needed more:
+beside other work of the machine the clock would tell nothing. Texts are those of Python's packages here, cut
+into documents of 0.5 to 8 kB, in another order for each seed.
+"""
+
+import gzip
+import json
+import multiprocessing
+import sysconfig
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tests.bench.harness import Own, Row, peak
+
+PROCESSES = 2
+BYTES = 200_000_000
+KINDS = (".py", ".md", ".rst", ".txt", ".json", ".pyi", ".html")
+FORM = {
+    "template": "pretrain", "packing": "best_fit", "overlong": "split", "pictures": "encoded",
+    "patch_size": 32, "max_resolution": 1024, "reject_limit": 0.5, "no_loss": "reject",
+}  # fmt: skip
+LIMIT = 4096
+
+
+def texts(seed, size):
+    """So many bytes of documents."""
+    draw = np.random.default_rng(seed)
+    root = Path(sysconfig.get_path("purelib"))
+    folders = [root, *(Path(line) for one in root.glob("*.pth") for line in one.read_text().splitlines())]
+    paths = sorted(path for one in folders for path in one.rglob("*") if path.suffix in KINDS)
+    left = size
+    while left > 0:
+        for number in draw.permutation(len(paths)):
+            text = paths[number].read_bytes().decode(errors="ignore")
+            while text.strip() and left > 0:
+                length = int(draw.integers(500, 8000))
+                document, text = text[:length], text[length:]
+                if not document.isspace():
+                    left -= len(document.encode())
+                    yield document
+            if left <= 0:
+                return
+
+
+def corpus(folder, seed, *, kind, size=BYTES):
+    """A tokenizer, and a file of chat records for each process."""
+    TOKENIZERS[kind](folder / "tokenizer")
+    for number in range(PROCESSES):
+        with gzip.open(folder / f"{number}.jsonl.gz", "wt", 1, encoding="utf-8") as out:
+            for position, text in enumerate(texts(PROCESSES * seed + number, size // PROCESSES)):
+                parts = [{"type": "text", "text": text}]
+                record = {"id": f"d{position}", "messages": [{"role": "assistant", "content": parts}]}
+                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def sentencepiece(folder):
+    """Mistral's, of mistral_common."""
+    from tokenizer_folders import PACKAGE, make
+
+    make(folder, PACKAGE)
+
+
+def byte_level(folder):
+    """The words and the pattern of Mistral's tekken, as a Hugging Face tokenizer."""
+    import mistral_common
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    from plait import files
+
+    data = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
+    found = json.loads(data.read_text())
+    size = found["config"]["default_vocab_size"] - found["config"]["default_num_special_tokens"]
+    folder.mkdir()
+    ranks = folder / "words.tiktoken"
+    ranks.write_text("".join(f"{one['token_bytes']} {one['rank']}\n" for one in found["vocab"][:size]))
+    inner = TikTokenConverter(str(ranks), pattern=found["config"]["pattern"]).converted()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+    tokenizer.save_pretrained(folder)
+    ranks.unlink()
+    ids = {"bos_id": tokenizer.bos_token_id, "eos_id": tokenizer.eos_token_id}
+    facts = {"vocab_size": len(tokenizer), **ids, "vision": {}, "chatml": {}}
+    files.write_manifest(folder, kind="tokenizer", settings={}, facts=facts)
+
+
+TOKENIZERS = {"spm": sentencepiece, "bpe": byte_level}
+
+
+# Both processes at once
+
+
+def together(prepare, source, target):
+    """Seconds of the later process, and the memory of the one that had most."""
+    context = multiprocessing.get_context("spawn")
+    barrier, told = context.Barrier(PROCESSES), context.Queue()
+    words = [(prepare, source, target, number, barrier, told) for number in range(PROCESSES)]
+    started = [context.Process(target=alone, args=word) for word in words]
+    for process in started:
+        process.start()
+    found = [told.get() for _ in started]
+    for process in started:
+        process.join()
+        assert not process.exitcode
+    return Own(max(seconds for seconds, _ in found), max(memory for _, memory in found))
+
+
+def alone(prepare, source, target, number, barrier, told):
+    """One process: what it does is prepared, and then timed."""
+    work = prepare(source, target, number)
+    barrier.wait()
+    before = time.process_time()
+    tokens = work()
+    told.put((time.process_time() - before, peak()))
+    (target / f"{number}.txt").write_text(str(tokens))
+
+
+def ours(source, target, number):
+    from plait.tokens import build, pack, render
+
+    form, tokenizer = FORM | {"tokenizer": "t"}, source / "tokenizer"
+    render.Renderer(tokenizer, form)
+    pack.pack(np.array([1, 2, 3]), 10)
+    folder = target / str(number)
+    folder.mkdir()
+    return lambda: build.build(folder, tokenizer, [source / f"{number}.jsonl.gz"], form, LIMIT)["tokens"]
+
+
+def first_half(source, target):
+    """One process of ours, for its profile."""
+    ours(source, target, 0)()
+
+
+def records(source, number):
+    with gzip.open(source / f"{number}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["messages"][0]["content"][0]["text"]
+
+
+def raw(source, target, number):
+    """Nothing but gigatoken, on texts in memory."""
+    import gigatoken
+
+    given = list(records(source, number))
+    tokenizer = gigatoken.Tokenizer(source / "tokenizer" / "tokenizer.json")
+    return lambda: len(tokenizer.encode_batch(given, parallel=False).layout.content)
+
+
+def pool(source, target, number):
+    """A worker of preprocess_data.py: json, transformers' tokenizer, a document at a time, numpy, a file."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source / "tokenizer")
+
+    def work():
+        count = 0
+        with (target / f"{number}.bin").open("wb") as out:
+            for text in records(source, number):
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                out.write(np.array(ids, np.int32).tobytes())
+                count += len(ids)
+        return count
+
+    return work
+
+
+def way(prepare):
+    return partial(together, prepare)
+
+
+def counts(source, mine, peer):
+    """Tokens: of ours, the separators before a pack's later documents are more than those of texts."""
+    first, second = (
+        sum(int((one / f"{number}.txt").read_text()) for number in range(PROCESSES)) for one in (mine, peer)
+    )
+    assert 0 <= first - second < first / 100, (first, second)
+    return f"{first / 1e6:.0f} M tokens of {BYTES / 1e6:.0f} MB"
+
+
+def row(name, kind, peer, target, rounds):
+    make = partial(corpus, kind=kind)
+    return Row(name, target, make, way(ours), way(peer), counts, rounds=rounds, looked_at=first_half)
+
+
+ROWS = [
+    row("tokens-spm-raw", "spm", raw, 0.65, 3),
+    row("tokens-bpe-raw", "bpe", raw, 0.2, 3),
+    row("tokens-spm-pool", "spm", pool, 5, 1),
+    row("tokens-bpe-pool", "bpe", pool, 10, 1),
+]

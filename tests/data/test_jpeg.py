@@ -1,0 +1,121 @@
+import io
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from plait.data import images, jpeg
+from plait.errors import RecordError
+
+KEEP = {"rule": "keep", "patch_size": 32, "max_side": 1024}
+TAGS = Image.Exif()
+TAGS[0x0112] = 6
+
+
+def encode(mode="RGB", size=(40, 24), **keys):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(out, "JPEG", **keys)
+    return out.getvalue()
+
+
+KINDS = {
+    "quarter": encode(),
+    "half": encode(subsampling=1),
+    "full": encode(subsampling=0, quality=30),
+    "grey": encode("L"),
+    "restarts": encode(restart_marker_blocks=1),
+    "tags": encode(exif=TAGS, comment="by hand"),
+    "codes of its own": encode(optimize=True),
+}
+
+
+def whole(encoded):
+    head = jpeg.head(encoded)
+    return head is not None and head.is_whole(encoded)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_file_is_known_by_its_segments_and_not_decoded(kind):
+    encoded = KINDS[kind]
+    assert jpeg.head(encoded).size == (40, 24)
+    assert whole(encoded)
+    with patch.object(images, "open_picture") as opened:
+        assert images.resized(encoded, KEEP) is encoded
+    assert not opened.called
+
+
+OTHERS = {
+    "progressive": encode(progressive=True),
+    "four inks": encode("CMYK"),
+    "cut": encode()[:-200],
+    "no end": encode()[:-2],
+    "more behind it": encode() + b"\x00",
+    "another behind it": encode() + encode(),
+    "no coefficients": encode()[:300],
+    "no picture": b"\xff\xd8\xff\xd9",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_of_other_files_nothing_is_said(kind):
+    assert not whole(OTHERS[kind])
+
+
+def decodes(encoded):
+    try:
+        return images.open_picture(encoded).size == jpeg.head(encoded).size
+    except RecordError:
+        return False
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_byte_of_a_head_can_be_another_so_that_a_whole_file_does_not_decode(kind):
+    encoded = KINDS[kind]
+    believed = 0
+    for place in range(jpeg.head(encoded).coefficients):
+        for value in {0, 1, 0x7F, 0xFF, encoded[place] ^ 1, encoded[place] ^ 0x80, encoded[place] ^ 0x10}:
+            changed = encoded[:place] + bytes([value]) + encoded[place + 1 :]
+            if whole(changed):
+                believed += 1
+                assert decodes(changed), (place, value)
+    assert believed > 100
+
+
+@given(st.sampled_from(sorted(KINDS)), st.data())
+@settings(max_examples=300)
+def test_damage_is_seen_or_does_no_harm(kind, data):
+    encoded = bytearray(KINDS[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    start = data.draw(st.integers(0, len(encoded)))
+    del encoded[start : start + data.draw(st.sampled_from([0, 0, 1, 2, 50]))]
+    assert not whole(bytes(encoded)) or decodes(bytes(encoded))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_those_that_pillow_decodes(kind):
+    """The exported processor decodes by Pillow."""
+    encoded = KINDS[kind]
+    found = images._pixels(images.open_picture(encoded), encoded)
+    assert np.array_equal(found.squeeze(), np.asarray(Image.open(io.BytesIO(encoded))))
+
+
+@pytest.mark.parametrize("size", [(1001, 779), (333, 1021), (900, 1111)])
+@pytest.mark.parametrize("side", [120, 160, 300])
+def test_a_photograph_that_is_decoded_smaller_is_nowhere_moved(size, side):
+    """Stripes would show it: a fraction of a pixel makes them another grey."""
+    y, x = np.mgrid[: size[1], : size[0]]
+    stripes = np.sin(x / 9) + np.cos(y / 11)
+    image = Image.fromarray(np.uint8(127 + 60 * stripes)).convert("RGB")
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=95)
+    rule = {"rule": "longest_side", "patch_size": 32, "max_side": side}
+    with patch.object(images, "_encode", lambda pixels, _: pixels):
+        found = images.resized(out.getvalue(), rule)
+    truth = image.resize(found.shape[1::-1], Image.Resampling.BICUBIC)
+    assert np.abs(np.int16(found) - np.int16(truth)).mean() < 1.5

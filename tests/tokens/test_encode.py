@@ -1,0 +1,143 @@
+"""The ids of gigatoken are those of tokenizers, and so is the first token of each text within a whole."""
+
+import json
+import logging
+from functools import cache
+
+import numpy as np
+import pytest
+from folders import tokenizer_folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers
+
+from plait.tokens import encode
+
+KINDS = ("base", "solo", "chatml", "bytes")
+MARKS = [
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<vision>",
+    "<vpatch>",
+    "<loc_1>",
+    "<s",
+    "[INST]",
+]
+NEAR = [
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "\u2581",
+    "\u00a0",
+    "\u200d",
+    "<0x0A>",
+    "a",
+    "The ",
+    " of",
+    "é",
+    "e\u0301",
+    "日本",
+    "\U0001f600",
+]
+TEXTS = st.lists(st.one_of(st.sampled_from(MARKS + NEAR), st.text(max_size=12)), max_size=8).map("".join)
+
+
+@pytest.fixture(scope="module")
+def both(tokenizers, tmp_path_factory):
+    """The fast and the slow encoder of a tokenizer."""
+    folders = {**tokenizers, "bytes": tokenizer_folder(tmp_path_factory.mktemp("t") / "bytes", vision=True)}
+
+    @cache
+    def made(kind, specials):
+        tokenizer = Tokenizer.from_file(str(folders[kind] / encode.FAST))
+        tokenizer.encode_special_tokens = not specials
+        found = encode.encoder(folders[kind], tokenizer)
+        assert isinstance(found, encode.Watched)
+        return found._encoder, found._slow
+
+    return made
+
+
+def same(first, second):
+    return np.array_equal(first[0], second[0]) and first[0].dtype == second[0].dtype and first[1] == second[1]
+
+
+@pytest.mark.parametrize("specials", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@given(documents=st.lists(st.lists(TEXTS, min_size=1, max_size=5), min_size=1, max_size=10))
+@settings(max_examples=60)
+def test_any_texts_have_the_ids_and_the_places_of_the_slow_one(both, kind, specials, documents):
+    fast, slow = both(kind, specials)
+    for first, second in zip(fast.whole(documents), slow.whole(documents), strict=True):
+        assert same(first, second)
+    for texts in documents:
+        for first, second in zip(fast.apart(texts), slow.apart(texts), strict=True):
+            assert np.array_equal(first, second)
+
+
+def mixed(count, seed):
+    """Strings of a few characters of all planes, of control characters and of marks, in any order."""
+    draw = np.random.default_rng(seed)
+    tops = draw.choice([0x20, 0x7F, 0x250, 0x3000, 0xD7FF, 0x2FFFF], (count, 12))
+    for places in (draw.random((count, 12)) * tops).astype(int).tolist():
+        letters = [chr(place) if not 0xD800 <= place < 0xE000 else " " for place in places]
+        extra = [str(draw.choice(MARKS + NEAR))] if draw.random() < 0.3 else []
+        yield "".join([*letters[: draw.integers(1, 12)], *extra, *letters[8:]])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_million_mixed_strings_have_the_same_ids(both, kind):
+    for specials in (True, False):
+        fast, slow = both(kind, specials)
+        for seed in range(125):
+            texts = list(mixed(1000, seed))
+            for text, first, second in zip(texts, fast.apart(texts), slow.apart(texts), strict=True):
+                assert np.array_equal(first, second), text
+
+
+def described(tokenizer, folder):
+    folder.mkdir()
+    tokenizer.save(str(folder / encode.FAST))
+    return encode.encoder(folder, tokenizer)
+
+
+def test_a_tokenizer_with_a_normaliser_is_read_by_the_slow_one_and_that_is_said(tokenizers, tmp_path, caplog):
+    tokenizer = Tokenizer.from_file(str(tokenizers["base"] / encode.FAST))
+    tokenizer.normalizer = normalizers.Lowercase()
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(described(tokenizer, tmp_path / "t"), encode.Slow)
+    assert "no BPE without a normaliser" in caplog.text
+
+
+def test_one_other_id_is_found_before_or_while_texts_are_read(both, tokenizers, caplog):
+    fast, slow = both("base", specials=True)
+
+    class Wrong:
+        """Has another id for one word."""
+
+        def whole(self, documents):
+            return [
+                (ids[::-1] if "zebra" in "".join(texts) else ids, starts)
+                for texts, (ids, starts) in zip(documents, fast.whole(documents), strict=True)
+            ]
+
+        def apart(self, texts):
+            return [ids for ids, _ in self.whole([[text] for text in texts])]
+
+    watched = encode.Watched(Wrong(), slow, tokenizers["base"])
+    with caplog.at_level(logging.WARNING):
+        found = watched.apart(["a horse", "a zebra of two words"])
+    assert "gigatoken gives other ids for 'a zebra of two words'" in caplog.text
+    assert np.array_equal(found[1], slow.apart(["a zebra of two words"])[0])
+
+
+def test_samples_have_every_added_token_of_few_and_the_last_of_many(tokenizers):
+    content = json.loads((tokenizers["solo"] / encode.FAST).read_text())
+    names = [one["content"] for one in content["added_tokens"]]
+    samples = {text for texts in encode._samples(content) for text in texts}
+    assert samples >= {*names[: encode.PROBED], names[-1]}
