@@ -1,5 +1,7 @@
 """Model folders for tests, made by the stages themselves."""
 
+import shutil
+
 import torch
 from folders import SIZES, tokenizer_folder
 
@@ -50,6 +52,19 @@ def written(folder, kind, tokenizer, **sizes):
     return shaken(folder, {})
 
 
+def tied_again(untied, folder):
+    """Save an untied LLaVA of one matrix at both ends as a tied one; the facts of its manifest."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from plait.models.weights import FolderTensors, write_down
+
+    shutil.copytree(untied, folder, dirs_exist_ok=True)
+    config = AutoConfig.from_pretrained(folder)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    AutoModelForImageTextToText.from_pretrained(folder, config=config).save_pretrained(folder)
+    return write_down(FolderTensors(folder))
+
+
 TOWER = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4,
          "image_size": 30, "patch_size": 8}  # fmt: skip
 
@@ -86,6 +101,12 @@ class Maker:
         source = {"kind": "llava", "base": "b", "vision": "v", "tokenizer": "t", **keys}
         parts = [base or self.hf(), tower or self.tower(), self.image]
         return self._once(f"llava-{name}", "hf_model", lambda f: shaken(f, build(f, source, parts)))
+
+    def tied_llava(self, kind="Qwen2", *, name="", **sizes):
+        """A LLaVA over a tied ``kind``, saved by transformers as it saves one: without an output layer."""
+        base = self.foreign(kind, tied=True, name=f"-seeing{name}", **{"initializer_range": 0.1, **sizes})
+        untied = self.llava(f"{kind}-untied{name}", base=base)
+        return self._once(f"llava-{kind}-tied{name}", "hf_model", lambda f: tied_again(untied, f))
 
     def foreign(self, kind, *, tied=False, name="", **sizes):
         """A random language model as transformers writes it: ``kind`` is Llama, Mistral or Qwen2."""

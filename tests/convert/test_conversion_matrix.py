@@ -112,6 +112,12 @@ def test_a_llava_goes_through_every_layout_and_grid(maker, tower, grid, tmp_path
     goes_round(source, tmp_path, grid, ep=2 if kind == "Mixtral" else 1)
 
 
+@pytest.mark.parametrize(("kind", "grid"), cases(["Qwen2", "Llama"]))
+def test_a_tied_llava_goes_through_every_layout_and_grid(maker, kind, grid, tmp_path):
+    source = maker.tied_llava(kind, name="-matrix", num_key_value_heads=4)
+    goes_round(source, tmp_path, grid)
+
+
 def test_a_config_of_transformers_4_comes_back_as_it_was_or_is_refused_by_the_field(tmp_path, capsys):
     source = folder_of(spec_of(**SIZES, **ALIKE["llama 3"]), tmp_path / "hf")
     config = json.loads((source / "config.json").read_text())

@@ -215,7 +215,7 @@ def loaded(spec, grid, folder, shards):
     return all(torch.equal(found[name], expected[name]) for name in expected), len(expected)
 
 
-@pytest.mark.parametrize("kind", ["solo", "llava", "mixtral", "tied"])
+@pytest.mark.parametrize("kind", ["solo", "llava", "mixtral", "tied", "tied_llava"])
 @pytest.mark.parametrize("grid", [Grid(2, 1), Grid(1, 2)], ids=str)
 def test_a_torch_dist_checkpoint_that_is_written_here_is_read_by_megatron(maker, kind, grid, tmp_path):
     hf = maker.foreign("Qwen2", tied=True) if kind == "tied" else getattr(maker, kind)()

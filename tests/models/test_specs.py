@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from strategies import specs
+from transformers import LlavaConfig
 
 from plait.errors import CheckpointError
 from plait.models.specs import Spec
@@ -149,8 +150,8 @@ def seeing(text=(), vision=(), **changes):
         (seeing(text={"model_type": "gemma"}), "has a language model of type 'gemma'"),
         (seeing(vision={"model_type": "pixtral"}), "has a vision tower of type 'pixtral'"),
         (seeing(vision_config=None), "has no vision_config"),
-        (seeing(text={"tie_word_embeddings": True}), "ties the output layer"),
-        (seeing(tie_word_embeddings=True), "ties the output layer"),
+        (seeing(text={"tie_word_embeddings": "no"}), "tie_word_embeddings is 'no', expected true or false"),
+        (seeing(tie_word_embeddings="no"), "tie_word_embeddings is 'no', expected true or false"),
         (seeing(text={"mlp_bias": True}), "has mlp_bias"),
         (seeing(projector_hidden_act="relu"), "has projector_hidden_act 'relu', not gelu"),
         (seeing(vision_feature_layer=[-2, -5]), r"projects hidden state \[-2, -5\]"),
@@ -167,6 +168,23 @@ def seeing(text=(), vision=(), **changes):
 def test_a_llava_that_cannot_be_converted_is_refused_by_a_sentence(config, sentence):
     with pytest.raises(CheckpointError, match=sentence):
         Spec.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "tied"),
+    [
+        (seeing(), False),
+        (seeing(text={"tie_word_embeddings": False}, tie_word_embeddings=False), False),
+        (seeing(text={"tie_word_embeddings": True}, tie_word_embeddings=False), True),
+        (seeing(text={"tie_word_embeddings": True}), True),
+        (seeing(tie_word_embeddings=True), True),
+    ],
+)
+def test_a_llava_is_tied_where_transformers_ties_it(config, tied):
+    """transformers 4 says it of the language model alone, transformers 5 of both."""
+    spec, theirs = Spec.from_config(config), LlavaConfig(**config)
+    assert spec.tied == spec.lm.tied == theirs.tie_word_embeddings == tied
+    assert ("language_model.lm_head.weight" in spec.shapes) != tied
 
 
 def test_the_parts_of_a_llava():

@@ -172,12 +172,12 @@ def packs(root, maker, hf, tokenizer, lines, limit=64, **keys):
     return place
 
 
-def pictured(root, *, form=LLAVA, **keys):
-    """A run over pictures, read by energon."""
+def pictured(root, *, form=LLAVA, model=Maker.llava, **keys):
+    """A run over pictures, read by energon; ``model`` makes what it trains."""
     keys = {"recipe": "llava", "shuffle_buffer_size": 8, "max_samples_per_sequence": 4} | keys
     place, grid = project(root, **keys)
     maker = Maker(root / "made")
-    (root / place.start).symlink_to(maker.shards(maker.llava(), grid.tp, grid.pp))
+    (root / place.start).symlink_to(maker.shards(model(maker), grid.tp, grid.pp))
     (root / "data/tokenizers/image").symlink_to(maker.image)
     dataset = root / "data/energon/d"
     dataset.mkdir()

@@ -1,6 +1,7 @@
 """A run of an interleaved pipeline starts from a sharded model, and goes on on any grid."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def maker(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(maker):
-    return recipes(maker)
+    found = recipes(maker)
+    return {**found, "llava, tied": replace(found["llava"], folder=maker.tied_llava())}
 
 
 def trained(maker, recipe, keys, run, start=None, stop=STEPS):
@@ -124,7 +126,7 @@ def test_a_run_goes_on_with_chunks_or_without(name, maker, made, straight, tmp_p
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("recipe", ["solo", "llava"])
+@pytest.mark.parametrize("recipe", ["solo", "llava", "llava, tied"])
 def test_so_do_runs_that_see(recipe, maker, made, tmp_path):
     trained(maker, made[recipe], ONE, tmp_path / "one")
     before = trained(maker, made[recipe], CHUNKS, tmp_path / "run", stop=HALF)

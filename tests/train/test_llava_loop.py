@@ -1,5 +1,6 @@
 """LLaVA's losses and frozen parts on every grid, against a plain PyTorch loop over transformers."""
 
+import importlib
 import json
 from types import MappingProxyType
 
@@ -60,14 +61,16 @@ def folder(maker):
 @pytest.fixture(scope="module")
 def plain(maker, folder):
     """The same data through transformers, torch's AdamW and nothing else; by what is frozen."""
-    done = {}
-    for frozen in (STAGE_1, STAGE_2):
-        model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
-        model.model.vision_tower.requires_grad_(False)
-        model.model.language_model.requires_grad_("language_model" not in frozen)
-        model.lm_head.requires_grad_("language_model" not in frozen)
-        done[frozen] = train_plainly(model, Samples(folder, maker.image, fixed=False))
-    return done
+    return {frozen: plainly_of(folder, maker, frozen) for frozen in (STAGE_1, STAGE_2)}
+
+
+def plainly_of(folder, maker, frozen):
+    """Losses of transformers' model with some parts frozen."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
+    model.model.vision_tower.requires_grad_(False)
+    model.model.language_model.requires_grad_("language_model" not in frozen)
+    model.lm_head.requires_grad_("language_model" not in frozen)
+    return train_plainly(model, Samples(folder, maker.image, fixed=False))
 
 
 def train_plainly(model, samples):
@@ -104,6 +107,12 @@ def train_plainly(model, samples):
 
 def train_rank(folder, tokenizer, grid, frozen, path, keys=MappingProxyType({})):
     """The same run through Megatron on one rank; the names of this rank's weights that changed."""
+    inner, before = _trained(folder, tokenizer, grid, frozen, path, keys)
+    return {name: not torch.equal(before[name], p) for name, p in inner.named_parameters()}
+
+
+def _trained(folder, tokenizer, grid, frozen, path, keys):
+    """This rank's model after the run, and its weights before."""
     from megatron.core import parallel_state
 
     from plait.train.build import build_model, freeze, load_weights, optimizer_of, schedule_of, wrap
@@ -129,7 +138,7 @@ def train_rank(folder, tokenizer, grid, frozen, path, keys=MappingProxyType({}))
     )
     samples = Samples(folder, tokenizer, fixed=grid.pp > 1, dp_rank=copy, dp_size=copies)
     Trainer(model, state, samples, run, AROUND).train(STEPS, folder=path)
-    return {name: not torch.equal(before[name], p) for name, p in inner.named_parameters()}
+    return inner, before
 
 
 @pytest.mark.parametrize("frozen", [STAGE_1, STAGE_2], ids=["stage-1", "stage-2"])
@@ -186,3 +195,75 @@ def test_a_run_spread_in_any_way_is_the_plain_loop(name, frozen, maker, folder, 
 
 def test_stage_1_learns(plain):
     assert plain[STAGE_1][-1] < plain[STAGE_1][0] - 0.05
+
+
+# A language model whose output layer is its embedding
+
+TIED = [
+    pytest.param("Qwen2", Grid(), STAGE_2, marks=pytest.mark.long),
+    pytest.param("Qwen2", Grid(1, 2), STAGE_2),
+    pytest.param("Qwen2", Grid(1, 2), STAGE_1, marks=pytest.mark.long),
+    pytest.param("Qwen2", Grid(2, 2), STAGE_2, marks=pytest.mark.long),
+    pytest.param("Llama", Grid(2, 1), STAGE_2, marks=pytest.mark.long),
+    pytest.param("Llama", Grid(1, 2), STAGE_2, marks=pytest.mark.long),
+]
+SHARED = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
+ENDS = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
+
+
+@pytest.fixture(scope="module")
+def tied(maker):
+    """Tied models by family, and what the plain loop makes of them; transformers ties them itself."""
+    done = {}
+
+    def make(kind, frozen):
+        if (kind, frozen) not in done:
+            folder = maker.tied_llava(kind)
+            assert "language_model.lm_head.weight" not in FolderTensors(folder)
+            done[kind, frozen] = folder, plainly_of(folder, maker, frozen)
+        return done[kind, frozen]
+
+    return make
+
+
+def ends_of_rank(folder, tokenizer, grid, frozen, path, keys=MappingProxyType({})):
+    """This rank's embedding and output layer after the run."""
+    inner, _ = _trained(folder, tokenizer, grid, frozen, path, keys)
+    return {name: p.detach().numpy() for name, p in inner.named_parameters() if name in ENDS}
+
+
+@pytest.mark.parametrize(("kind", "grid", "frozen"), TIED, ids=str)
+def test_a_tied_llava_is_trained_as_the_plain_loop_trains_it(kind, grid, frozen, maker, tied, tmp_path):
+    folder, losses = tied(kind, frozen)
+    ranks = run_ranks(ends_of_rank, grid, folder, maker.image, grid, frozen, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.allclose([row["lm loss"] for row in rows], losses, atol=1e-5, rtol=0)
+    assert losses[-1] < losses[0] - 0.05
+    for first, last in zip(ranks[: grid.tp], ranks[-grid.tp :], strict=True):
+        assert ENDS[0] in first
+        assert (ENDS[1] in last) == (grid.pp > 1)
+        assert grid.pp == 1 or np.array_equal(first[ENDS[0]], last[ENDS[1]])
+
+
+@pytest.mark.long
+def test_copies_of_a_tied_llava_share_what_its_ends_learn(maker, tied, tmp_path):
+    folder, losses = tied("Llama", STAGE_2)
+    grid = Grid(1, 2)
+    ranks = run_ranks(ends_of_rank, grid, folder, maker.image, grid, STAGE_2, tmp_path, SHARED, copies=2)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.allclose([row["lm loss"] for row in rows], losses, atol=1e-5, rtol=0)
+    first, last = ([rank[end] for rank in ranks if end in rank] for end in ENDS)
+    assert (len(first), len(last)) == (2, 2)
+    assert all(np.array_equal(first[0], one) for one in (*first, *last))
+
+
+@pytest.mark.long
+def test_a_copy_of_a_tied_llava_that_is_not_summed_up_would_show(maker, tied, monkeypatch, tmp_path):
+    finalize = importlib.import_module("megatron.core.distributed.finalize_model_grads")
+    monkeypatch.setattr(finalize, "_allreduce_word_embedding_grads", lambda *_, **__: None)
+    folder, losses = tied("Qwen2", STAGE_2)
+    grid = Grid(1, 2)
+    (first, last) = run_ranks(ends_of_rank, grid, folder, maker.image, grid, STAGE_2, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert not np.allclose([row["lm loss"] for row in rows], losses, atol=1e-4, rtol=0)
+    assert not np.array_equal(first[ENDS[0]], last[ENDS[1]])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from jobs import TARGET, packed
+from jobs import TARGET, packed, pictured, saved
 from makers import Maker
 
 from plait import files
@@ -48,4 +48,34 @@ def test_a_tied_model_is_trained_and_exported_tied(way, tmp_path):
     spec = Spec.of(folder)
     grid = Grid(WAYS[way].get("tensor_model_parallel_size", 1))
     rows = parity.computed(folder, spec, grid.tp, parity.Trained(iteration, spec, grid))
+    assert logits.failures(**rows) == []
+
+
+@pytest.mark.long
+def test_a_tied_llava_is_trained_over_stages_and_exported_tied(tmp_path):
+    keys = {"train_iters": 4, "global_batch_size": 4, "micro_batch_size": 1, "hidden_dropout": 0.0}
+    places = []
+    for stages in (1, 2):
+        (tmp_path / str(stages)).mkdir()
+        place = pictured(
+            tmp_path / str(stages), model=Maker.tied_llava, pipeline_model_parallel_size=stages, **keys
+        )
+        place.train(to=4, env={"OMP_NUM_THREADS": "1"})
+        places.append(place)
+    for key in ("lm loss", "grad norm"):
+        rows = [[row[key] for row in place.rows()] for place in places]
+        assert np.allclose(*rows, atol=1e-5, rtol=1e-5)
+    iteration = places[1].root / saved(4)
+    source = Maker(places[1].root / "made").tied_llava()
+
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    facts = export_folder(source, iteration, folder, recipe="llava", chat_template=None)
+
+    spec = Spec.of(folder)
+    assert spec.tied
+    assert "language_model.lm_head.weight" not in FolderTensors(folder).shapes
+    assert facts["merkle"] == files.read_manifest(iteration)["facts"]["merkle"]
+    assert facts["merkle"] != files.read_manifest(source)["facts"]["merkle"]
+    rows = parity.computed(folder, spec, 1, parity.Trained(iteration, spec, Grid(1, 2)))
     assert logits.failures(**rows) == []

@@ -13,13 +13,16 @@ from plait.convert import checkpoint, engine, layouts, ops, tables
 from plait.errors import CheckpointError, ProofError
 from plait.layout import CARRIED
 from plait.models.leaves import root
-from plait.models.specs import TOWER, Spec
+from plait.models.specs import EMBEDDING, HEAD, LANGUAGE_MODEL, TOWER, Spec
 from plait.models.weights import FolderTensors, merkle
 from plait.parallel.grid import Grid
+from plait.preflight.ranks import checked
 from plait.verify import parity
 from plait.verify.cases import cases
 
 GRIDS = [{"tp": 1, "pp": 1}, {"tp": 2, "pp": 1}, {"tp": 1, "pp": 2}, {"tp": 2, "pp": 2, "first": 1}]
+EMBEDDED = "language_model.embedding.word_embeddings.weight"
+TIED = "language_model.output_layer.weight"
 CASES = {"text", "packed", "one picture", "several pictures"}
 
 
@@ -77,6 +80,61 @@ def test_a_wide_projector_and_qwen2_are_proven(maker, tmp_path):
     parity.prove_converted(source, maker.shards(source, 2, 1), tmp_path / "wide.json")
     qwen = maker.llava("qwen2", base=maker.foreign("Qwen2"))
     parity.prove_converted(qwen, maker.shards(qwen, 1, 2), tmp_path / "qwen2.json")
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid"),
+    [
+        pytest.param("Qwen2", Grid(), marks=pytest.mark.long),
+        ("Qwen2", Grid(2, 2)),
+        pytest.param("Qwen2", Grid(1, 2), marks=pytest.mark.long),
+        pytest.param("Llama", Grid(2, 1), marks=pytest.mark.long),
+        ("Llama", Grid(1, 2)),
+    ],
+    ids=str,
+)
+def test_a_tied_llava_is_proven_and_its_last_stage_has_a_copy(maker, kind, grid, tmp_path):
+    source = maker.tied_llava(kind)
+    spec = Spec.of(source)
+    assert spec.tied
+    assert LANGUAGE_MODEL + HEAD not in FolderTensors(source)
+
+    shards = maker.shards(source, grid.tp, grid.pp)
+    found = parity.prove_converted(source, shards, tmp_path / "parity.json")
+
+    assert found["merkle_root"] == files.read_manifest(source)["facts"]["merkle"]
+    assert {row["case"] for row in found["logits"]} == CASES
+    assert min(row["max_abs_logit"] for row in found["logits"]) > 0.5
+    assert len(checked(spec, grid, {"params_dtype": "fp32"})) == len(grid)
+    for tp in range(grid.tp):
+        first, last = (checkpoint.read_rank(shards, grid, tp, stage) for stage in (0, grid.pp - 1))
+        assert (TIED in last) == (grid.pp > 1)
+        assert grid.pp == 1 or torch.equal(first[EMBEDDED], last[TIED])
+
+
+def test_a_copy_of_a_tied_llava_that_differs_is_found(maker, tmp_path):
+    source = maker.tied_llava("Llama")
+    shards = copied(maker.shards(source, 1, 2), tmp_path)
+    path = checkpoint.rank_file(shards, Grid(1, 2), 0, 1)
+    content = torch.load(path, weights_only=False)
+    content["model"][TIED][3] += 1
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight"):
+        root(layouts.released(shards, Spec.of(source)).stream())
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_an_output_layer_that_a_tied_llava_holds_too_is_its_embedding(maker, tmp_path, equal):
+    source = copied(maker.tied_llava("Llama"), tmp_path)
+    weights = load_file(source / "model.safetensors")
+    head = weights[LANGUAGE_MODEL + EMBEDDING].clone()
+    save_file(weights | {LANGUAGE_MODEL + HEAD: head if equal else head + 1}, source / "model.safetensors")
+    if equal:
+        assert merkle(FolderTensors(source)) == files.read_manifest(source)["facts"]["merkle"]
+        assert FolderTensors(source).note == ", language_model.lm_head.weight left out: it is the embedding"
+    else:
+        with pytest.raises(CheckpointError, match="ties its output layer to the embedding, and holds anoth"):
+            FolderTensors(source)
 
 
 # What goes along

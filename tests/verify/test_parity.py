@@ -186,6 +186,6 @@ def test_a_proof_by_bytes_alone_says_so_as_does_all_that_is_made_of_it(maker, tm
     facts = files.read_manifest(whole)["facts"] | {"merkle": "0" * 64}
     (whole / "plait.json").unlink()
     files.write_manifest(whole, kind="megatron", settings={}, facts=facts)
-    monkeypatch.setattr(parity.stream, "root", lambda _: "0" * 64)
+    monkeypatch.setattr(parity.leaves, "root", lambda _: "0" * 64)
     with pytest.raises(ProofError, match="merkle root"):
         parity.prove_converted(source, whole, proof, by="bytes")

@@ -14,7 +14,7 @@ from typing import Any, Self
 from plait.errors import CheckpointError
 from plait.files import read_object
 from plait.models.families import BY_ARCHITECTURE, BY_TEXT_TYPE
-from plait.models.families.fields import check_size, part, refuse_unknown
+from plait.models.families.fields import check_flag, check_size, part, refuse_unknown
 from plait.models.families.rope import PLAIN, Rope
 from plait.models.towers import Projector, Tower
 
@@ -27,6 +27,7 @@ TEXT_ARCHITECTURES = {name: family.architecture for name, family in BY_TEXT_TYPE
 """The language models of LLaVA, by the ``model_type`` of its ``text_config``."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 """The tensors with one row a token; a tied model computes its logits with the first, and has no other."""
+TIE = "tie_word_embeddings"
 LANGUAGE_MODEL, TOWER, PROJECTOR = "language_model.", "vision_tower.vision_model.", "multi_modal_projector."
 """Where the parts of a LLaVA model stand in its folder."""
 
@@ -208,12 +209,20 @@ def _text_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where} has a language model of type {text.get('model_type')!r}",
             hint=f"plait converts {', '.join(TEXT_ARCHITECTURES)}",
         )
-    if config.get("tie_word_embeddings") or text.get("tie_word_embeddings"):
-        raise CheckpointError(
-            f"{where} ties the output layer to the embedding; plait trains untied LLaVA models only",
-            hint="build it from its parts by kind `llava`, which unties its base",
-        )
-    return {**BY_ARCHITECTURE[kind].defaults, **text, "architectures": [kind]}
+    return {**BY_ARCHITECTURE[kind].defaults, **text, TIE: ties(config, where), "architectures": [kind]}
+
+
+def ties(config: Mapping[str, Any], where: str) -> bool:
+    """Whether the output layer is the embedding; of LLaVA the whole or its language model may say so.
+
+    transformers 4 writes it into the language model's part alone, and transformers 5 heeds both.
+
+    Raises:
+        CheckpointError: one of them says neither yes nor no.
+    """
+    parts = (config, part(config, "text_config", where))
+    said = [check_flag(one.get(TIE), TIE, where) for one in parts]
+    return any(said)
 
 
 OF_LLAVA = (

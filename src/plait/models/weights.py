@@ -23,7 +23,7 @@ from plait.models import safe
 from plait.models.archive import Archive
 from plait.models.leaves import Leaf, root, write_leaves
 from plait.models.pickles import Pickled
-from plait.models.specs import EMBEDDING, HEAD
+from plait.models.specs import EMBEDDING, HEAD, LANGUAGE_MODEL, TIE, ties
 from plait.models.stored import SIZES, Stored
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -96,17 +96,17 @@ class FolderTensors(Mapping[str, Tensor]):
     def _copies(self, found: Collection[str]) -> tuple[str, ...]:
         """The output layer's tensor, where the config says that it is the embedding."""
         config = self.folder / "config.json"
-        if not {EMBEDDING, HEAD} <= {*found} or not config.is_file():
+        below = LANGUAGE_MODEL if LANGUAGE_MODEL + EMBEDDING in found else ""
+        ends = (below + EMBEDDING, below + HEAD)
+        if not {*ends} <= {*found} or not config.is_file() or not ties(read_object(config), str(config)):
             return ()
-        if not read_object(config).get("tie_word_embeddings"):
-            return ()
-        embedding, head = (fingerprint(self._handle(self._where[n]).get_tensor(n)) for n in (EMBEDDING, HEAD))
+        embedding, head = (fingerprint(self._handle(self._where[name]).get_tensor(name)) for name in ends)
         if embedding != head:
             raise CheckpointError(
                 f"{self.folder} ties its output layer to the embedding, and holds another one",
-                hint="if the output layer is its own, set tie_word_embeddings to false in config.json",
+                hint=f"if the output layer is its own, set {TIE} to false in config.json",
             )
-        return (HEAD,)
+        return (ends[1],)
 
     def _locate(self) -> dict[str, str]:
         """The file of every tensor, by the name that it has there."""

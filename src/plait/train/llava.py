@@ -87,11 +87,16 @@ class LlavaModel(MegatronModule):  # type: ignore[misc]
         self.pre_process = language_model.pre_process
         self.post_process = language_model.post_process
         self.vp_stage = language_model.vp_stage
-        self.share_embeddings_and_output_weights = False
+        self.share_embeddings_and_output_weights = language_model.share_embeddings_and_output_weights
         self.model_type = ModelType.encoder_or_decoder
         self.language_model = language_model
         if sight is not None:
             self.vision_model, self.vision_projection = sight
+
+    def shared_embedding_or_output_weight(self) -> Tensor | None:
+        """The embedding, or its copy, whose gradients Megatron sums up over first and last stage if tied."""
+        weight: Tensor | None = self.language_model.shared_embedding_or_output_weight()
+        return weight
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Take what the stage before has sent."""
