@@ -123,6 +123,7 @@ def test_what_is_not_there_is_said(here, capsys):
     assert "data/analysis/x is gone" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_real_run_in_two_jobs_is_audited_at_its_end(tmp_path, monkeypatch, capsys):
     """48 draws of 3 : 1 are 36 and 12; two steps are skipped, and half of the log is lost afterwards."""
     place = packed(tmp_path, global_batch_size=2, hidden_dropout=0.0, skip_train_iteration_range=["5-6"])

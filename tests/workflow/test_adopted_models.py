@@ -62,6 +62,7 @@ def test_an_adopted_model_of_the_hub_is_not_fetched(project, adopt, maker, put):
     assert project.plan(WHOLE, config=of_hub).rules == {"convert": 1}
 
 
+@pytest.mark.long
 def test_a_clone_without_and_with_its_large_files(project, adopt, maker):
     folder = project.folder / HF
     folder.parent.mkdir(parents=True)
@@ -249,7 +250,10 @@ def old_iteration(maker, target, grid, *, classic):
         run_ranks(save, grid, shards, grid, target)
 
 
-@pytest.mark.parametrize("classic", [False, True], ids=["torch_dist", "classic"])
+@pytest.mark.parametrize(
+    "classic",
+    [pytest.param(False, id="torch_dist"), pytest.param(True, id="classic", marks=pytest.mark.long)],
+)
 def test_an_old_iteration_is_exported_and_proven(project, adopt, put, maker, classic):
     run = {**RUN, "runs": {"old": {**RUN["runs"]["old"], "tensor_model_parallel_size": 2}}}
     put(maker.hf(), HF)

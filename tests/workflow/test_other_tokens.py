@@ -60,6 +60,9 @@ def record(number):
     return {"id": sample.id, "messages": turns}
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The folder of a project that has trained and exported it; real jobs all the way."""
