@@ -14,6 +14,7 @@ from plait.tokens.lineage import Lineage
 from plait.train import intact
 
 TWICE = {"datasets": {"talk": {"epochs": [1, 2]}}}
+ONE = {"tokens": [1, 10**7], "datasets": {"talk": {"epochs": [1, 2]}, "again": {"share": [0, 0]}}}
 CONFIG = {
     "datasets": {
         "talk": {
@@ -21,6 +22,7 @@ CONFIG = {
             "shards": 2,
             "energon": {"samples_per_shard": 5},
         },
+        "again": {"pack_together": ["talk"], "shards": 2},
         **{
             part: {
                 "pack_together": ["talk"],
@@ -39,6 +41,7 @@ CONFIG = {
     "mixtures": {
         "all": {"format": "chatml", "pack": 64, "datasets": ["talk"]},
         "twice": {"format": "chatml", "pack": 64, "solve": TWICE | {"tokens": [1, 10**7]}},
+        "one": {"format": "chatml", "pack": 64, "solve": ONE},
         "never": {"format": "chatml", "pack": 64, "solve": TWICE | {"tokens": [10**7, 10**7]}},
         "read": {"format": "chatml", "decoder_seq_length": 64, "datasets": ["talk"]},
         "parts": {
@@ -140,6 +143,21 @@ def test_a_solved_mixture_reads_what_its_limits_allow_and_names_those_that_bind(
     assert "<td>datasets.talk.epochs</td><td>at most 2</td><td>2</td><td>binds</td>" in page
     assert "<td>tokens</td><td>at most 10,000,000</td>" in page
     assert "<h3>Limits</h3>" not in Path("data/analysis/all/tokens.html").read_text()
+
+
+def test_a_dataset_that_the_limits_leave_out_is_named_and_shown_as_not_read(workplace, caplog):
+    caplog.set_level("INFO")
+    again = [shard.replace("_talk_", "_again_") for shard in SHARDS]
+    for number, shard in enumerate(again):
+        run("index", "data/tokenizers/chat", chat(number), shard)
+    run("analyse", *SHARDS, *again, "data/analysis/one")
+    mixed = yaml.safe_load(Path("data/analysis/one/mixture.yaml").read_text())
+
+    assert [source["prefix"] for source in mixed["sources"]] == SHARDS
+    assert mixed["solved"]["left_out"] == again
+    assert f"Left out, for no limit wants them: {', '.join(again)}" in caplog.text
+    page = Path("data/analysis/one/tokens.html").read_text()
+    assert "<td>again</td><td>0</td><td>0</td><td>0.000000</td><td>0</td>" in page
 
 
 def test_limits_that_cannot_be_kept_to_end_in_a_sentence_and_no_analysis(workplace, capsys):

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import lz4.frame
@@ -26,7 +27,7 @@ from plait.config.model import load
 from plait.config.plan import Plan
 from plait.data import albums, members, shaped, shapes, shards, sources
 from plait.data.chat import Text
-from plait.errors import ConfigError, DataError
+from plait.errors import ConfigError, DataError, RecordError
 from plait.layout import Chat, Raw
 
 
@@ -226,6 +227,15 @@ def test_code_act_is_chat_records(name):
     assert chats(files_of("codeact")) == [[("system", "s"), ("user", "u"), ("assistant", "a")]]
 
 
+def test_columns_beside_a_conversation_may_be_anything_and_its_own_may_not():
+    said = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    table("mine/a.parquet", [{"conversations": said, "when": datetime.now(UTC), "blob": b"\xff"}])
+    table("mine/b.parquet", [{"conversations": [{"role": "user", "content": b"u"}]}])
+    deep = f'{{"conversations": {json.dumps(said)}, "n": {"[" * 400}{"]" * 400}}}'
+    jsonl("mine/c.jsonl", [deep.encode()])
+    assert chats(files_of("chat"), not_text=1, not_a_record=1) == [[("user", "u"), ("assistant", "a")]]
+
+
 # Pictures that records name
 
 
@@ -287,7 +297,7 @@ def cover(split=1, **more):
 def test_ocr_vqa_is_all_questions_about_a_cover():
     folder_of("mine/images", {"1588.jpg": JPEG[0], "77.gif": JPEG[1], "7.jpg": JPEG[2]})
     books = {
-        "1588": cover(), "77": cover(imageURL="http://x/y.gif?z=1"), "5": cover(split=3), "6": cover(),
+        "1588": cover(), "77": cover(imageURL="http://x/y.gif?z=1"), "5": cover(split=3), "6": cover(imageURL="http://[x"),
         "7": cover(answers=["Ann"]), "8": "no book",
     }  # fmt: skip
     Path("mine/dataset.json").write_text(json.dumps(books))
@@ -334,10 +344,11 @@ def test_mmc4_has_each_picture_before_the_text_that_it_matches():
         **MMC4,
         "image_info": [{"image_name": "a.jpg", "raw_url": "http://x/a", "matched_text_index": 3}],
     }
-    jsonl("mine/docs_no_face_shard_0_v3.jsonl", [MMC4, lost, wrong, {"text_list": ["x"]}])
+    none = {**MMC4, "image_info": None}
+    jsonl("mine/docs_no_face_shard_0_v3.jsonl", [MMC4, lost, wrong, none, {"text_list": ["x"]}])
     folder_of("pics", {"a.jpg": JPEG[0], "b.jpg": JPEG[1], "c.jpg": JPEG[2]})
     whole = [("assistant", JPEG[0], "one", "two", JPEG[1], JPEG[2], "three")]
-    wanted = {"wrong_pictures": 1, "missing_field": 1}
+    wanted = {"wrong_pictures": 1, "missing_field": 1, "not_a_record": 1}
     assert chats(files_of("mmc4", pictures="pics"), **wanted) == [
         whole,
         [("assistant", "one", "two", "three")],
@@ -545,19 +556,29 @@ def test_a_file_of_the_users_may_give_samples_and_reasons():
     assert chats(files_of("r.py"), too_few=1, unknown_role=1) == [[("user", "2")]]
 
 
-def test_records_that_have_no_ids_are_told_apart_by_their_lines():
+def test_records_of_one_id_or_none_are_told_apart_by_their_lines():
     said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     Path("r.py").write_text("def read(record, pictures): return record['conversations']")
-    rows = [{"conversations": said}, {"id": None, "conversations": said}, {"id": 0, "conversations": said}]
+    rows = [{"conversations": said}, {"id": "p", "conversations": said}, {"id": "p", "conversations": said}]
     jsonl("mine/a.jsonl", rows)
-    assert [one.id for one in ledger(files_of("r.py"))[0]] == ["toy-1", "toy-2", "toy-3"]
-    shutil.rmtree("data")
-    assert [one.id for one in ledger(files_of("llava"))[0]] == ["toy-1", "toy-2", "0"]
+    for shape in ("r.py", "llava", "allava", "llavar"):
+        assert [one.id for one in ledger(files_of(shape))[0]] == ["toy-1", "toy-2", "toy-3"]
+        shutil.rmtree("data")
 
 
 @pytest.mark.parametrize("error", ["OSError()", "RuntimeError('x')", "StopIteration()", "KeyError(1)"])
 def test_whatever_a_file_of_the_users_stumbles_over_the_record_is_rejected(error):
     Path("r.py").write_text(f"def read(record, pictures): raise {error}")
+    jsonl("mine/a.jsonl", [{"n": 1}])
+    assert chats(files_of("r.py"), reader_failed=1) == []
+
+
+@pytest.mark.parametrize("part", ["Text('\\ud800')", "'words'", "Picture('a.png')", "Text(3)"])
+def test_a_sample_of_the_users_holds_texts_and_pictures_and_nothing_else(part):
+    Path("r.py").write_text(
+        "from plait.data.chat import Message, Picture, Sample, Text\n"
+        f"def read(record, pictures): return Sample((Message('assistant', ({part},)),))"
+    )
     jsonl("mine/a.jsonl", [{"n": 1}])
     assert chats(files_of("r.py"), reader_failed=1) == []
 
@@ -695,11 +716,21 @@ def test_a_changed_picture_is_found():
         shards.write(folder, shard, planned(files_of("dvqa")).settings(shard))
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", r'"\ud800"'])
+def test_what_json_has_not_is_rejected_by_the_place_of_its_record(value):
+    folder_of("mine", {"a.json": f'[{{"text": "x"}}, {{"text": "x", "n": {value}}}]'.encode()})
+    found, reasons, _ = ledger(files_of("text"))
+    assert (len(found), reasons) == (1, {"bad_json": 1})
+    (line,) = map(json.loads, Path("data/processed/toy/shard_00000.rejects.jsonl").read_text().splitlines())
+    assert (line["file"], line["line"]) == ("files/a.json", 2)
+
+
 DAMAGED = {
     "a.parquet": (b"PAR1 no", "cannot be read as parquet"),
     "a.jsonl.zst": (b"no", "is named .zst but does not hold such data"),
     "a.json": (b'[{"text": "x"}', "has neither comma nor end after record 1"),
     "b.json": (b'{"text": "x"}', "is no list of records"),
+    "c.json": (b"[" * 100_000, "cannot be read after record 0: maximum recursion depth"),
     "a.txt": (b"x", "holds none of the files that are read"),
     "a.zip": (b"x", "holds records of shape text"),
 }
@@ -720,6 +751,60 @@ def test_every_shape_of_config_is_read_and_no_other():
             name = definitions[one["$ref"].rpartition("/")[2]]["properties"]["name"]
             named |= set(name.get("enum", [name.get("const")]))
     assert named == set(shapes.SHAPES)
+
+
+SAID = [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]
+WHOLE = {
+    # a record of each shape that reads records, and what its source chooses
+    "allava": ({"image": JPEG[0], "conversations": SAID}, {}),
+    "c4": ({"text": "x"}, {}),
+    "capybara": ({"conversation": [{"input": "a", "output": "b"}]}, {}),
+    "cauldron": ({"images": [JPEG[0]], "texts": [{"user": "q", "assistant": "a"}]}, {}),
+    "chat": ({"id": "x", "messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]}, {}),
+    "dvqa": ({"image": JPEG[0], "question": "q", "answer": "a"}, {}),
+    "figureqa": ({"image_index": 0, "question_string": "q", "answer": 1}, {}),
+    "mmc4": (MMC4, {"missing": "skip"}),
+    "ocr-vqa": ({"image": JPEG[0], **cover()}, {"splits": (1,)}),
+    "openorca": ({"id": "x", "system_prompt": "s", "question": "q", "response": "r"}, {"ids": ""}),
+    "question-answer": (
+        {"image": {"bytes": JPEG[0]}, "question": "q", "answer": ["a"]},
+        {"image": "image", "question": "question", "answer": "answer"},
+    ),
+    "sharegpt": ({"conversations": [{"from": "human", "value": "q"}]}, {"min_turns": 0}),
+    "slimpajama": ({"text": "x", "meta": {"redpajama_set_name": "y"}}, {"leave_out": ()}),
+    "websight": ({"image": JPEG[0], "text": "x"}, {}),
+}
+STRANGE = JSONS | st.sampled_from([JPEG[1], "<image>", "human", {}, [], [None], {"bytes": None}, 2**70])
+
+
+def places(value, at=()):
+    """Where something stands in a record, itself first."""
+    yield at
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*at, key))
+
+
+def changed(value, at, other):
+    """The record with something else in a place."""
+    if not at:
+        return other
+    copy = value.copy()
+    copy[at[0]] = changed(value[at[0]], at[1:], other)
+    return copy
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_whatever_stands_in_a_record_it_is_a_conversation_or_has_a_reason(name, data):
+    record, chosen = WHOLE[name]
+    read = shaped.reader({"shape": {"name": name, **chosen}})
+    at = data.draw(st.sampled_from([*places(record)]))
+    try:
+        found = read(shaped.Noted(changed(record, at, data.draw(STRANGE))), Path())
+    except RecordError as error:
+        found = error
+    assert found.reason if isinstance(found, RecordError) else found.to_line("x")
 
 
 # Memory

@@ -265,6 +265,8 @@ def test_repeats_are_those_that_were_counted(root, found, monkeypatch):
         for dataset, cells in rows.items():
             keys = ("samples", *page.REPEATED)
             assert re.findall(r"[\d,]+", cells) == [str(counted["datasets"][dataset][key]) for key in keys]
+        of_all = "".join(f"<td>{counted['all'][key]}</td>" for key in keys)
+        assert f"<td>all, as one</td>{of_all}" in section
         assert ("Nothing of this mixture validates" in section) is (name == "packs")
 
 

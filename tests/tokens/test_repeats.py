@@ -79,6 +79,11 @@ def test_repeats_over_shards_are_counted_by_dataset(tmp_path, monkeypatch):
     }  # fmt: skip
     assert found["datasets"]["two"]["samples"] == 4
     assert not any(number for key, number in found["datasets"]["two"].items() if key != "samples")
+    assert found["all"] == {
+        "samples": 16, "equal_samples": 5, "similar_samples": 1, "equal_texts": 5, "similar_texts": 1,
+        "equal_pictures": 0, "similar_pictures": 0,
+    }  # fmt: skip
+    assert "all" not in repeats.of_packs(tmp_path, one)
 
 
 def test_one_id_in_two_shards_is_refused_by_name(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ import yaml
 
 from plait import files
 from plait.config.run import Experts
+from plait.data.chat import Message, Sample, Text
+from plait.data.prints import Prints
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.train.job import Job
 
@@ -158,6 +160,80 @@ def test_what_is_frozen_is_not_rounded(job, source, run, fits):
 
 def test_what_is_trained_may_be_rounded(job):
     job(dtypes={"language_model": ["float32"]}, freeze=["vision_model"], params_dtype="bf16").check()
+
+
+def read(job, content=b"tokens", **facts):
+    """A job whose one shard has a file and prints of two samples, as its analysis has counted."""
+    made = job(facts=facts)
+    files.remove(Path(SHARD))
+    shard(SHARD, content, facts, "a", "b")
+    analysed("x", [SHARD])
+    return made
+
+
+def shard(path, content, facts, *said):
+    Path(path).mkdir(parents=True)
+    Path(path, "data-text.bin").write_bytes(content)
+    with Prints(Path(path)) as prints:
+        for word in said:
+            prints.append(Sample((Message("user", (Text(word * 30),)),)), f"d/{word}")
+    known = {"vocab_size": 300, "tokenizer": "a" * 64, "packs": 1, **facts}
+    files.write_manifest(Path(path), kind="indexed", settings={}, facts=known)
+
+
+def analysed(name, shards, limit=0.01):
+    folder = Path("data/analysis", name)
+    folder.mkdir(exist_ok=True)
+    sources = [{"prefix": one, "weight": 1 / len(shards), "packs": 1} for one in shards]
+    mixed = {"sources": sources, "total_instances": len(shards)}
+    (folder / "mixture.yaml").write_text(yaml.safe_dump(mixed))
+    settings = {"mixture": {"leak_limit": limit}}
+    files.write_manifest(folder, kind="analysis", settings=settings, inputs=shards, facts={})
+
+
+def test_a_job_looks_at_the_bytes_of_its_data(job):
+    made = read(job)
+    made.check()
+    Path(SHARD, "data-text.bin").write_bytes(b"tokenS")
+    with pytest.raises(DataError, match=r"data-text.bin does not have the sha256"):
+        made.check()
+    made.around["verify_data"] = "none"
+    made.check()
+
+
+def test_a_job_trains_the_data_that_were_counted(job):
+    made = read(job)
+    files.remove(Path(SHARD))
+    shard(SHARD, b"others", {}, "a", "b")
+    with pytest.raises(DataError, match=r"mixture -> training: data/analysis/x counted .* it is \w{12} now"):
+        made.check()
+
+
+@pytest.mark.parametrize("key", ["vocabulary", "template"])
+def test_a_job_trains_shards_that_were_made_alike(job, key):
+    made, other = read(job, **{key: "1" * 64}), SHARD.replace("00000", "00001")
+    shard(other, b"others", {key: "2" * 64}, "c")
+    analysed("x", [SHARD, other])
+    with pytest.raises(
+        DataError, match=rf"shard_00000 was made by another {key}, 111111111111, than .*00001"
+    ):
+        made.check()
+
+
+@pytest.mark.parametrize("limit", [0.4, 0.5])
+def test_a_job_lists_what_it_evaluates_and_trains(job, limit):
+    made, held = read(job), SHARD.replace("f_d", "f_held")
+    shard(held, b"others", {}, "b", "c")
+    analysed("y", [held], limit)
+    made.around.update(eval_interval=5, eval_mixture="y")
+    if limit < 0.5:
+        with pytest.raises(
+            DataError, match=r"1 of 2 samples that validate train too, .* d/b is equal to d/b"
+        ):
+            made.check()
+    else:
+        made.check()
+    assert json.loads(Path(made.run.leaks).read_text()) == {"id": "d/b", "like": "equal", "train": "d/b"}
 
 
 TOWER = {

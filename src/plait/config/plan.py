@@ -51,7 +51,7 @@ VERSIONS = {
     "tokenizer": 2,
     "index": 3,
     "energon": 6,
-    "analyse": 7,
+    "analyse": 8,
     "build": 4,
     "convert": 5,
     "shard": 5,

@@ -37,7 +37,7 @@ def members(path: Path, hint: str = "", *, inside: str | None = None) -> Iterato
             for found in _whole(path, file, hint, inside):
                 yield found
                 number += 1
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read after record {number}: {error}", hint=hint) from error
 
 

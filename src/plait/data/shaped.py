@@ -342,11 +342,13 @@ def drawn(position: int, share: float) -> bool:
 
 
 def _noted(line: RawLine) -> RawLine:
-    """A line of ``records.jsonl`` as the record that it notes; its bytes, if it is what no JSON may be."""
+    """A line of ``records.jsonl`` as the record that it notes, or as what is wrong with that."""
     try:
         row = orjson.loads(line.content)
-    except orjson.JSONDecodeError:
-        return line
+    except orjson.JSONDecodeError as error:  # NaN and half a surrogate pair, which json lets through
+        wrong = RecordError(f"not JSON: {error.msg}", reason="bad_json")
+        file, number = json.loads(line.content)["from"]
+        return RawLine(file, number, line.position, wrong)
     file, number = row["from"]
     if "error" in row:
         return RawLine(file, number, line.position, RecordError(row["error"], reason=row["reason"]))

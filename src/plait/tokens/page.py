@@ -168,7 +168,13 @@ def _mixture(mixed: Mapping[str, Any], line: str, classes: Mapping[str, str]) ->
         for name, several in of.items()
     ]
     rows = [
-        (_text(name), _number(packs), _number(tokens), f"{weight:.6f}", f"{weight * total / packs:.6g}")
+        (
+            _text(name),
+            _number(packs),
+            _number(tokens),
+            f"{weight:.6f}",
+            f"{weight * total / max(packs, 1):.6g}",
+        )
         for name, packs, tokens, weight in sums
     ]
     shards = [
@@ -275,16 +281,17 @@ def _repeats(repeats: Mapping[str, Any] | None, datasets: Iterable[str]) -> str:
     if not repeats:
         return ""
     unknown = dict.fromkeys(("samples", *REPEATED))
-    counts = {name: repeats["datasets"].get(name, unknown) for name in datasets}
+    counts = [(_text(name), repeats["datasets"].get(name, unknown)) for name in datasets]
+    counts += [("all, as one", repeats["all"])] if "all" in repeats else []
     rows = [
-        (_text(name), *("not known" if one[key] is None else _number(one[key]) for key in unknown))
-        for name, one in counts.items()
+        (name, *("not known" if one[key] is None else _number(one[key]) for key in unknown))
+        for name, one in counts
     ]
     heads = ("source", *(key.replace("_", " ") for key in unknown))
     return (
         '<h2 id="repeats">Repeats</h2><p>How many of a source\'s samples, texts and pictures came before in '
         "it. Similar ones are not equal, but nearly all of their text is, and their pictures look alike."
-        f"</p>{_table(heads, rows)}{_leaks(repeats['leaks'], repeats['first'])}"
+        f"</p>{_table(heads, rows, sums='all' in repeats)}{_leaks(repeats['leaks'], repeats['first'])}"
     )
 
 

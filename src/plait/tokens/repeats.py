@@ -1,4 +1,4 @@
-"""Equal and similar samples of a mixture, within each dataset and between training and validation.
+"""Equal and similar samples of a mixture: of each dataset, of all, and of training and validation.
 
 ``duplicates.json`` beside the other files of an analysis counts them; ``leaks.jsonl`` lists each sample that
 validates and trains too, with the one that trains.
@@ -98,15 +98,27 @@ def write(
     """
     found = {name: counts([prints.read(one) for one in several]) for name, several in datasets.items()}
     for name, repeats in found.items():
-        told = ", ".join(f"{number} {key.replace('_', ' ')}" for key, number in repeats.items())
-        log.info("%s: %s", name, told)
+        _log(name, repeats)
         if repeats["equal_ids"]:
             _refuse_ids(name, datasets[name])
     train = [one for several in datasets.values() for one in several]
     leaks = check_leaks(train, validation, limit, folder / LEAKS) if validation else {}
-    facts = {"datasets": found, "leaks": leaks}
+    together = {"all": _together(train)} if len(found) > 1 else {}
+    facts = {"datasets": found, **together, "leaks": leaks}
     files.write_json(folder / DUPLICATES, facts)
     return facts
+
+
+def _together(folders: Sequence[Path]) -> dict[str, int]:
+    """What repeats in all datasets as one; ids are of a dataset, so theirs say nothing."""
+    found = counts([prints.read(one) for one in folders])
+    del found["equal_ids"]
+    _log("all", found)
+    return found
+
+
+def _log(name: str, found: Mapping[str, int]) -> None:
+    log.info("%s: %s", name, ", ".join(f"{number} {key.replace('_', ' ')}" for key, number in found.items()))
 
 
 def told(folder: Path) -> dict[str, Any]:

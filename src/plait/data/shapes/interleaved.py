@@ -27,6 +27,8 @@ def _either(info: Any) -> Any:
 def document(record: Any, pictures: Encoded) -> Sample:
     """One turn of the assistant: each picture before the text that it matches, in their order."""
     said_texts, infos = texts(record, "text_list"), field(record, "image_info")
+    if not isinstance(infos, list):
+        raise RecordError("image_info is no list", reason="not_a_record")
     before: list[list[bytes]] = [[] for _ in said_texts]
     for info, picture in zip(infos, pictures, strict=True):
         index = info.get("matched_text_index") if isinstance(info, dict) else None

@@ -13,7 +13,7 @@ from typing import Any
 
 from plait.config.paths import local
 from plait.data import webdataset
-from plait.data.chat import Sample
+from plait.data.chat import Picture, Sample, Text
 from plait.data.shapes.common import Encoded, Shape
 from plait.errors import DataError, LeftOut, RecordError
 
@@ -62,23 +62,42 @@ def _guarded(read: Callable[..., Any], path: str) -> Callable[[Any, Encoded], Sa
     def guarded(record: Any, pictures: Encoded) -> Sample:
         shown = [one for one in pictures if one is not None]
         try:
-            found = read(record, shown)
+            found = _sample(read(record, shown), shown, path)
+            _check_parts(found)
         except UNFINISHED as error:
             raise _unfinished(path, error) from error
         except MISTAKES as error:
             raise _failed(path, "read", error) from error
-        if found is None:
-            raise LeftOut(f"{path} leaves it out", reason="left_out")
-        if isinstance(found, list):
-            return replace(webdataset.conversation(found, shown, "record"), id="")
-        if not isinstance(found, Sample):
-            raise DataError(
-                f"`read` of {path} gives {type(found).__name__}",
-                hint="it gives a Sample of plait.data.chat, a list of turns {from, value}, or None",
-            )
         return found
 
     return guarded
+
+
+def _sample(found: Any, shown: list[bytes], path: str) -> Sample:
+    """What a reader gives, as a conversation."""
+    if found is None:
+        raise LeftOut(f"{path} leaves it out", reason="left_out")
+    if isinstance(found, list):
+        return replace(webdataset.conversation(found, shown, "record"), id="")
+    if not isinstance(found, Sample):
+        raise DataError(
+            f"`read` of {path} gives {type(found).__name__}",
+            hint="it gives a Sample of plait.data.chat, a list of turns {from, value}, or None",
+        )
+    return found
+
+
+def _check_parts(sample: Sample) -> None:
+    """A conversation is of texts that UTF-8 has and of pictures' bytes.
+
+    Raises:
+        TypeError, UnicodeEncodeError: it is not.
+    """
+    for part in (part for message in sample.messages for part in message.parts):
+        if isinstance(part, Text):
+            part.text.encode()
+        elif not isinstance(part, Picture) or not isinstance(part.encoded, bytes):
+            raise TypeError(f"a part of its Sample is {type(part).__name__}, neither Text nor Picture")
 
 
 def _named(names: Callable[..., Any], path: str) -> Callable[[Any], list[Any]]:

@@ -23,14 +23,15 @@ YES_NO = {0: "No", 1: "Yes"}
 
 
 def conversation(record: Any, pictures: Encoded) -> Sample:
-    """LLaVA's turns, with pictures where they say ``<image>``."""
+    """LLaVA's turns, with pictures where they say ``<image>``.
+
+    Their ids are no names of records: LLaVA's lists have several talks under that of one picture.
+    """
     turns = field(record, "conversations")
     if not isinstance(turns, list):
         raise RecordError("the record has no list of conversations", reason="not_a_record")
     there = [one for one in pictures if one is not None]
-    known = record.get("id")
-    sample = webdataset.conversation(turns, there, str(known or "record"))
-    return replace(sample, id="" if known is None else str(known))
+    return replace(webdataset.conversation(turns, there, str(record.get("id", "record"))), id="")
 
 
 def dvqa(record: Any, pictures: Encoded) -> Sample:
@@ -56,8 +57,11 @@ def cover_name(record: Any) -> Sequence[Any]:
     """The picture of a book's cover: in the record, or named by its key and the ending of its address."""
     if not isinstance(record, dict) or "image" in record:
         return one_of("image")(record)
-    address = str(record.get("imageURL", ""))
-    return [f"{record.get('id')}{PurePosixPath(urlsplit(address).path).suffix or '.jpg'}"]
+    try:
+        path = urlsplit(str(record.get("imageURL", ""))).path
+    except ValueError:  # it is no address
+        path = ""
+    return [f"{record.get('id')}{PurePosixPath(path).suffix or '.jpg'}"]
 
 
 def ocr_vqa(splits: Collection[int]) -> Shape:

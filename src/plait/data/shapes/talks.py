@@ -30,17 +30,12 @@ CANCELLED = "Cancelled"
 
 
 def record(found: Any, _pictures: Encoded) -> Sample:
-    """A chat record, of whatever of its forms."""
-    return chat.parse(orjson.dumps(found, default=_refused))
-
-
-def _refused(value: Any) -> Any:
-    """What parquet has and JSON has not.
-
-    Raises:
-        RecordError: always.
-    """
-    raise RecordError(f"a chat record has {type(value).__name__} in it", reason="not_a_record")
+    """A chat record, of whatever of its forms; what parquet has and JSON has not is nothing in it."""
+    try:
+        line = orjson.dumps(found, default=lambda _: None)
+    except orjson.JSONEncodeError as error:
+        raise RecordError(f"the record cannot be JSON: {error}", reason="not_a_record") from error
+    return chat.parse(line)
 
 
 def sharegpt(min_turns: int) -> Shape:
