@@ -6,6 +6,7 @@ from jobs import TARGET, packed, pictured, saved
 from makers import Maker
 
 from plait import files
+from plait.convert import folders
 from plait.convert.export import export_folder
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
@@ -79,3 +80,10 @@ def test_a_tied_llava_is_trained_over_stages_and_exported_tied(tmp_path):
     assert facts["merkle"] != files.read_manifest(source)["facts"]["merkle"]
     rows = parity.computed(folder, spec, 1, parity.Trained(iteration, spec, Grid(1, 2)))
     assert logits.failures(**rows) == []
+
+    (tmp_path / "cut").mkdir()
+    cut = folders.remake(iteration, tmp_path / "cut", Grid(2, 2), to="classic", optim=True)
+    (tmp_path / "joined").mkdir()
+    joined = folders.remake(tmp_path / "cut", tmp_path / "joined", Grid(), to="torch_dist", optim=True)
+    assert cut["merkle"] == joined["merkle"] == facts["merkle"]
+    assert cut["optimizer"] == joined["optimizer"]
