@@ -369,6 +369,19 @@ def patches(
     return values_NCYX.view(rows * columns, -1).to(torch.float16 if halves else torch.float32).numpy()
 
 
+def in_whole_patches(encoded: bytes, *, patch_size: int, max_resolution: int) -> "Image.Image":
+    """A picture at the size of its grid of patches, for eyes: resized by Pillow, for which nothing is loaded.
+
+    Raises:
+        RecordError: the picture is damaged or too large.
+    """
+    from PIL import Image
+
+    image = open_picture(encoded)
+    rows, columns = patch_grid(*image.size, patch_size=patch_size, max_resolution=max_resolution)
+    return _rgb(image).resize((columns * patch_size, rows * patch_size), Image.Resampling.BILINEAR)
+
+
 def unpatched(patches_NF: "NDArray[Any]", columns: int) -> "Image.Image":
     """The picture that :func:`patches` has cut and normalised, ``columns`` patches wide; back in 8 bits."""
     import numpy as np

@@ -211,9 +211,7 @@ def _thumbnail(facts: Mapping[str, Any], pack: Pack, of: Ints, number: int) -> T
     """A picture as the model sees it: of whole patches; one that is stored as patches, in whole rows."""
     if pack.patches is None:
         grid = {key: facts[key] for key in ("patch_size", "max_resolution")}
-        encoded = pack.pictures[number]
-        _, columns = images.patch_grid(*images.open_picture(encoded).size, **grid)
-        return Thumbnail.of(images.unpatched(images.patches(encoded, **grid), columns))
+        return Thumbnail.of(images.in_whole_patches(pack.pictures[number], **grid))
     indices = pack.patch_indices[of == number]
     rows = np.split(indices, np.flatnonzero(indices < 0))
     widest = max(int((row >= 0).sum()) for row in rows)
