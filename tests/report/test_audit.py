@@ -11,6 +11,7 @@ import yaml
 
 from plait import files
 from plait.cli.main import main
+from plait.tokens.made_by import made_by
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))
 from jobs import STEPS, packed, pictured
@@ -169,6 +170,7 @@ def test_a_real_run_over_energon_is_audited(tmp_path, monkeypatch, capsys):
     analysis = tmp_path / "data/analysis/x"
     mixed = yaml.safe_load((analysis / "mixture.yaml").read_text())
     mixed["sources"] = [{"prefix": one, "weight": weight} for one, weight in datasets.items()]
+    mixed["made_by"] = made_by(tmp_path / mixed["tokenizer"], mixed["format"]["template"])
     (analysis / "mixture.yaml").write_text(yaml.safe_dump(mixed))
     monkeypatch.chdir(tmp_path)
     blend = energon.blend(datasets, relative_to=Path("data/analysis/x"))
