@@ -88,7 +88,7 @@ class Alike:
         A pair may come several times.
         """
         for earlier, later in self.similar_texts():
-            alike = self._same_pictures(earlier, later)
+            alike = self.same_pictures(earlier, later)
             yield earlier[alike], later[alike]
 
     def similar_texts(self) -> Iterator[tuple[Rows, Rows]]:
@@ -109,7 +109,8 @@ class Alike:
         same = (self.take(earlier, "pieces") == self.take(later, "pieces")).mean(axis=1)
         return earlier[same >= SIMILAR], later[same >= SIMILAR]
 
-    def _same_pictures(self, earlier: Rows, later: Rows) -> NDArray[np.bool_]:
+    def same_pictures(self, earlier: Rows, later: Rows) -> NDArray[np.bool_]:
+        """Whether the pictures of each pair are as many, and similar."""
         counts = self.take(earlier, "count") == self.take(later, "count")
         bits = np.bitwise_count(self.take(earlier, "look") ^ self.take(later, "look"))
         return np.asarray(counts & (bits <= BITS).all(axis=1))

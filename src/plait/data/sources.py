@@ -221,6 +221,7 @@ class Share:
             yield from shaped.stretch(self.source, self.folder, self.shard, self.shards)
             self.lines = shaped.total(self.folder)
             return
+        self.lines = 0
         for line in read(self.folder):
             if self.lines % self.shards == self.shard:
                 yield line

@@ -331,22 +331,25 @@ def joined(
 # Figures
 
 
+def totals(rows: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """What the rows of packs sum up to."""
+    names = {"tokens": "n_tokens", "image_tokens": "n_image_tokens", "images": "n_images"}
+    names |= {"loss_tokens": "n_loss_tokens"}
+    return {"packs": len(rows), **{name: sum(row[key] for row in rows) for name, key in names.items()}}
+
+
 def _counts(
     rows: list[dict[str, int]], packing: Packing, cuts: Pieces, lengths: NDArray[np.int64]
 ) -> dict[str, Any]:
-    totals = {key: sum(row[key] for row in rows) for key in rows[0]}
+    found = totals(rows)
     separators = packing.tokens - int(cuts.lengths.sum())
     ledger.balance(
         "documents -> packs, in tokens",
         int(lengths.sum()) + separators,
-        {"packed": totals["n_tokens"], "too_long": cuts.dropped_tokens},
+        {"packed": found["tokens"], "too_long": cuts.dropped_tokens},
     )
     return {
-        "packs": len(rows),
-        "tokens": totals["n_tokens"],
-        "image_tokens": totals["n_image_tokens"],
-        "images": totals["n_images"],
-        "loss_tokens": totals["n_loss_tokens"],
+        **found,
         "limit": packing.limit,
         "lower_bound": packing.lower_bound,
         "fill": round(packing.fill, 6),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from plait import files
 from plait.errors import DataError
 from plait.tokens import indexed, roles
-from plait.tokens.build import loss_tokens
+from plait.tokens.build import loss_tokens, totals
 from plait.tokens.indexed import INDICES, PATCHES, ROLE, TEXT, IndexedReader, IndexedWriter
 from plait.tokens.made_by import made_by
 from plait.tokens.vocabulary import VISION_START
@@ -195,15 +195,11 @@ def _row(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> d
 
 
 def _facts(rows: list[dict[str, int]], limit: int) -> dict[str, Any]:
-    totals = {key: sum(row[key] for row in rows) for key in rows[0]}
+    found = totals(rows)
     return {
-        "packs": len(rows),
-        "tokens": totals["n_tokens"],
-        "image_tokens": totals["n_image_tokens"],
-        "images": totals["n_images"],
-        "loss_tokens": totals["n_loss_tokens"],
-        "documents": totals["documents"],
+        **found,
+        "documents": sum(row["documents"] for row in rows),
         "limit": limit,
-        "fill": round(totals["n_tokens"] / (len(rows) * limit), 6),
+        "fill": round(found["tokens"] / (len(rows) * limit), 6),
         "own_separators": False,
     }

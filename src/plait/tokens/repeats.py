@@ -37,7 +37,10 @@ def counts(sets: Sequence[NDArray[Any]]) -> dict[str, int]:
     several = Alike(sets)
     size = len(several)
     equal = {field: alike.later(several.equal(field), size) for field in ("id", "sample", "text")}
-    whole, texts = alike.later(several.similar(), size), alike.later(several.similar_texts(), size)
+    texts, whole = np.zeros(size, bool), np.zeros(size, bool)
+    for earlier, later in several.similar_texts():
+        texts[later] = True
+        whole[later[several.same_pictures(earlier, later)]] = True
     pictures, looks = alike.picture_repeats(sets)
     return {
         "samples": size,
