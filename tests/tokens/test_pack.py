@@ -38,6 +38,22 @@ def best_fit_by_hand(lengths: list[int], limit: int) -> list[set[int]]:
     return [set(p) for p in packs]
 
 
+def best_fit_one_by_one(lengths: list[int], needed: list[int], limit: int) -> list[list[int]]:
+    """Of packs that are equally full the one that became so last, a document at a time."""
+    capacity = limit + min(needed, default=1)
+    packs: list[list[int]] = []
+    stacks: dict[int, list[int]] = {}
+    for document in sorted(range(len(lengths)), key=lambda d: -lengths[d]):
+        cost = min(lengths[document] + needed[document], capacity)
+        room = min((room for room, stack in stacks.items() if stack and room >= cost), default=0)
+        if not room:
+            packs.append([])
+        chosen, room = (stacks[room].pop(), room) if room else (len(packs) - 1, capacity)
+        packs[chosen].append(document)
+        stacks.setdefault(room - cost, []).append(chosen)
+    return sorted(sorted(pack) for pack in packs)
+
+
 def next_fit_by_hand(lengths: list[int], limit: int) -> list[list[int]]:
     """SOLO's rule: a document joins the open pack if it and its separator fit."""
     packs: list[list[int]] = []
@@ -127,6 +143,16 @@ def test_best_fit_leaves_the_same_rooms_as_doing_it_by_hand(case):
     found = pack(lengths, limit, "best_fit")
     assert len(found) == len(mine)
     assert sorted(found.sizes) == sorted(sum(p) + len(p) - 1 for p in mine)
+
+
+@given(case=cases(), data=st.data())
+def test_best_fit_deals_documents_of_one_length_out_as_if_one_by_one(case, data):
+    lengths, limit = case
+    few = st.lists(st.integers(0, 1), min_size=len(lengths), max_size=len(lengths))
+    for needed in ([0] * len(lengths), [1] * len(lengths), data.draw(few)):
+        packing = pack(lengths, limit, "best_fit", np.array(needed, np.int64))
+        expected = best_fit_one_by_one(lengths.tolist(), needed, limit)
+        assert [documents.tolist() for documents in packing] == expected
 
 
 @given(case=cases(), mode=st.sampled_from(MODES))

@@ -13,9 +13,10 @@ separator that the first document does not need is the one more that the pack ha
 D = documents, P = packs
 """
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +24,6 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Mode = Literal["best_fit", "next_fit", "sorted_next_fit"]
-NOWHERE = 2
-"""Where climbing past the root of the tree of best fit ends: one to the right of it."""
 
 
 # Documents longer than a sequence
@@ -163,13 +162,13 @@ def pack(
     if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= limit:
         sentence = f"documents of {lengths.min()} to {lengths.max()} tokens; expected 1 to {limit}: cut them"
         raise ValueError(sentence)
-    assign = _compiled(_best_fit if mode == "best_fit" else _next_fit)
+    assign = _best_fit if mode == "best_fit" else _next_fit
     turn = np.arange(len(lengths)) if mode == "next_fit" else _longest_first(lengths)
     needed = np.broadcast_to(np.asarray(separators, np.int64), lengths.shape)
     capacity = limit + int(needed.min(initial=1))
     # where one document of a pack needs a separator and another does not, a full one is alone anyway
     costs = np.minimum(lengths + needed, capacity)
-    order, offsets = _compiled(_listed)(*assign(costs, turn, capacity))
+    order, offsets = _listed(*assign(costs, turn, capacity))
     return Packing(order=order, offsets=offsets, lengths=lengths, separators=needed, limit=limit)
 
 
@@ -179,88 +178,85 @@ def _longest_first(lengths: Ints) -> Ints:
     return np.argsort(keys, kind="stable")
 
 
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    import numba
-
-    return numba.njit(function)  # type: ignore[no-any-return]
-
-
 def _next_fit(costs: Ints, turn: Ints, capacity: int) -> tuple[Ints, int]:
     """The pack of each document, and the number of packs."""
-    pack_of = np.empty(len(costs), np.int64)
-    packs, room = 0, 0
-    for document in turn:
-        if costs[document] > room:
-            packs, room = packs + 1, capacity
-        room -= costs[document]
-        pack_of[document] = packs - 1
-    return pack_of, packs
+    ends = np.concatenate([[0], costs[turn].cumsum()]).data
+    starts = [0]
+    while starts[-1] < len(turn):
+        starts.append(bisect_right(ends, ends[starts[-1]] + capacity, starts[-1]) - 1)
+    pack_of = np.empty(len(turn), np.int64)
+    pack_of[turn] = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    return pack_of, len(starts) - 1
 
 
 def _best_fit(costs: Ints, turn: Ints, capacity: int) -> tuple[Ints, int]:
     """The pack of each document, and the number of packs.
 
-    ``top[r]`` heads a list of packs with room r. ``some`` is a binary tree over all r: a node says
-    whether some pack below it has that room. The least room that fits is found by climbing from
-    the wanted one until there is something to the right, and descending to the leftmost of it.
+    Documents of one cost are dealt out together: a pack that takes one takes as many as fit, since it is
+    then still the fullest of those with room. So the work grows with the costs that there are, not with
+    the documents.
     """
-    leaves = 1
-    while leaves <= capacity:
-        leaves *= 2
-    some = np.zeros(2 * leaves, np.bool_)
-    top = np.full(capacity + 1, -1, np.int64)
-    below = np.empty(len(costs), np.int64)
     pack_of = np.empty(len(costs), np.int64)
-    packs = 0
-    for document in turn:
-        cost = costs[document]
-        node = leaves + cost
-        if not some[node]:
-            while node > 1 and (node % 2 or not some[node + 1]):
-                node //= 2
-            node += 1
-        if node == NOWHERE:
-            chosen, room = packs, capacity
-            packs += 1
-        else:
-            while node < leaves:
-                node = 2 * node if some[2 * node] else 2 * node + 1
-            room = node - leaves
-            chosen = top[room]
-            top[room] = below[chosen]
-            if top[room] < 0:
-                some[node] = False
-                while node > 1 and not some[node ^ 1]:
-                    node //= 2
-                    some[node] = False
-        pack_of[document] = chosen
-        room -= cost
-        below[chosen] = top[room]
-        top[room] = chosen
-        node = leaves + room
-        while node and not some[node]:
-            some[node] = True
-            node //= 2
+    rooms, packs = _Rooms(), 0
+    bounds = np.flatnonzero(np.diff(costs[turn], prepend=0, append=0)).tolist()
+    for start, end in pairwise(bounds):
+        left = turn[start:end]
+        cost = int(costs[left[0]])
+        while len(left):
+            room = rooms.least(cost) or capacity
+            each = room // cost
+            wanted = -(-len(left) // each)
+            if room in rooms:
+                chosen = rooms.take(room, wanted)
+            else:
+                chosen, packs = np.arange(packs, packs + wanted), packs + wanted
+            documents, left = left[: each * len(chosen)], left[each * len(chosen) :]
+            pack_of[documents] = np.repeat(chosen, each)[: len(documents)]
+            full, rest = divmod(len(documents), each)
+            rooms.add(room - each * cost, chosen[:full])
+            rooms.add(room - rest * cost, chosen[full:])
     return pack_of, packs
+
+
+class _Rooms:
+    """Packs by their room: stacks of arrays, and a number whose bit r says whether a pack has room r."""
+
+    def __init__(self) -> None:
+        self._stacks: dict[int, list[Ints]] = {}
+        self._bits = 0
+
+    def __contains__(self, room: int) -> bool:
+        return room in self._stacks
+
+    def least(self, cost: int) -> int:
+        """The least room that a pack has and that is at least ``cost``; 0 if there is none."""
+        above = self._bits >> cost
+        return cost + (above & -above).bit_length() - 1 if above else 0
+
+    def take(self, room: int, most: int) -> Ints:
+        """Packs of a room, the latest first: at most so many, and maybe fewer than there are."""
+        stack = self._stacks[room]
+        packs = stack.pop()
+        if len(packs) > most:
+            stack.append(packs[:-most])
+        if not stack:
+            del self._stacks[room]
+            self._bits ^= 1 << room
+        return packs[: -most - 1 : -1]
+
+    def add(self, room: int, packs: Ints) -> None:
+        """Note what room some packs have now."""
+        if room and len(packs):
+            self._stacks.setdefault(room, []).append(packs)
+            self._bits |= 1 << room
 
 
 def _listed(pack_of: Ints, packs: int) -> tuple[Ints, Ints]:
     """Documents by pack, packs by their first document."""
-    rank = np.full(packs, -1, np.int64)
-    offsets = np.zeros(packs + 1, np.int64)
-    seen = 0
-    for document in range(len(pack_of)):
-        if rank[pack_of[document]] < 0:
-            rank[pack_of[document]] = seen
-            seen += 1
-        offsets[rank[pack_of[document]] + 1] += 1
-    for number in range(packs):
-        offsets[number + 1] += offsets[number]
-    free = offsets[:-1].copy()
-    order = np.empty(len(pack_of), np.int64)
-    for document in range(len(pack_of)):
-        number = rank[pack_of[document]]
-        order[free[number]] = document
-        free[number] += 1
-    return order, offsets
+    first = np.empty(packs, np.int64)
+    first[pack_of[::-1]] = np.arange(len(pack_of))[::-1]  # of several, the last one stays
+    rank = np.empty(packs, np.int64)
+    rank[np.argsort(first)] = np.arange(packs)
+    number = rank[pack_of]
+    offsets = np.concatenate([[0], np.bincount(number, minlength=packs).cumsum()])
+    return np.argsort(number, kind="stable"), offsets

@@ -2,7 +2,7 @@
 
 import math
 import time
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 
@@ -20,24 +20,20 @@ def lengths(seed, limit):
     return np.clip(drawn, 1, limit).astype(np.int64)
 
 
-@cache
-def compiled():
-    from plait.tokens.pack import pack
-
-    pack(np.array([1, 2, 3]), 10, MODE)
-    return pack
-
-
 def full(seed, limit):
     """The lower bound on packs, of those made."""
-    packing = compiled()(lengths(seed, limit), limit, MODE)
+    from plait.tokens.pack import pack
+
+    packing = pack(lengths(seed, limit), limit, MODE)
     more = len(packing) - packing.lower_bound
     return packing.lower_bound / len(packing), f"{more} packs more than {packing.lower_bound}"
 
 
 def quick(seed, limit):
     """Half a second of processor, of those needed."""
-    given, pack = lengths(seed, limit), compiled()
+    from plait.tokens.pack import pack
+
+    given = lengths(seed, limit)
     before = time.process_time()
     pack(given, limit, MODE)
     seconds = time.process_time() - before
