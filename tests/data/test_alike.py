@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import unicodedata
 
 import numpy as np
 import pytest
@@ -87,6 +88,15 @@ def test_texts_have_the_same_numbers_beside_others_as_alone():
     ends = np.cumsum([max(len(text), 5) for text in texts])
     pieces = {text.ljust(5, "\0")[n : n + 5] for text in texts for n in range(max(len(text) - 4, 1))}
     assert len(np.unique(prints._windows(joined, ends))) == len(pieces)
+
+
+@pytest.mark.parametrize("mark", [chr(n) for n in range(128)])
+def test_ascii_is_compared_as_any_other_text(mark):
+    texts = [f"A{mark}b C\n", f"{mark} É"]
+    samples = [Sample((Message("user", (Text(text),)),)) for text in texts]
+    assert [prints._text(sample) for sample in samples] == [
+        "".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts
+    ]
 
 
 def test_pictures_are_similar_after_another_size_or_quality_and_not_to_others():

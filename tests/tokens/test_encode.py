@@ -53,11 +53,9 @@ def both(tokenizers, tmp_path_factory):
 
     @cache
     def made(kind, specials):
-        tokenizer = Tokenizer.from_file(str(folders[kind] / encode.FAST))
-        tokenizer.encode_special_tokens = not specials
-        found = encode.encoder(folders[kind], tokenizer)
-        assert isinstance(found, encode.Watched)
-        return found._encoder, found._slow
+        found = encode.chosen(folders[kind], [], specials=specials)
+        assert isinstance(found, encode.Fast)
+        return found, encode.Slow(folders[kind], specials=specials)
 
     return made
 
@@ -103,7 +101,7 @@ def test_a_million_mixed_strings_have_the_same_ids(both, kind):
 def described(tokenizer, folder):
     folder.mkdir()
     tokenizer.save(str(folder / encode.FAST))
-    return encode.encoder(folder, tokenizer)
+    return encode.chosen(folder, [], specials=False)
 
 
 def test_a_tokenizer_with_a_normaliser_is_read_by_the_slow_one_and_that_is_said(tokenizers, tmp_path, caplog):
@@ -114,11 +112,14 @@ def test_a_tokenizer_with_a_normaliser_is_read_by_the_slow_one_and_that_is_said(
     assert "no BPE without a normaliser" in caplog.text
 
 
-def test_one_other_id_is_found_before_or_while_texts_are_read(both, tokenizers, caplog):
+def test_one_other_id_is_found_before_texts_are_read(both, tokenizers, caplog, monkeypatch):
     fast, slow = both("base", specials=True)
 
     class Wrong:
         """Has another id for one word."""
+
+        def __init__(self, *_, **__):
+            pass
 
         def whole(self, documents):
             return [
@@ -129,15 +130,49 @@ def test_one_other_id_is_found_before_or_while_texts_are_read(both, tokenizers, 
         def apart(self, texts):
             return [ids for ids, _ in self.whole([[text] for text in texts])]
 
-    watched = encode.Watched(Wrong(), slow, tokenizers["base"])
+    monkeypatch.setattr(encode, "Fast", Wrong)
+    texts = ["a horse", "a zebra of two words"]
     with caplog.at_level(logging.WARNING):
-        found = watched.apart(["a horse", "a zebra of two words"])
+        found = encode.Choice(tokenizers["base"], specials=True).apart(texts)
     assert "gigatoken gives other ids for 'a zebra of two words'" in caplog.text
-    assert np.array_equal(found[1], slow.apart(["a zebra of two words"])[0])
+    assert np.array_equal(found[1], slow.apart(texts)[1])
+    first = encode.Choice(tokenizers["base"], specials=True)
+    assert isinstance(first._encoder([["a horse"]]), Wrong)
+    assert first._encoder([["a zebra"]]) is first._encoder([])
 
 
 def test_samples_have_every_added_token_of_few_and_the_last_of_many(tokenizers):
     content = json.loads((tokenizers["solo"] / encode.FAST).read_text())
     names = [one["content"] for one in content["added_tokens"]]
-    samples = {text for texts in encode._samples(content) for text in texts}
+    slow = encode.Slow(tokenizers["solo"], specials=True)
+    samples = {text for texts in slow.samples() for text in texts}
     assert samples >= {*names[: encode.PROBED], names[-1]}
+
+
+def test_memory_is_given_back_and_the_ids_stay(both, monkeypatch):
+    made = []
+    monkeypatch.setattr(encode, "REMEMBERED", -(1 << 40))
+    fast, slow = both("base", specials=False)
+    monkeypatch.setattr(encode.Fast, "_make", lambda self, old=encode.Fast._make: made.append(old(self)))
+    monkeypatch.setattr(fast, "_most", 0)
+    texts = ["so many words", "\u2581 which only one can place"]
+    expected = slow.whole([texts])[0]
+    slow.let_go()
+    assert "_tokenizer" not in vars(slow)
+    assert [same(fast.whole([texts])[0], expected) for _ in range(3)] == [True] * 3
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("kind", ["base", "solo", "chatml"])
+def test_tokens_and_their_ids_are_those_of_tokenizers(tokenizers, kind):
+    found = encode.ids_by_name(encode.read(tokenizers[kind]))
+    tokenizer = Tokenizer.from_file(str(tokenizers[kind] / encode.FAST))
+    assert found == tokenizer.get_vocab(with_added_tokens=True)
+
+
+def test_a_vocabulary_that_is_a_list_has_its_places_as_ids():
+    described = {
+        "added_tokens": [{"content": "<s>", "id": 0}, {"content": "<more>", "id": 2}],
+        "model": {"vocab": [["<s>", 0.0], ["a", -1.0]]},
+    }
+    assert encode.ids_by_name(described) == {"<s>": 0, "a": 1, "<more>": 2}

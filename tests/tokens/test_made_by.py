@@ -1,5 +1,6 @@
 """Tokenizer, vocabulary and template of tokens: another one of each is refused before training, by name."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,8 @@ def test_a_mixture_that_energon_reads_is_refused_by_the_name_of_what_differs(tok
     for key in makers.KEYS:
         with pytest.raises(DataError, match=f"the mixture was made by another {key}, "):
             intact._check_made_by({**mixed, "made_by": {**now, key: "c" * 64}}, [])
+
+
+def test_a_digest_is_that_of_the_canonical_json():
+    value = {"b\u00e9": 1, '\x01\x1f\x7f"\\': 2, "\U0001f600": [1, None], "\uffff": "/"}
+    assert makers.digest(value) == hashlib.sha256(files.canonical(value).encode()).hexdigest()

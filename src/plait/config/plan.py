@@ -49,7 +49,7 @@ VERSIONS = {
     "lock": 1,
     "fetch": 1,
     "tokenizer": 2,
-    "index": 3,
+    "index": 4,
     "energon": 6,
     "analyse": 8,
     "build": 4,

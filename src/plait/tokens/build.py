@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,14 @@ from plait.tokens.documents import Document, Documents
 from plait.tokens.lineage import Origins
 from plait.tokens.made_by import made_by
 from plait.tokens.pack import Packing, Pieces, cut, pack
-from plait.tokens.render import Renderer, batches
+from plait.tokens.render import Renderer
 from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
 from plait.tokens.templates import Piece
 
 log = logging.getLogger(__name__)
 
-BATCH = 256
-"""Conversations tokenised at once: enough for every core, little enough for memory."""
+BATCH, SIZE = 256, 1 << 24
+"""Conversations tokenised at once, and their characters and bytes of pictures: little enough for memory."""
 
 
 def build(
@@ -89,7 +90,7 @@ def build(
             "rejected": rejected,
             "other_part": records.others,
             "duplicates": records.duplicates,
-            **made_by(renderer.folder, form["template"]),
+            **made_by(renderer.folder, form["template"], renderer.vocabulary),
             **{key: renderer.facts[key] for key in ("vocab_size", "bos_id", "eos_id", "vision")},
             **{key: form[key] for key in ("patch_size", "max_resolution")},
         }
@@ -129,9 +130,10 @@ def _collect(
     without_loss = 0
     with rejects.open("wb") as out:
         rejected = Rejects(out)
-        for batch in batches(_pieces(renderer, records, rejected), BATCH):
-            found = renderer.documents([pieces for _, _, pieces in batch])
-            for (record, sample, _), document in zip(batch, found, strict=True):
+        for batch in _batches(_pieces(renderer, records, rejected)):
+            found = renderer.documents([pieces for _, pieces in batch])
+            for (one, _), document in zip(batch, found, strict=True):
+                record = one.record
                 if markup(document.text, renderer.vision).all():
                     rejected.add(record, "no_text", "no token of text is in it")
                     continue
@@ -141,8 +143,8 @@ def _collect(
                     continue
                 without_loss += silent
                 documents.append(document)
-                origins.append(record, sample.source)
-                prints.append(sample, _named(record))
+                origins.append(record, one.sample.source)
+                prints.append(one.sample, one.name, one.digest)
     rejected.check(
         len(documents) + rejected.count,
         form["reject_limit"],
@@ -188,37 +190,61 @@ class Records:
                 else:
                     self.others += 1
 
-    def once(self, rejected: Rejects) -> Iterator[tuple[Record, chat.Sample]]:
+    def once(self, rejected: Rejects) -> Iterator["Read"]:
         """Each record but those whose id came before, and equal ones where ``duplicates`` rejects them."""
+        dataset = cache(_dataset)
         with Seen() as seen:
             for record, sample in self:
-                place, name = str(record), _named(record)
+                place = str(record)
+                name = f"{dataset(record.file)}/{record.id}" if record.id else ""
                 first = seen.before(name.encode(), place) if name else None
                 if first is not None:
                     rejected.add(record, "duplicate_id", f"{first} has the same id")
                     continue
-                first = seen.before(digest(sample), place)
+                found = digest(sample)
+                first = seen.before(found, place)
                 self.duplicates += first is not None
                 if first is not None and self.taken.get("duplicates") == "reject":
                     rejected.add(record, "duplicate", f"{first} says the same")
                     continue
-                yield record, sample
+                yield Read(record, sample, name, found)
 
 
-def _named(record: Record) -> str:
-    """The id of a record under its dataset's name, within which ids are unique; empty if it has none."""
-    shard = layout.Chat.read(layout.inside(record.file))
-    return f"{shard.dataset if shard else record.file}/{record.id}" if record.id else ""
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A record, what it says, its id under its dataset's name if it has one, and the digest."""
+
+    record: Record
+    sample: chat.Sample
+    name: str
+    digest: bytes
 
 
-def _pieces(
-    renderer: Renderer, records: Records, rejected: Rejects
-) -> Iterator[tuple[Record, chat.Sample, list[Piece]]]:
-    for record, sample in records.once(rejected):
+def _dataset(file: Path) -> str:
+    """Within what ids are unique."""
+    shard = layout.Chat.read(layout.inside(file))
+    return shard.dataset if shard else str(file)
+
+
+def _pieces(renderer: Renderer, records: Records, rejected: Rejects) -> Iterator[tuple[Read, list[Piece]]]:
+    for one in records.once(rejected):
         try:
-            yield record, sample, renderer.pieces(sample)
+            yield one, renderer.pieces(one.sample)
         except RecordError as error:
-            rejected.add(record, error.reason, str(error))
+            rejected.add(one.record, error.reason, str(error))
+
+
+def _batches(items: Iterator[tuple[Read, list[Piece]]]) -> Iterator[list[tuple[Read, list[Piece]]]]:
+    """Lists of at most BATCH records, which end with the one that reaches SIZE."""
+    batch, size = [], 0
+    for read, pieces in items:
+        batch.append((read, pieces))
+        size += sum(len(p.content if isinstance(p.content, str) else p.content.encoded) for p in pieces)
+        if len(batch) == BATCH or size >= SIZE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def loss_tokens(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> int:

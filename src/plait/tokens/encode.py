@@ -1,11 +1,14 @@
 """Texts to token ids: by gigatoken where it gives the ids of Hugging Face's tokenizer, else by that one.
 
-gigatoken is some ten times as quick. It is asked about samples first, and about the first texts of a run:
-where one id or one place of a token differs, or it does not know such a tokenizer, tokenizers does the work.
+gigatoken is some ten times as quick. Samples and the first texts of a run are read by both: where one id or
+one place of a token differs, or gigatoken does not know such a tokenizer, tokenizers does the work.
 """
 
+import ctypes
 import logging
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +33,8 @@ SAMPLES = (
     "<0x0A> \u2581 \u2581a", "Ġ Ċ", "https://example.org/a?b=c&d=%20",
     "\U0001d518 \U0002070e \U0010ffff", "----====____....", "\t\t  \n \n  end  ",
 )  # fmt: skip
+REMEMBERED = 1 << 26
+"""Bytes that this process may grow by until gigatoken has to forget the words that it has seen."""
 UNKNOWN = (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError)
 """What gigatoken raises for a tokenizer that it does not know."""
 Ids = NDArray[np.int32]
@@ -49,9 +54,29 @@ class Encoder(Protocol):
 class Slow:
     """Hugging Face's own library."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Take a tokenizer that reads special tokens in texts as it should."""
-        self._tokenizer = tokenizer
+    def __init__(self, folder: Path, *, specials: bool) -> None:
+        """Take a tokenizer's folder, and whether special tokens that a text has are read as such."""
+        self._folder, self._specials = folder, specials
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        found = Tokenizer.from_file(str(self._folder / FAST))
+        found.encode_special_tokens = not self._specials
+        return found
+
+    def samples(self) -> list[Sequence[str]]:
+        """Texts of many scripts, each alone and in a row, and added tokens in the midst of them."""
+        added = [one.content for one in self._tokenizer.get_added_tokens_decoder().values()]
+        some = [*added[:PROBED], *added[-1:]]
+        near = [text for name in some for text in (name, f"a{name}b", f" {name} {name}{name}\n")]
+        return [*([text] for text in (*SAMPLES, *near)), SAMPLES, some, [*SAMPLES, *near]]
+
+    def let_go(self) -> None:
+        """Give the tokenizer's memory back; it is read again if it is needed again."""
+        self.__dict__.pop("_tokenizer", None)
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's: else it would keep it
+        if trim:
+            trim(0)
 
     def apart(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
@@ -70,25 +95,44 @@ class Slow:
 class Fast:
     """gigatoken; where a token begins follows from the bytes that each one stands for."""
 
-    def __init__(self, described: Mapping[str, Any], slow: Slow, *, specials: bool) -> None:
-        """Take the content of a tokenizer.json.
+    _encode: Callable[[str], NDArray[np.uint32]]
+
+    def __init__(self, folder: Path, slow: Slow, *, specials: bool) -> None:
+        """Take a tokenizer's folder, and who reads what this one cannot place.
 
         Raises:
             ValueError, TypeError, KeyError, RuntimeError: gigatoken does not know its kind.
         """
-        import gigatoken
-
+        described = read(folder)
         self._slow = slow
         self._sizes = _sizes(described)
-        kept = [one for one in described["added_tokens"] if specials or not one["special"]]
-        self._encode = gigatoken.Tokenizer.from_json(orjson.dumps({**described, "added_tokens": kept})).encode
+        described["added_tokens"] = [
+            one for one in described["added_tokens"] if specials or not one["special"]
+        ]
+        self._content = orjson.dumps(described)
+        del described
+        self._make()
+
+    def _make(self) -> None:
+        """Begin with a tokenizer that remembers nothing: it keeps each word that it has read, for ever."""
+        import gigatoken
+
+        self.__dict__.pop("_encode", None)
+        self._encode = gigatoken.Tokenizer.from_json(self._content).backend.encode
+        self._most = _resident() + REMEMBERED
+
+    def _forget(self) -> None:
+        if _resident() > self._most:
+            self._make()
 
     def apart(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
+        self._forget()
         return [self._ids(text) for text in texts]
 
     def whole(self, documents: Sequence[Sequence[str]]) -> list[tuple[Ids, list[int]]]:
         """Of texts that are tokenised as one: its ids, the first token of each text, and their number."""
+        self._forget()
         return [self._placed(texts) for texts in documents]
 
     def _ids(self, text: str) -> Ids:
@@ -107,67 +151,75 @@ class Fast:
         return ids, [0, *np.searchsorted(ends, places, side="right").tolist(), len(ids)]
 
 
-def encoder(folder: Path, tokenizer: Tokenizer) -> Encoder:
-    """The quicker one of those that give the ids of Hugging Face's tokenizer.
+def _resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
-    Args:
-        folder: where its tokenizer.json is.
-        tokenizer: read from there; it says whether special tokens that a text has are read as such.
+
+class Choice:
+    """The quicker one of those that give the ids of Hugging Face's tokenizer; chosen by the first texts."""
+
+    def __init__(self, folder: Path, *, specials: bool) -> None:
+        """Take a tokenizer's folder, and whether special tokens that a text has are read as such."""
+        self._folder, self._specials = folder, specials
+        self._chosen: Encoder | None = None
+
+    def apart(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text."""
+        return self._encoder([[text] for text in texts[:PROBED]]).apart(texts)
+
+    def whole(self, documents: Sequence[Sequence[str]]) -> list[tuple[Ids, list[int]]]:
+        """Of texts that are tokenised as one: its ids, the first token of each text, and their number."""
+        return self._encoder(documents[:PROBED]).whole(documents)
+
+    def _encoder(self, first: Sequence[Sequence[str]]) -> Encoder:
+        if self._chosen is None:
+            self._chosen = chosen(self._folder, first, specials=self._specials)
+        return self._chosen
+
+
+def chosen(folder: Path, first: Sequence[Sequence[str]], *, specials: bool) -> Encoder:
+    """gigatoken, if it reads samples and the first documents as tokenizers does, else tokenizers.
+
+    Only one of both is in memory at a time: a large vocabulary takes 200 MB in tokenizers.
     """
-    slow, described = Slow(tokenizer), orjson.loads((folder / FAST).read_bytes())
+    slow = Slow(folder, specials=specials)
+    documents = [*slow.samples(), *first]
+    expected = slow.whole(documents)
+    slow.let_go()
     try:
-        fast = Fast(described, slow, specials=not tokenizer.encode_special_tokens)
-        different = _different(fast, slow, _samples(described))
+        fast = Fast(folder, slow, specials=specials)
+        different = _different(fast, documents, expected)
     except UNKNOWN as error:
         different = f"{type(error).__name__}: {error}"
+    slow.let_go()
     if not different:
-        return Watched(fast, slow, folder)
+        return fast
     log.warning("%s is read by tokenizers, some ten times slower than by gigatoken: %s", folder, different)
     return slow
 
 
-class Watched:
-    """gigatoken, until the first texts of a run show that it should not be."""
-
-    def __init__(self, fast: Encoder, slow: Encoder, folder: Path) -> None:
-        """Take both."""
-        self._encoder, self._slow, self._folder = fast, slow, folder
-        self._left = PROBED
-
-    def apart(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text."""
-        self._watch([[text] for text in texts[: self._left]])
-        return self._encoder.apart(texts)
-
-    def whole(self, documents: Sequence[Sequence[str]]) -> list[tuple[Ids, list[int]]]:
-        """Of texts that are tokenised as one: its ids, the first token of each text, and their number."""
-        self._watch(documents[: self._left])
-        return self._encoder.whole(documents)
-
-    def _watch(self, documents: Sequence[Sequence[str]]) -> None:
-        if not self._left:
-            return
-        different = _different(self._encoder, self._slow, documents)
-        if different:
-            log.warning("%s is read by tokenizers from here on: %s", self._folder, different)
-            self._encoder = self._slow
-        self._left = max(self._left - len(documents), 0)
+def read(folder: Path) -> dict[str, Any]:
+    """The content of a folder's tokenizer.json."""
+    found: dict[str, Any] = orjson.loads((folder / FAST).read_bytes())
+    return found
 
 
-def _different(fast: Encoder, slow: Encoder, documents: Sequence[Sequence[str]]) -> str:
-    """What the first document is that the two read differently, in words; empty if none is."""
-    for texts, first, second in zip(documents, fast.whole(documents), slow.whole(documents), strict=True):
+def ids_by_name(described: Mapping[str, Any]) -> dict[str, int]:
+    """All tokens of a tokenizer.json, those that were added among them."""
+    words = described["model"]["vocab"]
+    own = words if isinstance(words, dict) else {name: place for place, (name, _) in enumerate(words)}
+    return {one["content"]: one["id"] for one in described["added_tokens"]} | own
+
+
+def _different(
+    fast: Encoder, documents: Sequence[Sequence[str]], expected: Sequence[tuple[Ids, list[int]]]
+) -> str:
+    """What the first document is that is read differently, in words; empty if none is."""
+    for texts, first, second in zip(documents, fast.whole(documents), expected, strict=True):
         if not np.array_equal(first[0], second[0]) or first[1] != second[1]:
             return f"gigatoken gives other ids for {''.join(texts)[:60]!r}"
     return ""
-
-
-def _samples(described: Mapping[str, Any]) -> list[Sequence[str]]:
-    """Texts of many scripts, each alone and in a row, and added tokens in the midst of them."""
-    added = [one["content"] for one in described["added_tokens"]]
-    some = [*added[:PROBED], *added[-1:]]
-    near = [text for name in some for text in (name, f"a{name}b", f" {name} {name}{name}\n")]
-    return [*([text] for text in (*SAMPLES, *near)), SAMPLES, some, [*SAMPLES, *near]]
 
 
 def _sizes(described: Mapping[str, Any]) -> NDArray[np.int64]:

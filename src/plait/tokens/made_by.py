@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+import orjson
 
 from plait import files
 from plait.data.chat import Message, Sample, Text
 from plait.errors import DataError, RecordError
+from plait.tokens import encode
 from plait.tokens.jinja import own_template
 from plait.tokens.templates import TEMPLATES, Marks, Template
-from plait.tokens.tokenizer import FAST
 
 KEYS = ("tokenizer", "vocabulary", "template")
 MARKS = Marks(bos="<bos>", eos="<eos>")
@@ -30,22 +30,22 @@ TALKS = (
 """Who speaks in the conversations that a template is known by."""
 
 
-def made_by(folder: Path, template: str) -> dict[str, str]:
+def made_by(folder: Path, template: str, vocabulary: str = "") -> dict[str, str]:
     """The three digests.
 
     Args:
         folder: the tokenizer.
         template: ``formats.*.template`` of the config.
+        vocabulary: its digest, where it is known.
 
     Raises:
         DataError: the template is the tokenizer's own, and it has none.
     """
     written = TEMPLATES[template] if template in TEMPLATES else own_template(folder)
-    vocabulary = Tokenizer.from_file(str(folder / FAST)).get_vocab(with_added_tokens=True)
     return {
-        "tokenizer": files.digest(folder / FAST),
-        "vocabulary": _digest(files.canonical(vocabulary)),
-        "template": _digest(files.canonical([_written(written, roles) for roles in TALKS])),
+        "tokenizer": files.digest(folder / encode.FAST),
+        "vocabulary": vocabulary or digest(encode.ids_by_name(encode.read(folder))),
+        "template": digest([_written(written, roles) for roles in TALKS]),
     }
 
 
@@ -77,5 +77,6 @@ def _written(template: Template, roles: tuple[str, ...]) -> Any:
         return error.reason
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest(value: Any) -> str:
+    """The digest of a value's canonical JSON, as :func:`plait.files.canonical` has it."""
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()

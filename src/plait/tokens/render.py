@@ -6,20 +6,21 @@ No loop here runs over tokens: a text is cut at the tokens that its pieces begin
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from plait.data import chat
 from plait.data.images import patch_grid
 from plait.errors import DataError
 from plait.files import read_manifest
+from plait.tokens import encode
 from plait.tokens.documents import Document, Picture
-from plait.tokens.encode import FAST, Ids, encoder
+from plait.tokens.encode import Ids
+from plait.tokens.made_by import digest
 from plait.tokens.roles import IMAGE
 from plait.tokens.templates import TEMPLATES, Marks, Piece, Template
 from plait.tokens.vocabulary import PICTURE, VISION_END, VISION_PATCH, VISION_ROW, VISION_START, picture_text
@@ -45,14 +46,15 @@ class Renderer:
         self.vision: dict[str, int] = self.facts["vision"]
         self.template = _template(folder, form["template"])
         self.grid_of = {"patch_size": form["patch_size"], "max_resolution": form["max_resolution"]}
-        self._tokenizer = Tokenizer.from_file(str(folder / FAST))
-        self._tokenizer.encode_special_tokens = not self.template.whole
-        self._encoder = encoder(folder, self._tokenizer)
+        self._encoder = encode.Choice(folder, specials=self.template.whole)
+        ids = encode.ids_by_name(encode.read(folder))
+        self.vocabulary = digest(ids)
         bos, eos = (self.facts[key] for key in ("bos_id", "eos_id"))
         self.separator: int = eos if bos is None else bos
         if self.separator is None:
             raise DataError(f"{folder} has neither BOS nor EOS to put between documents")
-        self._marks = Marks(bos=self._name(bos), eos=self._name(eos))
+        names = {token: name for name, token in ids.items() if token in (bos, eos)}
+        self._marks = Marks(bos=names.get(bos, ""), eos=names.get(eos, ""))
 
     def pieces(self, sample: chat.Sample) -> list[Piece]:
         """The texts and pictures that a conversation is written as.
@@ -68,9 +70,6 @@ class Renderer:
     def documents(self, batch: Sequence[list[Piece]]) -> list[Document]:
         """Tokenise the pieces of many conversations at once."""
         return self._whole(batch) if self.template.whole else self._apart(batch)
-
-    def _name(self, token: int | None) -> str:
-        return "" if token is None else self._tokenizer.id_to_token(token) or ""
 
     def _check_pictures(self, sample: chat.Sample) -> None:
         if not self.vision:
@@ -155,12 +154,6 @@ class Renderer:
             pictures.append(Picture(_encoded(pieces[number]), len(patches)))
             before += len(patches)
         return Document(text, role, indices, pictures)
-
-
-def batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of at most ``size`` items."""
-    while batch := list(islice(items, size)):
-        yield batch
 
 
 def _template(folder: Path, name: str) -> Template:
