@@ -42,6 +42,9 @@ class Text:
         return {"type": "text", "text": self.text}
 
 
+EMPTY = Text("")
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A picture file's bytes."""
@@ -177,14 +180,17 @@ def _message(turn: Any, where: str) -> Message:
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
         raise RecordError(f"{where} has {_kind(content)} as content, not text or parts", reason="not_text")
-    parts = (_part(part, f"{where}, part {number}") for number, part in enumerate(content))
-    return Message(role=role, parts=tuple(part for part in parts if part != Text("")))
+    parts = [_part(part, where, number) for number, part in enumerate(content)]
+    return Message(role=role, parts=tuple(part for part in parts if part != EMPTY))
 
 
-def _part(part: Any, where: str) -> Part:
+def _part(part: Any, message: str, number: int) -> Part:
     kind = part.get("type") if isinstance(part, dict) else _kind(part)
+    if kind == "text" and isinstance(part.get("text"), str):
+        return Text(part["text"])
+    where = f"{message}, part {number}"
     if kind == "text":
-        return Text(_string(part.get("text"), where))
+        raise RecordError(f"{where} has {_kind(part.get('text'))} as text", reason="not_text")
     if kind == "image_url":
         address = part.get("image_url")
         url = address.get("url") if isinstance(address, dict) else address
@@ -192,12 +198,6 @@ def _part(part: Any, where: str) -> Part:
             raise RecordError(f"{where} has no image_url.url", reason="not_base64")
         return Picture(images.from_url(url))
     raise RecordError(f"{where} is of type {str(kind)[:40]!r}, not text or image_url", reason="unknown_part")
-
-
-def _string(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise RecordError(f"{where} has {_kind(value)} as text", reason="not_text")
-    return value
 
 
 def _check_words(messages: tuple[Message, ...]) -> None:

@@ -111,8 +111,8 @@ def pieces(texts: Sequence[str]) -> NDArray[np.uint32]:
 
     starts = [text[:TEXT].ljust(PIECE, "\0") for text in texts]
     ends = np.cumsum([len(start) for start in starts])
-    bounds = np.concatenate([[0], ends - (PIECE - 1) * np.arange(1, len(texts) + 1)])
     hashes = _windows("".join(starts), ends)
+    bounds = np.concatenate([[0], ends[:-1], [len(hashes)]])
     found = RMinHash.digest_matrix_from_flat_token_hashes(
         hashes, bounds.astype(np.uint64), PERMUTATIONS, SEED
     )
@@ -120,13 +120,20 @@ def pieces(texts: Sequence[str]) -> NDArray[np.uint32]:
 
 
 def _windows(joined: str, ends: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A number for each piece of PIECE characters that is in one of the texts, which end at ``ends``."""
+    """A number for each piece of PIECE characters of the texts, which end at ``ends``.
+
+    In the place of those that two texts have parts of stands the first of the earlier text once more.
+    """
     points = np.frombuffer(joined.encode("utf-32-le"), "<u4")
     pairs = _mixed(points[:-1], points[1:])
     fours = _mixed(pairs[:-2], pairs[2:])
     found = _mixed(fours[:-1], points[PIECE - 1 :])
-    across = (ends[:-1, None] - np.arange(1, PIECE)).ravel()
-    return np.delete(found, across).astype(np.uint64)
+    found *= SPREAD
+    found ^= found >> np.uint32(13)
+    first = np.concatenate([[0], ends[:-1]])[:-1]
+    for place in range(1, PIECE):
+        found[ends[:-1] - place] = found[first]
+    return found.astype(np.uint64)
 
 
 def _mixed(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -134,8 +141,6 @@ def _mixed(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> NDArray[np.
     found = first * SPREAD
     found ^= found >> np.uint32(15)
     found += second
-    found *= SPREAD
-    found ^= found >> np.uint32(13)
     return found
 
 

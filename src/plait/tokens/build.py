@@ -36,7 +36,7 @@ from plait.tokens.templates import Piece
 
 log = logging.getLogger(__name__)
 
-BATCH, SIZE = 256, 1 << 24
+BATCH, SIZE = 1024, 1 << 23
 """Conversations tokenised at once, and their characters and bytes of pictures: little enough for memory."""
 
 
@@ -254,7 +254,7 @@ def loss_tokens(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int
 
 def trained(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
     """Which tokens an assistant wrote, picture markup left out: (n,), true for each of them."""
-    return np.asarray((role == ASSISTANT) & ~markup(text, vision))
+    return np.asarray((role == ASSISTANT) & ~markup(text, vision) if vision else role == ASSISTANT)
 
 
 def markup(text: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
@@ -345,12 +345,13 @@ def joined(
     for number, (document, extra) in enumerate(zip(documents, put, strict=True)):
         place = slice(start + extra, start + extra + len(document))
         text[place], role[place] = document.text, document.role
-        own = document.patch_indices
-        indices[place] = np.where(own >= 0, own + before, -1)
+        if document.pictures:
+            own = document.patch_indices
+            indices[place] = np.where(own >= 0, own + before, -1)
+            before += sum(picture.patches for picture in document.pictures)
         if number:
             role[start] = PACK_SEP
         start = place.stop
-        before += sum(picture.patches for picture in document.pictures)
     return text, role, indices
 
 

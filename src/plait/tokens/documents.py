@@ -51,6 +51,16 @@ class Document:
         return Document(self.text[start:end], self.role[start:end], indices, kept)
 
 
+NO_PATCHES = np.full(1 << 16, -1, np.int32)
+NO_PATCHES.flags.writeable = False
+
+
+def no_patches(size: int) -> NDArray[np.int32]:
+    """The patch indices of so many tokens of text."""
+    return NO_PATCHES[:size] if size <= len(NO_PATCHES) else np.full(size, -1, np.int32)
+
+
+BUFFER = 1 << 20
 TOKEN = np.dtype(np.int32).itemsize
 """Bytes of a token in the file. Behind a document's tokens are its roles, a byte each, and, of one with
 pictures, the indices of its patches, then the pictures."""
@@ -65,7 +75,7 @@ class Documents:
         self._patches = array("q")
         self._picture_ends, self._first_picture = array("q"), array("q", [0])
         self._end = 0
-        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._spool = tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115 - closed by __exit__
 
     def __enter__(self) -> Self:
         return self
@@ -92,11 +102,11 @@ class Documents:
         """Take a document in."""
         self._lengths.append(len(document))
         self._starts.append(self._end)
-        columns: list[NDArray[Any]] = [document.text.astype(np.int32), document.role.astype(np.uint8)]
+        columns: list[NDArray[Any]] = [document.text, document.role]
         if document.pictures:
-            columns.append(document.patch_indices.astype(np.int32))
-        for column in columns:
-            self._write(column.tobytes())
+            columns.append(document.patch_indices)
+        for column, dtype in zip(columns, (np.int32, np.uint8, np.int32), strict=False):
+            self._write(np.ascontiguousarray(column, dtype).data)
         for picture in document.pictures:
             self._write(picture.encoded)
             self._patches.append(picture.patches)
@@ -112,7 +122,7 @@ class Documents:
         text = np.frombuffer(content, np.int32, size)
         role = np.frombuffer(content, np.uint8, size, TOKEN * size)
         if last == first:
-            return Document(text, role, np.full(size, -1, np.int32), [])
+            return Document(text, role, no_patches(size), [])
         indices = np.frombuffer(content[(TOKEN + 1) * size :], np.int32)
         begins = [start + size * width, *self._picture_ends[first : last - 1]]
         pictures = [
@@ -121,7 +131,7 @@ class Documents:
         ]
         return Document(text, role, indices, pictures)
 
-    def _write(self, content: bytes) -> None:
+    def _write(self, content: bytes | memoryview) -> None:
         self._end += self._spool.write(content)
 
     def _read(self, start: int, size: int) -> bytes:

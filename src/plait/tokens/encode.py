@@ -33,8 +33,9 @@ SAMPLES = (
     "<0x0A> \u2581 \u2581a", "Ġ Ċ", "https://example.org/a?b=c&d=%20",
     "\U0001d518 \U0002070e \U0010ffff", "----====____....", "\t\t  \n \n  end  ",
 )  # fmt: skip
-REMEMBERED = 1 << 26
-"""Bytes that this process may grow by until gigatoken has to forget the words that it has seen."""
+MOST, MORE = 240_000_000, 32_000_000
+"""Bytes that this process may have until gigatoken has to forget the words that it has seen, and by how many
+it must have grown since it last had."""
 UNKNOWN = (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError)
 """What gigatoken raises for a tokenizer that it does not know."""
 Ids = NDArray[np.int32]
@@ -119,7 +120,7 @@ class Fast:
 
         self.__dict__.pop("_encode", None)
         self._encode = gigatoken.Tokenizer.from_json(self._content).backend.encode
-        self._most = _resident() + REMEMBERED
+        self._most = max(_resident() + MORE, MOST)
 
     def _forget(self) -> None:
         if _resident() > self._most:

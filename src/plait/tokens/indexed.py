@@ -49,6 +49,8 @@ CODES: dict[str, int] = {
 }  # fmt: skip
 NAMES = {code: name for name, code in CODES.items()}
 LARGEST_UINT16_VOCABULARY = 65_499
+BUFFER = 1 << 20
+"""Bytes that are written at once."""
 
 TEXT, ROLE, INDICES, IMAGE, PATCHES = (
     "data-text", "data-role", "data-vision_patch_indices", "data-image", "data-vision_patch",
@@ -79,7 +81,7 @@ class IndexedWriter:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._sizes: list[int] = []
         self._bounds: list[int] = [0]
-        self._bin = _with(prefix, ".bin").open("wb")
+        self._bin = _with(prefix, ".bin").open("wb", BUFFER)
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ No loop here runs over tokens: a text is cut at the tokens that its pieces begin
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from plait.data.images import patch_grid
 from plait.errors import DataError
 from plait.files import read_manifest
 from plait.tokens import encode
-from plait.tokens.documents import Document, Picture
+from plait.tokens.documents import Document, Picture, no_patches
 from plait.tokens.encode import Ids
 from plait.tokens.made_by import digest
 from plait.tokens.roles import IMAGE
@@ -142,7 +142,10 @@ class Renderer:
             pieces: what the tokens were made of.
             grids: rows and columns of the pieces that are pictures.
         """
-        role = np.repeat(np.array([piece.role for piece in pieces], np.uint8), np.diff(starts))
+        sizes = [end - start for start, end in pairwise(starts)]
+        role = np.repeat(np.array([piece.role for piece in pieces], np.uint8), sizes)
+        if not grids:
+            return Document(text, role, no_patches(len(text)), [])
         indices = np.full(len(text), -1, np.int32)
         pictures, before = [], 0
         for number, (rows, columns) in grids.items():

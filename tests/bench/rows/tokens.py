@@ -1,14 +1,16 @@
 """Text to packed shards in two processes, beside raw gigatoken and a pool of transformers' tokenizers.
 
-Each process has a file of records of its own. Modules, compiled functions, and what raw gigatoken is given
-are there before both begin at once. What is compared is the processor's time of the one that needed more:
-beside other work of the machine the clock would tell nothing. Texts are those of Python's packages here, cut
-into documents of 0.5 to 8 kB, in another order for each seed.
+Each process has a file of records of its own. Modules, and the texts that raw gigatoken is given, are there
+before both begin at once; a tokenizer is read from its file by each. What is compared is the processor's time
+of the process that needed more, of a pool the half of all it needed: beside other work of the machine the
+clock would tell nothing. Texts are those of Python's packages here, cut into documents of 0.5 to 8 kB, in
+another order for each seed, and more of them.
 """
 
 import gzip
 import json
 import multiprocessing
+import os
 import sysconfig
 import time
 from functools import partial
@@ -20,6 +22,10 @@ from tests.bench.harness import Own, Row, peak
 
 PROCESSES = 2
 BYTES = 200_000_000
+MORE = 30_000_000
+"""By so many bytes each seed's text is larger than that of the one before."""
+CHUNK = 32
+"""Lines that a worker of the pool is given at once, as preprocess_data.py does it."""
 KINDS = (".py", ".md", ".rst", ".txt", ".json", ".pyi", ".html")
 FORM = {
     "template": "pretrain", "packing": "best_fit", "overlong": "split", "pictures": "encoded",
@@ -48,9 +54,10 @@ def texts(seed, size):
                 return
 
 
-def corpus(folder, seed, *, kind, size=BYTES):
+def corpus(folder, seed, *, kind):
     """A tokenizer, and a file of chat records for each process."""
     TOKENIZERS[kind](folder / "tokenizer")
+    size = BYTES + seed * MORE
     for number in range(PROCESSES):
         with gzip.open(folder / f"{number}.jsonl.gz", "wt", 1, encoding="utf-8") as out:
             for position, text in enumerate(texts(PROCESSES * seed + number, size // PROCESSES)):
@@ -121,11 +128,13 @@ def alone(prepare, source, target, number, barrier, told):
 
 
 def ours(source, target, number):
-    from plait.tokens import build, pack, render
+    import gigatoken  # noqa: F401
+    import rensa  # noqa: F401
+    from isal import igzip  # noqa: F401
+
+    from plait.tokens import build
 
     form, tokenizer = FORM | {"tokenizer": "t"}, source / "tokenizer"
-    render.Renderer(tokenizer, form)
-    pack.pack(np.array([1, 2, 3]), 10)
     folder = target / str(number)
     folder.mkdir()
     return lambda: build.build(folder, tokenizer, [source / f"{number}.jsonl.gz"], form, LIMIT)["tokens"]
@@ -138,35 +147,57 @@ def first_half(source, target):
 
 def records(source, number):
     with gzip.open(source / f"{number}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)["messages"][0]["content"][0]["text"]
+        yield from map(text_of, lines)
+
+
+def text_of(line):
+    return json.loads(line)["messages"][0]["content"][0]["text"]
 
 
 def raw(source, target, number):
     """Nothing but gigatoken, on texts in memory."""
+    import awkward  # noqa: F401
     import gigatoken
 
-    given = list(records(source, number))
-    tokenizer = gigatoken.Tokenizer(source / "tokenizer" / "tokenizer.json")
-    return lambda: len(tokenizer.encode_batch(given, parallel=False).layout.content)
+    given, path = list(records(source, number)), source / "tokenizer" / "tokenizer.json"
+    return lambda: len(gigatoken.Tokenizer(path).encode_batch(given, parallel=False).layout.content)
 
 
-def pool(source, target, number):
-    """A worker of preprocess_data.py: json, transformers' tokenizer, a document at a time, numpy, a file."""
+def pool(source, target):
+    """What preprocess_data.py does: workers read json and tokenise a document at a time, one writes."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source / "tokenizer")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer, before = AutoTokenizer.from_pretrained(source / "tokenizer"), processor()
+    with multiprocessing.get_context("fork").Pool(PROCESSES, worker, (tokenizer,)) as workers:
+        for number in range(PROCESSES):
+            written(workers, source / f"{number}.jsonl.gz", target / str(number))
+        workers.close()
+        workers.join()
+    return Own((processor() - before) / PROCESSES)
 
-    def work():
-        count = 0
-        with (target / f"{number}.bin").open("wb") as out:
-            for text in records(source, number):
-                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-                out.write(np.array(ids, np.int32).tobytes())
-                count += len(ids)
-        return count
 
-    return work
+def processor():
+    """Seconds of processor of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def worker(tokenizer):
+    """Keep a worker's tokenizer."""
+    worker.tokenizer = tokenizer
+
+
+def encoded(line):
+    return worker.tokenizer(text_of(line), add_special_tokens=False)["input_ids"]
+
+
+def written(workers, source, target):
+    count = 0
+    with gzip.open(source, "rt", encoding="utf-8") as lines, target.with_suffix(".bin").open("wb") as out:
+        for ids in workers.imap(encoded, lines, CHUNK):
+            out.write(np.array(ids, np.int32).tobytes())
+            count += len(ids)
+    target.with_suffix(".txt").write_text(str(count))
 
 
 def way(prepare):
@@ -179,17 +210,17 @@ def counts(source, mine, peer):
         sum(int((one / f"{number}.txt").read_text()) for number in range(PROCESSES)) for one in (mine, peer)
     )
     assert 0 <= first - second < first / 100, (first, second)
-    return f"{first / 1e6:.0f} M tokens of {BYTES / 1e6:.0f} MB"
+    return f"{first / 1e6:.0f} M tokens"
 
 
 def row(name, kind, peer, target, rounds):
     make = partial(corpus, kind=kind)
-    return Row(name, target, make, way(ours), way(peer), counts, rounds=rounds, looked_at=first_half)
+    return Row(name, target, make, way(ours), peer, counts, rounds=rounds, looked_at=first_half)
 
 
 ROWS = [
-    row("tokens-spm-raw", "spm", raw, 0.65, 3),
-    row("tokens-bpe-raw", "bpe", raw, 0.2, 3),
+    row("tokens-spm-raw", "spm", way(raw), 0.65, 3),
+    row("tokens-bpe-raw", "bpe", way(raw), 0.2, 3),
     row("tokens-spm-pool", "spm", pool, 5, 1),
     row("tokens-bpe-pool", "bpe", pool, 10, 1),
 ]
