@@ -33,7 +33,7 @@ SAMPLES = (
     "<0x0A> \u2581 \u2581a", "Ġ Ċ", "https://example.org/a?b=c&d=%20",
     "\U0001d518 \U0002070e \U0010ffff", "----====____....", "\t\t  \n \n  end  ",
 )  # fmt: skip
-MOST, MORE = 240_000_000, 32_000_000
+MOST, MORE = 200_000_000, 32_000_000
 """Bytes that this process may have until gigatoken has to forget the words that it has seen, and by how many
 it must have grown since it last had."""
 UNKNOWN = (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError)
@@ -74,10 +74,8 @@ class Slow:
 
     def let_go(self) -> None:
         """Give the tokenizer's memory back; it is read again if it is needed again."""
-        self.__dict__.pop("_tokenizer", None)
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's: else it would keep it
-        if trim:
-            trim(0)
+        if self.__dict__.pop("_tokenizer", None) is not None:
+            _trim()
 
     def apart(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
@@ -118,7 +116,8 @@ class Fast:
         """Begin with a tokenizer that remembers nothing: it keeps each word that it has read, for ever."""
         import gigatoken
 
-        self.__dict__.pop("_encode", None)
+        if self.__dict__.pop("_encode", None) is not None:
+            _trim()
         self._encode = gigatoken.Tokenizer.from_json(self._content).backend.encode
         self._most = max(_resident() + MORE, MOST)
 
@@ -150,6 +149,13 @@ class Fast:
         # one more is the space that is put before the first character
         places = [bound + more if bound else 0 for bound in bounds[1:-1]]
         return ids, [0, *np.searchsorted(ends, places, side="right").tolist(), len(ids)]
+
+
+def _trim() -> None:
+    """Give the system back what was freed: glibc keeps it else."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def _resident() -> int:

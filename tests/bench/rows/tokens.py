@@ -168,8 +168,8 @@ def pool(source, target):
     from transformers import AutoTokenizer
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer, before = AutoTokenizer.from_pretrained(source / "tokenizer"), processor()
-    with multiprocessing.get_context("fork").Pool(PROCESSES, worker, (tokenizer,)) as workers:
+    before, read = processor(), partial(AutoTokenizer.from_pretrained, source / "tokenizer")
+    with multiprocessing.get_context("fork").Pool(PROCESSES, worker, (read,)) as workers:
         for number in range(PROCESSES):
             written(workers, source / f"{number}.jsonl.gz", target / str(number))
         workers.close()
@@ -182,9 +182,9 @@ def processor():
     return sum(os.times()[:4])
 
 
-def worker(tokenizer):
-    """Keep a worker's tokenizer."""
-    worker.tokenizer = tokenizer
+def worker(read):
+    """Read a worker's tokenizer."""
+    worker.tokenizer = read()
 
 
 def encoded(line):
