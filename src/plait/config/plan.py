@@ -45,7 +45,7 @@ from plait.files import adopted, canonical, digest, digest_of_input, pruned, rea
 
 VERSIONS = {
     "raw": 3,
-    "chat": 8,
+    "chat": 9,
     "lock": 1,
     "fetch": 1,
     "tokenizer": 2,
