@@ -57,7 +57,7 @@ VERSIONS = {
     "shard": 5,
     "verify": 6,
     "schedule": 1,
-    "train": 5,
+    "train": 6,
     "export": 5,
     "report": 1,
     "generate": 3,
