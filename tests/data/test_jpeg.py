@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import cbook
 from PIL import Image
 
 from plait.data import images, jpeg
 from plait.errors import RecordError
 
 KEEP = {"rule": "keep", "patch_size": 32, "max_side": 1024}
+BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 TAGS = Image.Exif()
 TAGS[0x0112] = 6
 
@@ -119,3 +121,19 @@ def test_a_photograph_that_is_decoded_smaller_is_nowhere_moved(size, side):
         found = images.resized(out.getvalue(), rule)
     truth = image.resize(found.shape[1::-1], Image.Resampling.BICUBIC)
     assert np.abs(np.int16(found) - np.int16(truth)).mean() < 1.5
+
+
+@pytest.mark.parametrize("longer", [600, 672, 700, 1000, 1344, 1400, 1900, 2050])
+def test_a_photograph_is_nearly_as_sharp_as_one_that_was_decoded_whole(longer):
+    """A fraction that is hardly larger than the size to come would lose 8 dB."""
+    photograph = Image.open(cbook.get_sample_data("grace_hopper.jpg")).convert("RGB")
+    image = photograph.resize((round(longer * 0.85), longer), LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=90)
+    rule = {"rule": "longest_side", "patch_size": 32, "max_side": 336}
+    with patch.object(images, "_encode", lambda pixels, _: pixels):
+        found = images.resized(out.getvalue(), rule)
+    size, whole = found.shape[1::-1], Image.open(out)
+    truth, other = (np.float64(whole.resize(size, kernel)) for kernel in (LANCZOS, BICUBIC))
+    noises = [10 * np.log10(255**2 / np.square(pixels - truth).mean()) for pixels in (found, other)]
+    assert noises[0] > noises[1] - 5.5

@@ -45,7 +45,7 @@ from plait.files import adopted, canonical, digest, digest_of_input, pruned, rea
 
 VERSIONS = {
     "raw": 3,
-    "chat": 8,
+    "chat": 9,
     "lock": 1,
     "fetch": 1,
     "tokenizer": 2,
@@ -57,7 +57,7 @@ VERSIONS = {
     "shard": 5,
     "verify": 6,
     "schedule": 1,
-    "train": 5,
+    "train": 6,
     "export": 5,
     "report": 1,
     "generate": 3,

@@ -57,6 +57,8 @@ SIDES = ("min_width", "min_height")
 EIGHTHS = 8
 SCALES = (1, 2, 4)
 """Eighths of a JPEG's size that decoding at is quick for."""
+MARGIN = 1.5
+"""How much larger a decoded fraction is than the size to come: below it, both lose the same detail twice."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, LookupError, TypeError, ArithmeticError)
 """What Pillow's parsers raise on damaged bytes."""
 
@@ -276,7 +278,7 @@ def resized(encoded: bytes, pictures: Mapping[str, Any]) -> bytes:
     if size == image.size:
         open_picture(encoded)
         return encoded
-    scale = next((one for one in SCALES if _covers(image.size, one, size)), EIGHTHS)
+    scale = next((one for one in SCALES if _serves(image.size, one, size)), EIGHTHS)
     pixels = _pixels(image, encoded, scale)
     # the last pixels of a smaller one may stand beyond its edge; one that Pillow has decoded is no smaller
     smaller = pixels.shape[1] < image.width
@@ -284,9 +286,10 @@ def resized(encoded: bytes, pictures: Mapping[str, Any]) -> bytes:
     return _encode(_resize(pixels, size, KERNELS[rule], extent), image)
 
 
-def _covers(full: tuple[int, int], scale: int, size: tuple[int, int]) -> bool:
-    """Whether so many eighths of a picture are no smaller than a size."""
-    return all(side * scale >= EIGHTHS * wanted for side, wanted in zip(full, size, strict=True))
+def _serves(full: tuple[int, int], scale: int, size: tuple[int, int]) -> bool:
+    """Whether so many eighths of a picture are a size, or enough larger to be shrunk to it."""
+    sides = [(side * scale, EIGHTHS * wanted) for side, wanted in zip(full, size, strict=True)]
+    return all(has == wanted for has, wanted in sides) or all(has >= MARGIN * wanted for has, wanted in sides)
 
 
 KERNELS = {"patches": "bilinear", "longest_side": "bicubic"}

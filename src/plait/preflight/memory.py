@@ -203,8 +203,9 @@ class Layer:
         drops: whether hidden states and attention are dropped out.
         experts: experts that each token is sent to, 0 where there are none. They are taken as used evenly.
         heads_normed: whether queries and keys have norms of their own.
-        masked: whether attention has a mask of every token; a kernel that is told of documents keeps no
-            scores, but a sum for each query, and repeats no keys.
+        masked: whether attention has a mask of every token; another kernel is told of documents.
+        weighed: whether attention keeps the weight of every key for every query; a kernel that does not
+            keeps a sum for each query, and repeats no keys.
     """
 
     hidden: int
@@ -226,6 +227,7 @@ class Layer:
     experts: int = 0
     heads_normed: bool = False
     masked: bool = True
+    weighed: bool = True
 
     @property
     def passed(self) -> float:
@@ -244,20 +246,24 @@ class Layer:
 
     @property
     def scores(self) -> float:
-        """Attention's weights in fp32 as softmax gives them, and in the run's type; a mask if some drop."""
-        if not self.masked:
-            return self.own * self.heads / self.tp * FULL
-        each = FULL + (self.size if self.size < FULL else 0) + (self.mask + self.size) * self.drops[1]
-        return self.own * self.seen * self.heads / self.tp * each
+        """Attention's weights in fp32 as softmax gives them, and in the run's type; a mask if some drop.
+
+        A kernel that keeps none has its mask in numbers.
+        """
+        if self.weighed:
+            each = FULL + (self.size if self.size < FULL else 0) + (self.mask + self.size) * self.drops[1]
+            return self.own * self.seen * self.heads / self.tp * each
+        return self.own * (self.heads / self.tp * FULL + self.seen * self.size * self.masked)
 
     @property
     def attention(self) -> float:
-        """Queries, and keys and values of the whole sequence, one a query head; scores."""
+        """Queries, and keys and values of the whole sequence, one a query head where weighed; scores."""
         queries = self.own * self.query * self.size / self.tp
         if not self.masked:
             return queries + self.projected + self.scores
-        keys = self.batch * self.seen * self.query * self.size / self.tp
-        copied = self.key < self.query or self.own < self.batch * self.seen
+        each = self.query if self.weighed else self.key
+        keys = self.batch * self.seen * each * self.size / self.tp
+        copied = self.key < each or self.own < self.batch * self.seen
         return queries + keys + (keys if copied else self.projected) + self.scores
 
     @property
@@ -307,7 +313,15 @@ def language_layer(spec: Spec, run: Run) -> Layer:
         experts=spec.experts_per_token,
         heads_normed=spec.qk_norm,
         masked=not attends_by_documents(settings),
+        weighed=_weighs(settings),
     )
+
+
+def _weighs(settings: Mapping[str, Any]) -> bool:
+    """Whether attention keeps weights: some are dropped, or Transformer Engine has a mask of tokens."""
+    if settings["transformer_impl"] == "transformer_engine":
+        return not attends_by_documents(settings)
+    return bool(settings["attention_dropout"] > 0)
 
 
 def tower_layer(tower: Tower, run: Run) -> Layer:
@@ -338,7 +352,8 @@ def activations(stage: int, spec: Spec, run: Run) -> dict[str, float]:
     layer = language_layer(spec, run)
     layers = len(run.grid.interleaved(run.chunks).layers(stage, num_layers=spec.num_layers))
     kept, again = _recomputed(layer, layers, run.settings)
-    mask, angles = layer.own * layer.seen * layer.masked, layer.own * FULL * layer.rotary
+    read_again = layer.masked and (layer.weighed or run.settings["recompute_granularity"] is not None)
+    mask, angles = layer.own * layer.seen * read_again, layer.own * FULL * layer.rotary
     each, sight = kept + mask + angles, _sight(spec, run) if stage == 0 else 0.0
     held = max(each * sum(passes) + sight * passes[0] for passes in run.waiting(stage))
     last = stage == run.grid.pp - 1

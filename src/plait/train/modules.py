@@ -2,7 +2,8 @@
 
 Without that, Megatron Core's refuse sequence and context parallelism: here they do not.
 
-S = tokens of a sequence, C = context parallel ranks, B = sequences of a micro-batch, H = head size.
+S = tokens of a sequence, C = context parallel ranks, B = sequences of a micro-batch, A = attention heads,
+H = head size.
 """
 
 from dataclasses import replace
@@ -17,6 +18,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from plait.parallel.grid import context_rows
 
@@ -40,7 +42,11 @@ class Norm:
 
 
 class ContextAttention(DotProductAttention):  # type: ignore[misc]
-    """Megatron's attention in which each rank has its own queries [S/C, ...] and every rank's keys."""
+    """Attention in which each rank has its own queries [S/C, ...] and every rank's keys.
+
+    Torch's kernel, which keeps no scores, does what Megatron's layer does in several steps; that is left for
+    what drops some of them.
+    """
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         """Take DotProductAttention's arguments, but for its refusal of context parallelism."""
@@ -54,8 +60,19 @@ class ContextAttention(DotProductAttention):  # type: ignore[misc]
         assert attention_mask is not None, "a document would see those before it"
         if self.ranks > 1:
             key, value = _gathered(key), _gathered(value)
-        output: Tensor = super().forward(query, key, value, attention_mask, *args, **kwargs)
-        return output
+        if self.attention_dropout.p and self.training:
+            dropped: Tensor = super().forward(query, key, value, attention_mask, *args, **kwargs)
+            return dropped
+        queries, keys, values = (one.permute(1, 2, 0, 3) for one in (query, key, value))
+        output_BASH = scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=~attention_mask,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        return output_BASH.permute(2, 0, 1, 3).flatten(2)
 
 
 class _Gathered(torch.autograd.Function):

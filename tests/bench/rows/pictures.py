@@ -22,6 +22,8 @@ KEPT = {"rule": "keep", "patch_size": 32, "max_side": 1024}
 ENLARGED = 2
 SHORTER = 0.6, 0.9
 """The shorter side of a photograph, of the longer one."""
+ABOUT = 0.1
+"""How far the longer side is from the one that a row names."""
 
 
 @cache
@@ -48,13 +50,14 @@ def recut(width, height, draw):
     return pixels_YXC
 
 
-def jpegs(folder, seed, *, side, count):
-    """Photographs whose longer side is so long."""
+def jpegs(folder, seed, *, side, count, about=0.0):
+    """Photographs whose longer side is so long, or about so."""
     from PIL import Image
 
     draw = np.random.default_rng(seed)
     for number in range(count):
-        size = side, int(side * draw.uniform(*SHORTER))
+        longer = round(side * draw.uniform(1 - about, 1 + about))
+        size = longer, int(longer * draw.uniform(*SHORTER))
         Image.fromarray(recut(*size[:: draw.choice([1, -1])], draw)).save(
             folder / f"{number:04d}.jpg", quality=90
         )
@@ -158,13 +161,13 @@ def loaded():
     chat.Picture(b"\xff\xd8").to_json()
 
 
-def shrinking(name, *, side, to, count, target, least):
+def shrinking(name, *, side, to, count, target, least=None, about=ABOUT):
     """A row of photographs made smaller."""
     pictures = {**KEPT, "rule": "longest_side", "max_side": to}
     return Row(
         name,
         target=target,
-        make=partial(jpegs, side=side, count=count),
+        make=partial(jpegs, side=side, count=count, about=about),
         ours=partial(recorded, pictures=pictures),
         peer=partial(by_pillow, side=to),
         check=partial(faithful, pictures=pictures, least=least),
@@ -216,8 +219,9 @@ def near(source, ours, peer):
 
 ROWS = [
     shrinking("photos-2048-to-336", side=2048, to=336, count=4, target=3, least=39),
-    shrinking("photos-2048-to-1024", side=2048, to=1024, count=4, target=3, least=44),
-    shrinking("photos-640-to-336", side=640, to=336, count=40, target=1.8, least=None),
+    shrinking("photos-2048-to-1024", side=2048, to=1024, count=6, target=3, least=44, about=0),
+    shrinking("photos-about-2048-to-1024", side=2048, to=1024, count=6, target=3, least=44),
+    shrinking("photos-640-to-336", side=640, to=336, count=40, target=1.8),
     Row(
         "pictures-kept",
         target=4,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.bench.harness import Own, Row
 
-ITERATIONS, SKIPPED = 8, 3
+ITERATIONS, SKIPPED = 6, 2
 """Iterations, and how many of them, in which memory is found and kernels are chosen, do not count."""
 SHAPES = {
     "tiny": ({"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}, 4, 256, 8),
