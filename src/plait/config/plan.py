@@ -50,7 +50,7 @@ VERSIONS = {
     "fetch": 1,
     "tokenizer": 2,
     "index": 3,
-    "energon": 6,
+    "energon": 7,
     "analyse": 8,
     "build": 4,
     "convert": 5,

@@ -1,15 +1,18 @@
 """Tars of samples: files that stand together and have one key are a sample's parts.
 
 What a reader would pass over without a word is found here: a cut, a second tar behind the first, links,
-parts of one name.
+parts of one name. What is written is plain ustar, and follows from keys and parts alone.
 """
 
 import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from plait.errors import DataError
 
@@ -20,6 +23,74 @@ TAR_BLOCK = 512
 CHUNK = 1 << 20
 
 Parts = dict[str, bytes]
+
+# Writing
+
+NAME_SIZE = 100
+OWNER = b"0000644\0" + b"0000000\0" * 2
+"""Mode, user and group."""
+TIME, SUM = b"%011o\0" % 0, b"%06o\0 "
+KIND = b"0".ljust(101, b"\0") + b"ustar\x0000" + bytes(247)
+"""A file with bytes of its own, without names of its owners."""
+REST = sum(OWNER + TIME + b" " * 8 + KIND)
+"""What all of a header but name and size adds to its checksum."""
+RECORD = 20 * TAR_BLOCK
+"""A tar's size is a multiple of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a sample stands in a tar, in bytes.
+
+    Attributes:
+        start, end: from its first header to behind its last part.
+        parts: name, first byte and length of each.
+    """
+
+    start: int
+    end: int
+    parts: list[tuple[str, int, int]]
+
+
+class TarWriter:
+    """Writes samples to a tar, one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin a tar; folders above it are made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file, self._end = path.open("wb"), 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                whole = self._end + 2 * TAR_BLOCK
+                self._file.write(bytes(whole + -whole % RECORD - self._end))
+
+    def add(self, key: str, parts: Parts) -> Entry:
+        """Write a sample; ``KEY.PART`` is at most 100 letters of ASCII."""
+        start, blocks, places = self._end, [], []
+        for name, content in parts.items():
+            size = len(content)
+            places.append((name, self._end + TAR_BLOCK, size))
+            blocks += [_header(f"{key}.{name}".encode("ascii"), size), content, bytes(-size % TAR_BLOCK)]
+            self._end += TAR_BLOCK + size + -size % TAR_BLOCK
+        self._file.write(b"".join(blocks))
+        return Entry(start, self._end, places)
+
+
+def _header(name: bytes, size: int) -> bytes:
+    """The block before a file's bytes, as POSIX lays it out."""
+    length = b"%011o\0" % size
+    checksum = SUM % (sum(name) + sum(length) + REST)
+    return b"".join((name.ljust(NAME_SIZE, b"\0"), OWNER, length, TIME, checksum, KIND))
+
+
+# Reading
 
 
 def read_tar(path: Path) -> Iterator[tuple[str, Parts]]:
