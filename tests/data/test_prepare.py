@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nv_meta import by_energon, by_webdataset, compare, through_energon
 from talks import KEYS, exchange, talk
 
-from plait.data import energon, prepare
+from plait.data import energon, prepare, tars
 from plait.data.tars import TarWriter
 from plait.errors import DataError
 
@@ -103,3 +103,29 @@ def test_a_tar_is_plain_ustar(tmp_path_factory, samples):
     assert written == wanted.getvalue()
     for (_, parts), entry in zip(samples, entries, strict=True):
         assert {name: written[start : start + size] for name, start, size in entry.parts} == parts
+
+
+FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+NAMED = st.one_of(
+    st.from_regex(r"[a-z/]{1,120}\.(jpg|json)", fullmatch=True),
+    st.sampled_from(["é.jpg", "\udcff.txt", "a b.txt"]),
+)
+
+
+@given(st.lists(st.tuples(NAMED, st.binary(), st.sampled_from("05")), max_size=6), st.sampled_from(FORMATS))
+def test_entries_are_those_that_tarfile_finds(tmp_path_factory, drawn, form):
+    """Whatever a header holds: names of any length and script, folders between files."""
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    try:
+        with tarfile.open(path, "w", format=form) as tar:
+            for name, content, kind in drawn:
+                info = tarfile.TarInfo(name)
+                info.size, info.type = len(content) if kind == "0" else 0, kind.encode()
+                tar.addfile(info, BytesIO(content))
+    except ValueError:  # a name that is too long for the format
+        return
+    with tarfile.open(path) as tar, path.open("rb") as file:
+        wanted = [(info.name, info.offset_data, info.size) for info in tar if info.isreg()]
+        entries = tars._Entries(file, path)
+        assert [*entries] == wanted
+        assert entries.end == tar.offset
