@@ -44,6 +44,7 @@ def whole(encoded):
 def test_a_whole_file_is_known_by_its_segments_and_not_decoded(kind):
     encoded = KINDS[kind]
     assert jpeg.head(encoded).size == (40, 24)
+    assert jpeg.head(encoded).plain == (kind != "tags")
     assert whole(encoded)
     with patch.object(images, "open_picture") as opened:
         assert images.resized(encoded, KEEP) is encoded
@@ -85,6 +86,8 @@ def test_no_byte_of_a_head_can_be_another_so_that_a_whole_file_does_not_decode(k
             if whole(changed):
                 believed += 1
                 assert decodes(changed), (place, value)
+                if jpeg.head(changed).plain:
+                    assert images.upright(changed).size == jpeg.head(changed).size
     assert believed > 100
 
 

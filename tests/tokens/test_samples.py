@@ -14,7 +14,7 @@ from PIL import Image
 
 from plait import files
 from plait.cli.main import main
-from plait.data import energon, rejects, webdataset
+from plait.data import energon, prints, rejects, webdataset
 from plait.data.chat import Message, Picture, Sample, Text
 from plait.errors import DataError
 from plait.tokens.llava import LlavaRenderer
@@ -65,11 +65,12 @@ def root(tmp_path_factory):
     return root
 
 
-def analyse(root, monkeypatch, target="m", sources=("a", "b"), form=FORM, **mixture):
+def analyse(root, monkeypatch, target="m", sources=("a", "b"), form=FORM, workers=1, **mixture):
     monkeypatch.chdir(root)
     settings = json.dumps({"mixture": {**MIXTURE, **mixture}, "format": form, "image_token_id": None})
     paths = [f"data/energon/{name}" for name in sources]
-    code = main(["analyse", TOKENIZER, *paths, f"data/analysis/{target}", "--settings", settings])
+    words = [f"data/analysis/{target}", "--workers", str(workers), "--settings", settings]
+    code = main(["analyse", TOKENIZER, *paths, *words])
     return code, root / "data/analysis" / target
 
 
@@ -161,9 +162,12 @@ def test_seed_24_no_weight_of_a_blend_is_rounded_away(root, monkeypatch):
     assert float(shown[1]) + float(shown[2]) == pytest.approx(1)
 
 
-def test_an_equal_rebuild_is_equal_byte_for_byte(made, root, monkeypatch):
-    _, again = analyse(root, monkeypatch, "again")
-    for name in ("tokens.json", "page.json", "mixture.yaml", "metadataset.yaml"):
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_equal_rebuild_is_equal_byte_for_byte(made, root, monkeypatch, workers):
+    """By however many processes: their work comes back in order."""
+    monkeypatch.setattr(prints, "BATCH", 3)
+    _, again = analyse(root, monkeypatch, f"again-{workers}", workers=workers)
+    for name in ("tokens.json", "page.json", "mixture.yaml", "metadataset.yaml", "duplicates.json"):
         assert (again / name).read_bytes() == (made / name).read_bytes()
 
 

@@ -113,9 +113,11 @@ rule analyse:
         "data/logs/analyse/{mixture}.log",
     benchmark:
         "data/benchmarks/analyse/{mixture}.tsv"
+    threads: 2
     resources:
         **asks("analyse"),
     params:
         settings=settings(layout.Analysis),
     shell:
-        "plait analyse {input.tokenizer} {input.indexed} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+        "plait analyse {input.tokenizer} {input.indexed} {output.folder} --workers {threads}"
+        " --settings {params.settings:q} > {log} 2>&1"

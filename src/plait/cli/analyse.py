@@ -23,6 +23,12 @@ def add(stages: Subparsers) -> None:
         help=f"{layout.Indexed.PATTERN}; or a tokenizer and {layout.Energon.PATTERN}",
     )
     parser.add_argument("analysis", help=layout.Analysis.PATTERN)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes that look at energon's samples (default: %(default)s)",
+    )
     add_settings(parser)
     parser.set_defaults(run=run)
 
@@ -34,9 +40,10 @@ def run(args: argparse.Namespace) -> None:
     target = layout.Analysis.parse(args.analysis)
     chosen = settings(args, target)
     with files.appears_whole(str(target), folder=True) as folder:
-        inputs, facts = (_packs if chosen["mixture"]["pack"] else _samples)(
-            folder, target, args.indexed, chosen
-        )
+        if chosen["mixture"]["pack"]:
+            inputs, facts = _packs(folder, target, args.indexed, chosen)
+        else:
+            inputs, facts = _samples(folder, target, args.indexed, chosen, args.workers)
         files.write_manifest(
             folder,
             kind="analysis",
@@ -63,10 +70,12 @@ def _packs(folder: Path, target: layout.Analysis, paths: Sequence[str], chosen: 
     return [*shards], {**facts, "duplicates": repeated}
 
 
-def _samples(folder: Path, target: layout.Analysis, paths: Sequence[str], chosen: Mapping[str, Any]) -> Made:
+def _samples(
+    folder: Path, target: layout.Analysis, paths: Sequence[str], chosen: Mapping[str, Any], workers: int
+) -> Made:
     from plait.tokens import samples
 
     tokenizer = layout.Tokenizer.parse(paths[0])
     datasets = [layout.Energon.parse(path) for path in paths[1:]]
-    facts = samples.build(folder, target, Path(str(tokenizer)), datasets, chosen)
+    facts = samples.build(folder, target, Path(str(tokenizer)), datasets, chosen, workers)
     return [tokenizer, *datasets], facts

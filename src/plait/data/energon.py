@@ -1,7 +1,9 @@
 """Webdataset shards prepared for megatron-energon, without a question asked.
 
-``energon prepare`` says nothing where it did nothing, splits by whole shards, accepts field names that do not
-exist and merges samples of one key. Each of these is checked here, by what it wrote and by reading samples.
+Samples of ours are indexed as they are written (:mod:`plait.data.prepare`). Tars of others are prepared and
+read by energon itself: it says nothing where it did nothing, splits by whole shards, accepts field names that
+do not exist and merges samples of one key. Each of these is checked here, by what it wrote and by reading
+samples.
 """
 
 import json
@@ -10,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,7 +20,7 @@ from typing import Any
 
 from plait import files
 from plait.config.paths import SPLIT
-from plait.data import images, ledger, llava, meta
+from plait.data import images, ledger, llava, meta, prepare
 from plait.data.chat import Sample
 from plait.data.fields import WHOLE_TALK, check_whole, of_parts
 from plait.data.meta import CRUDE, DATASET, INFO, LEFT_OUT, META, PARTS, VQA
@@ -61,13 +63,34 @@ def build(
         ConfigError: the samples are not of the sample type, or have no use for a field map.
         DataError: what was prepared is not what was written, or more is rejected than ``reject_limit``.
     """
-    written = write(samples, folder, settings, where, duplicates)
+    clean(folder)
+    with prepare.Index(folder) as index:
+        written = write(samples, folder, settings, where, duplicates, index.note)
+        facts = _described(folder, index, written, settings)
+    excluded = sum(written.shards.values()) - facts["samples"]
+    return _with_rejects({**facts, "excluded": excluded, "other_part": written.others}, written.rejected)
+
+
+def _described(
+    folder: Path, index: prepare.Index, written: Written, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write what describes tars of ours, and check that they can be read by it; the facts."""
+    included = _included(folder, written.shards, settings)
+    description = _description(files.final_name(folder), written, settings)
+    meta.write_yaml(folder / DATASET, description)
+    index.save(included, prepare.dealt(sorted(included), settings))
+    shares = _shares(folder, included)
+    if settings["field_map"]:
+        _check_readable(folder)
+    return _facts(included, shares, settings)
+
+
+def _description(name: str, written: Written, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a dataset's dataset.yaml."""
     fields = _fields(written, settings)
     fits = not written.larger or fields["context"] == WHOLE_TALK
     kind = settings["sample_type"] or (VQA if fits else CRUDE)
-    one = (
-        f"one picture, one question and one answer; {written.larger!r} of {files.final_name(folder)} has more"
-    )
+    one = f"one picture, one question and one answer; {written.larger!r} of {name} has more"
     if kind == VQA and not fits:
         raise ConfigError(
             f"energon.sample_type VQASample holds {one}",
@@ -79,9 +102,24 @@ def build(
             f"energon.field_map describes {what}: samples are read whole and nothing would heed it",
             hint="leave field_map out, or keep only samples of one picture and one exchange",
         )
-    facts = prepared(folder, written.shards, settings, meta.description(kind, fields))
-    excluded = sum(written.shards.values()) - facts["samples"]
-    return _with_rejects({**facts, "excluded": excluded, "other_part": written.others}, written.rejected)
+    return meta.description(kind, fields)
+
+
+def _check_readable(folder: Path) -> None:
+    """Read all by a field map of the user's; that of a layout reads what is written in it."""
+    name = files.final_name(folder)
+    try:
+        for part in PARTS:
+            deque(read(folder, part), maxlen=0)
+    except DataError as error:
+        raise _unreadable(name, str(error).replace(folder.name, name)) from error
+
+
+def _unreadable(name: str, why: str) -> DataError:
+    return DataError(
+        f"energon cannot read {name} as described: {why}",
+        hint="look at field_map and sample_type of the dataset's energon keys",
+    )
 
 
 def outcomes(facts: Mapping[str, Any]) -> dict[str, int]:
@@ -180,7 +218,7 @@ def prepared(
     description: Mapping[str, Any],
     split: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Prepare tars and check what came of it; the facts.
+    """Let energon prepare tars of others, and check what came of it; the facts.
 
     Args:
         folder: where the tars are.
@@ -189,37 +227,66 @@ def prepared(
         description: the content of dataset.yaml.
         split: that of split.yaml, where it is known already.
     """
-    included = {name: count for name, count in shards.items() if not _excluded(name, settings)}
-    if not included:
-        raise DataError(
-            f"{files.final_name(folder)} has no tar, or energon.exclude leaves all of them out",
-            hint="look at exclude of the dataset's energon keys",
-        )
+    included = _included(folder, shards, settings)
     clean(folder)
     meta.write_yaml(folder / DATASET, description)
     if split is not None:
         meta.write_yaml(folder / GIVEN_SPLIT, split)
     found = _run(folder, settings)
     _check_counts(folder, included)
-    dealt = splits(folder)
+    _shares(folder, included)
+    if found["wrong"]:
+        name = files.final_name(folder)
+        raise _unreadable(name, found["wrong"].replace(folder.name, name))
+    return _facts(included, found["splits"], settings, dealt_out=split is None)
+
+
+def _included(folder: Path, shards: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, int]:
+    """Samples of each tar that ``exclude`` does not leave out.
+
+    Raises:
+        DataError: there is none.
+    """
+    included = {name: count for name, count in shards.items() if not _excluded(name, settings)}
+    if not included:
+        raise DataError(
+            f"{files.final_name(folder)} has no tar, or energon.exclude leaves all of them out",
+            hint="look at exclude of the dataset's energon keys",
+        )
+    return included
+
+
+def _shares(folder: Path, included: Mapping[str, int]) -> dict[str, int]:
+    """Samples of the tars of each part, as split.yaml deals them out.
+
+    Raises:
+        DataError: nothing is left for training, or a tar is in no part, or in two.
+    """
+    divided = meta.read_split(folder / SPLIT)
+    dealt = divided.parts
     if not dealt["train"]:
         raise DataError(
             f"the split leaves no shard for training: {len(included)} shards, of which val has "
             f"{len(dealt['val'])} and test {len(dealt['test'])}",
             hint="whole shards are dealt out: lower samples_per_shard, or change split, in energon",
         )
-    meta.check_split(meta.read_split(folder / SPLIT), included, f"the split of {files.final_name(folder)}")
-    if found["wrong"]:
-        wrong = found["wrong"].replace(folder.name, files.final_name(folder))
-        raise DataError(
-            f"energon cannot read {files.final_name(folder)} as described: {wrong}",
-            hint="look at field_map and sample_type of the dataset's energon keys",
-        )
-    if not settings["split_parts"] and split is None:
-        _compare_shares(found["splits"], settings["split"], len(included))
-    said = ", ".join(f"{number} {part}" for part, number in found["splits"].items())
+    meta.check_split(divided, included, f"the split of {files.final_name(folder)}")
+    return {part: sum(included[name] for name in names) for part, names in dealt.items()}
+
+
+def _facts(
+    included: Mapping[str, int],
+    shares: Mapping[str, int],
+    settings: Mapping[str, Any],
+    *,
+    dealt_out: bool = True,
+) -> dict[str, Any]:
+    """The facts of a prepared dataset; ``shares`` are the samples of each part."""
+    if not settings["split_parts"] and dealt_out:
+        _compare_shares(shares, settings["split"], len(included))
+    said = ", ".join(f"{number} {part}" for part, number in shares.items())
     log.info("%d shards, samples: %s", len(included), said)
-    return {"samples": sum(included.values()), "shards": included, "splits": found["splits"]}
+    return {"samples": sum(included.values()), "shards": dict(included), "splits": dict(shares)}
 
 
 def clean(folder: Path) -> None:

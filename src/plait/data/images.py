@@ -192,6 +192,10 @@ def check_tags(encoded: bytes) -> None:
     Raises:
         RecordError: its tags are damaged.
     """
+    head = jpeg.head(encoded)
+    if head and head.plain:
+        _check_pixels(*head.size)
+        return
     from PIL import Image
 
     try:

@@ -16,6 +16,8 @@ FRAMES = (0xC0, 0xC1)
 """Baseline and extended sequential, with Huffman codes."""
 SKIPPED = (*range(0xE0, 0xF0), 0xFE)
 """What programs add, and comments."""
+JFIF, JFIF_SIZE = 0xE0, 14
+"""Its segment, without a picture in small."""
 LONGEST_CODE = 16
 LARGEST_DC = 15
 """The largest category of a difference between blocks."""
@@ -29,6 +31,8 @@ class Head:
     """Width and height."""
     coefficients: int
     """Where they begin."""
+    plain: bool
+    """Whether nothing was added to what a JFIF file has: no camera's tags, no colour profile."""
 
     def is_whole(self, encoded: bytes) -> bool:
         """Whether the coefficients go on to the end: no marker but restarts stands among them."""
@@ -51,7 +55,7 @@ def head(encoded: bytes) -> Head | None:
 
 
 def _head(encoded: bytes) -> Head | None:
-    place, frame, tables = len(START), b"", frozenset[tuple[int, int]]()
+    place, frame, tables, plain = len(START), b"", frozenset[tuple[int, int]](), True
     while True:
         mark, marker = encoded[place], encoded[place + 1]
         end = place + 2 + int.from_bytes(encoded[place + 2 : place + 4])
@@ -60,7 +64,8 @@ def _head(encoded: bytes) -> Head | None:
             return None
         if marker == SCAN:
             size = _number(frame, 3), _number(frame, 1)
-            return Head(size, end) if min(size) and _fits(frame[:1] + frame[5:], body, tables) else None
+            fits = min(size) and _fits(frame[:1] + frame[5:], body, tables)
+            return Head(size, end, plain) if fits else None
         if marker in (TABLES_OF_CODES, QUANTISERS):
             found = (_codes if marker == TABLES_OF_CODES else _quantisers)(body)
             if not found:
@@ -68,7 +73,9 @@ def _head(encoded: bytes) -> Head | None:
             tables |= found
         elif marker in FRAMES and not frame:
             frame = body
-        elif marker not in SKIPPED and not (marker == RESTARTS and len(body) == 2):
+        elif marker in SKIPPED:
+            plain &= marker == JFIF and len(body) == JFIF_SIZE
+        elif not (marker == RESTARTS and len(body) == 2):
             return None
         place = end
 

@@ -9,7 +9,9 @@ import hashlib
 import io
 import sqlite3
 import unicodedata
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,6 +52,8 @@ SPACES = bytes(byte for byte in range(128) if chr(byte).isspace())
 SMALL = bytes(range(256)).lower()
 BATCH = 64
 """Samples whose texts are looked at at once."""
+AHEAD = 4
+"""Batches that other processes may have before their rows are waited for."""
 
 
 def digest(sample: Sample) -> bytes:
@@ -154,11 +158,12 @@ def _number(content: bytes) -> int:
 class Prints:
     """Writes the rows of samples, and their ids, beside other files of a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start both files."""
-        self.folder = folder
+    def __init__(self, folder: Path, others: Executor | None = None) -> None:
+        """Start both files; ``others`` are processes that look at the samples, in place of this one."""
+        self.folder, self._others = folder, others
         self._held: list[tuple[Sample, str]] = []
         self._digests: list[bytes] = []
+        self._waited: deque[Future[NDArray[Any]]] = deque()
         self._rows = (folder / f"{NAME}.bin").open("wb")
         self._ids = (folder / f"{NAME}.ids").open("wb")
 
@@ -170,6 +175,7 @@ class Prints:
     ) -> None:
         if kind is None:
             self._write()
+            self._wait(0)
         self._rows.close()
         self._ids.close()
 
@@ -181,10 +187,18 @@ class Prints:
             self._write()
 
     def _write(self) -> None:
-        self._rows.write(rows(self._held, self._digests).tobytes())
         self._ids.write(b"".join(orjson.dumps(id_) + b"\n" for _, id_ in self._held))
-        self._held.clear()
-        self._digests.clear()
+        if self._others is None:
+            self._rows.write(rows(self._held, self._digests).tobytes())
+        else:
+            self._waited.append(self._others.submit(rows, self._held, self._digests))
+            self._wait(AHEAD)
+        self._held, self._digests = [], []
+
+    def _wait(self, left: int) -> None:
+        """Write what others have looked at, in order, until so many batches are left to them."""
+        while len(self._waited) > left:
+            self._rows.write(self._waited.popleft().result().tobytes())
 
 
 def stand(folder: Path | str) -> bool:

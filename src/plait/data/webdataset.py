@@ -7,16 +7,15 @@ turns ``{"from": "human", "value": "<image>\nWhat is this?"}``; more pictures of
 """
 
 import hashlib
-import io
 import json
 import os
 import re
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
@@ -27,7 +26,7 @@ from plait.data.chat import Message, Part, Picture, Sample, Text
 from plait.data.images import check_tags, media_type
 from plait.data.prints import Seen, digest
 from plait.data.rejects import NAME, Record, Rejects, to_json
-from plait.data.tars import Parts
+from plait.data.tars import Entry, Parts, TarWriter
 from plait.errors import DataError, RecordError
 
 IMAGE = "<image>"
@@ -90,6 +89,7 @@ def write(
     settings: Mapping[str, Any],
     where: Callable[[int], Record] = nth,
     duplicates: str = "count",
+    note: Callable[[str, int, str, Entry], None] = lambda *_: None,
 ) -> Written:
     """Write tars of at most ``samples_per_shard`` samples; equal samples give equal bytes.
 
@@ -103,6 +103,7 @@ def write(
             ``datasets.*.energon``.
         where: says where the sample of a number came from.
         duplicates: ``datasets.*.duplicates`` of the config.
+        note: told of each sample: its tar, its number there from 0, its key and where it stands.
 
     Raises:
         ConfigError: ``shard_name`` does not name tars.
@@ -111,9 +112,12 @@ def write(
     with (folder / NAME).open("wb") as out, (folder / SAMPLES).open("wb") as listed, Seen() as seen:
         rejected, made = Rejects(out), Written()
         once = _once(_own(samples, made), seen, where, rejected, duplicates)
-        _write_tars(
-            _fitting(once, settings["layout"], where, rejected), folder, settings, where, listed, made
-        )
+        fitting = _fitting(once, settings["layout"], where, rejected)
+        for tar, key, (number, sample), entry in _write_tars(fitting, folder, settings):
+            listed.write(_listed(sample, key, tar, where(number)))
+            note(tar, made.shards.setdefault(tar, 0), key, entry)
+            made.note(sample, key)
+            made.shards[tar] += 1
     made.rejected = to_json(rejected.reasons)
     kept = sum(made.shards.values())
     rejected.check(
@@ -182,24 +186,16 @@ def _fitting(
 
 
 def _write_tars(
-    fitting: Fitting,
-    folder: Path,
-    settings: Mapping[str, Any],
-    where: Callable[[int], Record],
-    listed: BinaryIO,
-    made: Written,
-) -> None:
+    fitting: Fitting, folder: Path, settings: Mapping[str, Any]
+) -> Iterator[tuple[str, str, tuple[int, Sample], Entry]]:
+    """Write samples; of each the name of its tar, its key, itself with its number, and where it stands."""
     size = settings["samples_per_shard"]
     for shard, numbered in groupby(enumerate(fitting), key=lambda pair: pair[0] // size):
         name = shard_name(settings["shard_name"], shard)
-        made.shards[name] = 0
-        with _open(folder / name) as tar:
+        with TarWriter(folder / name) as tar:
             for _, (number, sample, parts) in numbered:
-                key, place = key_for(sample.id), where(number)
-                _add(tar, key, parts)
-                listed.write(_listed(sample, key, name, place))
-                made.note(sample, key)
-                made.shards[name] += 1
+                key = key_for(sample.id)
+                yield name, key, (number, sample), tar.add(key, parts)
 
 
 def _listed(sample: Sample, key: str, tar: str, record: Record) -> bytes:
@@ -209,12 +205,18 @@ def _listed(sample: Sample, key: str, tar: str, record: Record) -> bytes:
         "tar": tar,
         "key": key,
         "id": sample.id,
-        "chat": os.path.relpath(record.file),
+        "chat": _from_here(record.file),
         "line": record.line,
         "raw": raw.path(record.file) if raw else "",
         "raw_line": raw.line if raw else None,
     }
     return orjson.dumps(row) + b"\n"
+
+
+@lru_cache(maxsize=64)
+def _from_here(path: Path) -> str:
+    """A path from the working folder; many samples stand in one file."""
+    return os.path.relpath(path)
 
 
 def key_for(id_: str) -> str:
@@ -303,18 +305,6 @@ def kind_of(encoded: bytes) -> str:
 
 def _value(message: Message) -> str:
     return "".join(part.text if isinstance(part, Text) else IMAGE for part in message.parts)
-
-
-def _open(path: Path) -> tarfile.TarFile:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
-
-
-def _add(tar: tarfile.TarFile, key: str, parts: Parts) -> None:
-    for name, content in parts.items():
-        info = tarfile.TarInfo(f"{key}.{name}")
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
 
 
 # Reading

@@ -1,7 +1,10 @@
 """Counting the tokens of energon datasets: every training sample, as training will see it."""
 
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +32,7 @@ def build(
     tokenizer: Path,
     datasets: Sequence[layout.Energon],
     settings: Mapping[str, Any],
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Write the analysis of an energon mixture into an empty folder.
 
@@ -38,6 +42,7 @@ def build(
         tokenizer: the format's tokenizer.
         datasets: those of the mixture; those of its validation may be among them.
         settings: ``mixture`` and ``format`` of the config, and ``image_token_id`` of the models that read it.
+        workers: processes; all but one look for what repeats.
 
     Returns:
         The facts of its manifest.
@@ -51,14 +56,16 @@ def build(
     _check(datasets, {*names, *mixed["validation"]})
     length = mixed["decoder_seq_length"]
     renderer = LlavaRenderer(tokenizer, form, settings["image_token_id"])
-    with (folder / NAME).open("wb") as out, TemporaryDirectory() as beside:
+    others = _others(workers - 1)
+    with (folder / NAME).open("wb") as out, TemporaryDirectory() as beside, others as helping:
         rejects = {one: Rejects(out) for one in datasets if one.dataset in names}
         draws = {one: shown.Draw.of(one.dataset, _expected(one)) for one in rejects}
         printed = {one: Path(beside, one.dataset) for one in rejects}
         counted = [
-            measure(one, renderer, length, bad, printed[one], draws[one]) for one, bad in rejects.items()
+            measure(one, renderer, length, bad, printed[one], draws[one], helping)
+            for one, bad in rejects.items()
         ]
-        validation = _validating(mixed["validation"] or names, names, Path(beside, "validation"))
+        validation = _validating(mixed["validation"] or names, names, Path(beside, "validation"), helping)
         repeated = repeats.write(
             folder,
             {one.dataset: [place] for one, place in printed.items()},
@@ -88,6 +95,11 @@ def build(
     return {**facts, "reasons": to_json(sum((one.reasons for one in rejects.values()), Counter()))}
 
 
+def _others(count: int) -> AbstractContextManager[Executor | None]:
+    """So many processes beside this one."""
+    return ProcessPoolExecutor(count, multiprocessing.get_context("fork")) if count else nullcontext()
+
+
 def _check(datasets: Sequence[layout.Energon], names: set[str]) -> None:
     """Compare the datasets that are there with those that train or validate."""
     found = {one.dataset for one in datasets}
@@ -115,6 +127,7 @@ def measure(
     rejects: Rejects,
     beside: Path,
     draw: shown.Draw,
+    others: Executor | None = None,
 ) -> analysis.Counted:
     """Tokenise every training sample of a dataset: keep its counts, and the few that are drawn.
 
@@ -125,6 +138,7 @@ def measure(
         rejects: gets those that the format does not take.
         beside: a folder, made here, that gets the prints of the others.
         draw: which of them are shown.
+        others: processes that make the prints.
 
     Raises:
         DataError: it is not whole, or the template cannot write more of its samples than may be rejected.
@@ -132,7 +146,7 @@ def measure(
     folder = Path(str(dataset))
     expected, kept = _expected(dataset), []
     beside.mkdir()
-    with Prints(beside) as prints:
+    with Prints(beside, others) as prints:
         for number, (tar, key, sample) in enumerate(_encoded(folder, renderer, rejects, length, prints)):
             clipped = sample.clip(length)
             kept.append(_counts(clipped))
@@ -186,10 +200,12 @@ def _encoded(
         yield name, sample.id, found
 
 
-def _validating(names: Sequence[str], trained: Sequence[str], beside: Path) -> Path:
+def _validating(
+    names: Sequence[str], trained: Sequence[str], beside: Path, others: Executor | None = None
+) -> Path:
     """A folder with the prints of what validates: val splits, or all of what has none and does not train."""
     beside.mkdir()
-    with Prints(beside) as prints:
+    with Prints(beside, others) as prints:
         for name in names:
             folder = Path(str(layout.Energon(dataset=name)))
             whole = name not in trained and not energon.splits(folder)["val"]
