@@ -1,9 +1,9 @@
 """All rows, by name."""
 
-from tests.bench.rows import conversion, packing, pictures, steps, tokens, training, webdataset
+from tests.bench.rows import conversion, packing, pictures, saving, steps, tokens, training, webdataset
 
 ROWS = {
     row.name: row
-    for module in (pictures, tokens, packing, webdataset, conversion, steps, training)
+    for module in (pictures, tokens, packing, webdataset, conversion, steps, training, saving)
     for row in module.ROWS
 }
