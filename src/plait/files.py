@@ -16,6 +16,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from plait.errors import DataError, LayoutError
@@ -331,6 +332,7 @@ def write_manifest(
     inputs: Iterable[Path | str] | Mapping[str, str] = (),
     facts: Mapping[str, Any] | None = None,
     unlisted: frozenset[str] = frozenset(),
+    known: Mapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write the manifest of a folder that is whole but for it.
 
@@ -341,6 +343,7 @@ def write_manifest(
         inputs: the artifacts it was made from, by path as the user knows them; their digests where given.
         facts: counts and roots worth reading without opening the artifact.
         unlisted: names of files made for people only: another look of theirs changes nothing.
+        known: what is listed of files whose bytes were digested while they were written.
     """
     names = [
         path.relative_to(folder).as_posix()
@@ -354,17 +357,20 @@ def write_manifest(
         "inputs": dict(inputs)
         if isinstance(inputs, Mapping)
         else {os.path.relpath(path): digest_of_input(path) for path in inputs},
-        "files": listed(folder, names),
+        "files": listed(folder, names, known or {}),
         "facts": dict(facts or {}),
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def listed(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The files of a folder as its manifest has them."""
+def listed(
+    folder: Path, names: Iterable[str], known: Mapping[str, dict[str, Any]] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
+    """The files of a folder as its manifest has them; those that are known already are not read."""
     return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)} for name in names
+        name: known.get(name) or {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)}
+        for name in names
     }
 
 

@@ -300,7 +300,9 @@ def segment(made, folder, grid, run, start, stop):
 
     from plait.train.build import build_model, freeze, load_weights, optimizer_of, schedule_of, wrap
     from plait.train.loop import Trainer
-    from plait.train.state import Origin, TrainState, save
+    from plait.train.saves import Saves
+    from plait.train.state import TrainState
+    from plait.train.writer import Origin
 
     spec = Spec.of(folder / "megatron", HF_CONFIG)
     inner = build_model(spec, grid, dtype=torch.float32)
@@ -319,7 +321,7 @@ def segment(made, folder, grid, run, start, stop):
         data.resume(run / f"iter_{start:07d}")
     Trainer(model, state, data, RUN, AROUND).train(stop, folder=run)
     origin = Origin(folder / "megatron", spec, grid, RUN, {}, "")
-    save(state, run / f"iter_{stop:07d}", origin, loader=data.state())
+    Saves().save(state, run / f"iter_{stop:07d}", origin, data.state())
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from plait.parallel.grid import Grid
 from plait.train import build, compat, intact, launch, node, rank
 from plait.train.hardware import check_hardware
 from plait.train.job import Job
+from plait.train.kept import Kept
 from plait.train.loop import Trainer
 from plait.train.metrics import Metrics
 from plait.train.world import world
@@ -275,6 +276,11 @@ def spikes(case):
 def at(question):
     """The iterations at which the trainer does something."""
     return lambda case: [n for n in range(1, 25) if getattr(case.trainer(n), question)()]
+
+
+def writes_beside(case):
+    """Whether training goes on while a save is written."""
+    return rank._saves(case.job, Kept(case.job), lambda: None)._beside is not None
 
 
 def evaluations(case):
@@ -518,6 +524,7 @@ ROWS = {
     "save_optim": Row("last", thinned("optimizers"), {24}),
     "keep": Row("last 1", thinned("weights"), {24}),
     "non_persistent_save_interval": Row(12, at("_is_due"), [12, 24]),
+    "async_save": Row(False, writes_beside),
     # Evaluation
     "eval_interval": Row(9, evaluations, [9, 18, 24]),
     "eval_iters": Row(3, evaluated_draws, beside={"eval_interval": 6}),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from saving import save_tensors
 from test_loop import AROUND, RUN, SIZES, feed
 from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -120,14 +121,12 @@ def rank(weights, config, grid, path, steps, keys, before=None, target=None, dty
 
     It goes on from the checkpoint ``before`` and ends with ``target``, where there are any.
     """
-    from megatron.core import dist_checkpointing
     from megatron.core import parallel_state as ps
     from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 
     from plait.train.build import build_model, load_cut, optimizer_of, schedule_of, wrap
     from plait.train.loop import Trainer
     from plait.train.state import TrainState
-    from plait.train.writer import SaveNow
 
     run = {**SAME, **keys}
     spec = Spec.from_config(config)
@@ -148,7 +147,7 @@ def rank(weights, config, grid, path, steps, keys, before=None, target=None, dty
     gradients = {name: one.main_grad.float().clone().numpy() for name, one in inner.named_parameters()}
     trainer.train(steps, folder=path)
     if target:
-        dist_checkpointing.save(state.sharded(is_loading=False), str(target), SaveNow())
+        save_tensors(state.sharded(is_loading=False), target)
     place = ps.get_tensor_model_parallel_rank(), ps.get_pipeline_model_parallel_rank()
     share = spec.num_experts // ps.get_expert_model_parallel_world_size()
     return place, ps.get_expert_model_parallel_rank() * share, gradients

@@ -32,7 +32,9 @@ def segment(recipe, way, sharded, run, start, stop):
     from plait.train.job import Job
     from plait.train.loop import Trainer
     from plait.train.rank import _load_start
-    from plait.train.state import Origin, TrainState, save
+    from plait.train.saves import Saves
+    from plait.train.state import TrainState
+    from plait.train.writer import Origin
 
     settings, around = recipe.settings(way) | SPLIT, Around(peak_tflops=1.0, eval_interval=HALF).model_dump()
     spec = Spec.of(sharded, HF_CONFIG)
@@ -50,7 +52,7 @@ def segment(recipe, way, sharded, run, start, stop):
     trainer = Trainer(model, state, recipe.feed(way, *copy), settings, around | {"eval_iters": 2})
     trainer.evaluation = recipe.feed(way, *copy)
     trainer.train(stop, folder=run)
-    save(state, run / f"iter_{stop:07d}", Origin(sharded, spec, way.grid, settings, [], ""))
+    Saves().save(state, run / f"iter_{stop:07d}", Origin(sharded, spec, way.grid, settings, {}, ""))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,9 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({}), 
 
     from plait.train.build import DTYPES, build_model, load_weights, optimizer_of, schedule_of, wrap
     from plait.train.loop import Trainer
-    from plait.train.state import Origin, TrainState, save
+    from plait.train.saves import Saves
+    from plait.train.state import TrainState
+    from plait.train.writer import Origin
 
     settings = {**RUN, **keys}
     spec = Spec.from_config(config)
@@ -52,13 +54,14 @@ def segment(weights, config, grid, run, start, stop, keys=MappingProxyType({}), 
         source.mkdir(exist_ok=True)
         (source / HF_CONFIG).write_text(json.dumps(config))
     kept = replace(origin, kind="state")
+    saves = Saves()
 
-    def keep():
-        save(state, run / f".state/iter_{state.iteration:07d}", kept)
+    def keep(goes_on):
+        saves.save(state, run / f".state/iter_{state.iteration:07d}", kept, goes_on=goes_on)
 
     around = AROUND | {"non_persistent_save_interval": every}
     Trainer(model, state, feed(*dp), settings, around).train(stop, folder=run, keep=keep)
-    save(state, target, origin)
+    saves.save(state, target, origin)
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 1), Grid(2, 1), Grid(1, 2)], ids=str)

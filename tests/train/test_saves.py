@@ -66,7 +66,7 @@ def test_a_job_of_several_checkpoints_is_killed_goes_on_and_is_the_run_in_one_pi
 def test_what_waits_for_a_run_of_another_length_is_not_taken(whole, tmp_path):
     """Learning rates follow the length, which no setting has where epochs give it."""
     place = whole.copy(tmp_path, every=EVERY)
-    process = place.begin(to=EVERY, asked={"until": STEPS})
+    process = place.begin(to=EVERY, asked={"until": STEPS}, async_save=False)
     wait_for((place.ckpts / f".saved/iter_{EVERY:07d}").exists, process)
     kill(family(process.pid))
     process.communicate()

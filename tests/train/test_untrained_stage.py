@@ -3,6 +3,7 @@
 import pytest
 import torch
 from makers import Maker
+from saving import save_tensors
 from test_loop import RUN, STEPS
 
 from plait.convert import checkpoint
@@ -30,16 +31,13 @@ def a_state(shards, grid, dtype, keys):
 
 def saved_and_loaded(shards, grid, dtype, keys, folder):
     """Moments before a checkpoint and after it."""
-    from megatron.core import dist_checkpointing
-
-    from plait.train.writer import SaveNow
 
     before, after = (a_state(shards, grid, dtype, keys) for _ in range(2))
     for one in before.model[0].parameters():
         if one.requires_grad:
             one.main_grad.fill_(0.5)
     before.optimizer.step()
-    dist_checkpointing.save(before.sharded(is_loading=False), str(folder), SaveNow())
+    save_tensors(before.sharded(is_loading=False), folder)
     after.load(folder)
     return [moments(each.optimizer) for each in (before, after)]
 

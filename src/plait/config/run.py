@@ -380,6 +380,11 @@ class Launch(Strict):
     non_persistent_save_interval: PositiveInt | None = Field(
         None, description="iterations between two states against a crash, removed after the next checkpoint"
     )
+    async_save: bool = Field(
+        True,
+        description="whether training goes on while a checkpoint or a state is written: each rank then "
+        "keeps a copy of what it saves in the machine's memory; false: training waits",
+    )
 
 
 class Evaluation(Strict):

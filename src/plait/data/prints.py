@@ -12,6 +12,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -67,14 +68,14 @@ def digest(sample: Sample) -> bytes:
     return found.digest()
 
 
-def rows(samples: Sequence[tuple[Sample, str]], digests: Sequence[bytes] | None = None) -> NDArray[Any]:
+def rows(samples: Sequence[tuple[Sample, str]], digests: Sequence[bytes | None] = ()) -> NDArray[Any]:
     """Samples with their ids as ROWs (n,); ``digests`` are theirs, where they are known."""
     found = np.zeros(len(samples), ROW)
     texts = [_text(sample) for sample, _ in samples]
     said = np.flatnonzero([bool(text) for text in texts])
     if len(said):
         found["pieces"][said] = pieces([texts[number] for number in said])
-    known = [digest(sample) for sample, _ in samples] if digests is None else digests
+    known = [one or digest(sample) for (sample, _), one in zip_longest(samples, digests)]
     found["sample"] = np.frombuffer(b"".join(one[:8] for one in known), ">u8")
     found["id"] = [_number(id_.encode()) if id_ else 0 for _, id_ in samples]
     found["text"] = [_number(text.encode()) if text else 0 for text in texts]
@@ -162,7 +163,7 @@ class Prints:
         """Start both files; ``others`` are processes that look at the samples, in place of this one."""
         self.folder, self._others = folder, others
         self._held: list[tuple[Sample, str]] = []
-        self._digests: list[bytes] = []
+        self._digests: list[bytes | None] = []
         self._waited: deque[Future[NDArray[Any]]] = deque()
         self._rows = (folder / f"{NAME}.bin").open("wb")
         self._ids = (folder / f"{NAME}.ids").open("wb")
@@ -182,7 +183,7 @@ class Prints:
     def append(self, sample: Sample, id_: str, known: bytes | None = None) -> None:
         """Note a sample, and its digest, if it is known."""
         self._held.append((sample, id_))
-        self._digests.append(known or digest(sample))
+        self._digests.append(known)
         if len(self._held) == BATCH:
             self._write()
 

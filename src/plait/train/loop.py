@@ -22,10 +22,13 @@ from plait.train.batches import Batch, Feed
 from plait.train.figures import TERA, Timed, measured_peak, memory
 from plait.train.lineage import SampleLog
 from plait.train.metrics import Metrics
+from plait.train.saves import Saves
 from plait.train.state import TrainState
 
 if TYPE_CHECKING:
     from plait.train.energon import EnergonFeed
+
+Keep = Callable[[bool], None]
 
 
 def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable[..., Any]]:
@@ -91,13 +94,17 @@ class Trainer:
     samples: SampleLog | None = None
     """What this rank's copy of the model saw, where this rank writes it down."""
 
-    def train(self, stop: int, *, folder: Path, keep: Callable[[], None] | None = None) -> bool:
+    def train(
+        self, stop: int, *, folder: Path, keep: Keep | None = None, saving: Saves | None = None
+    ) -> bool:
         """Train up to iteration ``stop``; metrics go into the run's folder.
 
         Args:
             stop: the last iteration.
             folder: the run's folder.
-            keep: saves a checkpoint or a state against a crash; all ranks call it at the same iteration.
+            keep: saves a checkpoint or a state against a crash, and is told whether training goes on; all
+                ranks call it at the same iteration.
+            saving: what it saves with; looked at between iterations.
 
         Returns:
             Whether it got there; it was asked to stop otherwise, and all that it did is kept.
@@ -112,9 +119,9 @@ class Trainer:
                 )
             kept = self.state.iteration
             while self.state.iteration < stop:
-                asked = signals.agreed()
+                asked = _asked(saving)
                 if kept < self.state.iteration and (asked or self._is_due()):
-                    self._keep(keep, metrics)
+                    self._keep(keep, metrics, goes_on=not asked)
                     kept = self.state.iteration
                 if asked:
                     return False
@@ -122,7 +129,7 @@ class Trainer:
                 if metrics is not None:
                     metrics.write(row)
             if kept < stop and stop in self.saves:
-                self._keep(keep, metrics)
+                self._keep(keep, metrics, goes_on=False)
         if self.run["overlap_param_gather"]:
             for chunk in self.model:
                 chunk.start_param_sync(force_sync=True)
@@ -146,7 +153,7 @@ class Trainer:
         done = self.state.iteration
         return done % self.around["eval_interval"] == 0 or done == self.length
 
-    def _keep(self, keep: Callable[[], None] | None, metrics: Metrics | None) -> None:
+    def _keep(self, keep: Keep | None, metrics: Metrics | None, *, goes_on: bool) -> None:
         """Save a checkpoint or a state; the rows before it are durable, all weights gathered."""
         if keep is None:
             return
@@ -154,7 +161,7 @@ class Trainer:
             if told is not None:
                 told.sync()
         with self._gathered():
-            keep()
+            keep(goes_on)
 
     @contextmanager
     def _gathered(self) -> Iterator[None]:
@@ -288,6 +295,14 @@ class Trainer:
         if self.around["peak_tflops"]:
             return float(self.around["peak_tflops"]) * TERA
         return measured_peak(self.model[0].config.params_dtype, torch.device(torch.cuda.current_device()))
+
+
+def _asked(saving: Saves | None) -> bool:
+    """Whether any rank was asked to stop; where one could not write a save, all of them end."""
+    asked, failed = signals.agreed(saving is not None and saving.look())
+    if saving is not None and failed:
+        saving.settle()
+    return asked
 
 
 class Sums(NamedTuple):

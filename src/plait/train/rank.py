@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plait import files, layout
 from plait.config.run import AXES, attends_by_documents
@@ -15,6 +15,9 @@ from plait.train import debug, lease, lineage
 from plait.train.hardware import check_hardware
 from plait.train.job import Job
 from plait.train.kept import Kept
+
+if TYPE_CHECKING:
+    from plait.train.saves import Saves
 
 SAME_RANKS = (*AXES, "expert_model_parallel_size", "version")
 """Keys of a checkpoint that decide which rank each state of a generator belongs to."""
@@ -53,7 +56,8 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     from plait.train.build import DTYPES, build_chunks, freeze, optimizer_of, schedule_of, wrap
     from plait.train.figures import flops_per_token
     from plait.train.loop import Trainer
-    from plait.train.state import Origin, TrainState, save
+    from plait.train.state import TrainState
+    from plait.train.writer import Origin
 
     spec, dtype = Spec.of(job.start, layout.HF_CONFIG), DTYPES[job.settings["params_dtype"]]
     if job.settings["tp_comm_overlap"]:
@@ -88,15 +92,16 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         facts=files.stamp(job.start),
     )
 
-    def keep() -> None:
+    saves = _saves(job, kept, allowed)
+
+    def keep(goes_on: bool) -> None:
+        saves.settle()
         done = state.iteration
         inputs = kept.inputs(done) if dist.get_rank() == 0 else {}
         saved = replace(origin, inputs=inputs)
         if done not in kept.saves:
             saved = replace(saved, kind="state", facts={**origin.facts, "train_iters": job.train_iters})
-        save(state, kept.path(done), saved, loader=feed.state(), allowed=allowed)
-        if dist.get_rank() == 0:
-            kept.prune()
+        saves.save(state, kept.path(done), saved, feed.state(), goes_on=goes_on)
 
     trainer = Trainer(
         model=model,
@@ -112,11 +117,19 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     if job.around["debug"]:
         debug.session(trainer)
         return
-    done = trainer.train(job.steps[1], folder=Path(str(job.run)), keep=keep)
+    with saves:
+        done = trainer.train(job.steps[1], folder=Path(str(job.run)), keep=keep, saving=saves)
     if done and dist.get_rank() == 0:
         allowed()
         kept.publish()
     dist.barrier()
+
+
+def _saves(job: Job, kept: Kept, allowed: Callable[[], None]) -> "Saves":
+    """How the job saves: old states go once a newer one is in place."""
+    from plait.train.saves import Saves
+
+    return Saves(beside=job.around["async_save"], allowed=allowed, placed=kept.prune)
 
 
 def _goes_on_from(job: Job, kept: Kept) -> tuple[Path | None, bool]:

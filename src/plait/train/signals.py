@@ -37,11 +37,14 @@ def shielded() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def agreed() -> bool:
-    """Whether any rank was asked; every rank calls this at the same iteration and gets the same answer."""
+def agreed(*own: bool) -> list[bool]:
+    """Whether any rank was asked, and of what each says of itself, whether any does.
+
+    Every rank calls this at the same iteration and gets the same answer.
+    """
     import torch
     import torch.distributed as dist
 
-    flag = torch.tensor([len(_asked)], dtype=torch.int32, device=torch.cuda.current_device())
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
+    flags = torch.tensor([bool(_asked), *own], dtype=torch.int32, device=torch.cuda.current_device())
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]

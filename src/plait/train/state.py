@@ -1,32 +1,22 @@
-"""Saving and loading a run: Megatron's dist_checkpointing in a folder that appears whole.
+"""What a run saves and loads, by Megatron's dist_checkpointing.
 
 Model, optimizer and schedule are stored by global tensors, so another grid can read them. The
 generators' states belong to ranks; a job of other ranks starts its own.
 """
 
 import logging
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-from plait import files
-from plait.convert.carried import carry
-from plait.convert.layouts import facts_of_iteration
 from plait.convert.torch_dist import EXTRA, TorchDist
-from plait.errors import LayoutError
-from plait.layout import TRAINED_WITH, Iteration
-from plait.models.specs import Spec
-from plait.parallel.grid import Grid
 from plait.train import build
-from plait.train.writer import SaveNow
 
 log = logging.getLogger(__name__)
 
@@ -131,15 +121,6 @@ def _held(wanted: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {name: one for name, one in wanted.items() if EXTRA not in name or one.unique_key in stored}
 
 
-def _interned(value: Any) -> Any:
-    """The value with one object for equal strings: pickles of equal states are then equal bytes."""
-    if isinstance(value, dict):
-        return {_interned(key): _interned(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_interned(one) for one in value]
-    return sys.intern(value) if type(value) is str else value
-
-
 def _generators() -> ShardedObject:
     """The states of this rank's generators, stored by its place: copies draw alike only for equal lengths."""
     state = {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
@@ -170,71 +151,7 @@ def _draw_on(states: Mapping[str, Any]) -> None:
     get_cuda_rng_tracker().set_states(states["tracker"])
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a checkpoint says of where it comes from.
-
-    Attributes:
-        start: the Megatron folder that training started from: its config files and carried tensors go along.
-        spec: the model's shape.
-        grid: the grid it is trained on.
-        settings: the run's settings; they go into the manifest.
-        inputs: what the manifest names as inputs, with their digests; rank 0 knows them.
-        tokenizer: sha256 of the model's tokenizer.json, carried to what is trained from here.
-        kind: a persistent checkpoint, or a state against a crash, which is neither proven nor tracked.
-        facts: what the manifest says besides.
-    """
-
-    start: Path
-    spec: Spec
-    grid: Grid
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    tokenizer: str
-    kind: Literal["iteration", "state"] = "iteration"
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-def save(
-    state: TrainState,
-    target: Path,
-    origin: Origin,
-    loader: dict[str, Any] | None = None,
-    *,
-    allowed: Callable[[], None] = lambda: None,
-) -> None:
-    """Write a checkpoint with its manifest; all ranks take part, rank 0 publishes.
-
-    Args:
-        state: what to save.
-        target: the iteration's folder.
-        origin: where it comes from.
-        loader: where seed and step do not say a place in the data, files that do, by name: this copy's share.
-        allowed: asked by rank 0 before it publishes; it raises where the run is another job's by now.
-
-    Raises:
-        LayoutError: a folder that plait did not make stands at the target.
-    """
-    part = target.with_name(f".{target.name}.part")
-    if dist.get_rank() == 0:
-        if not files.made_by_plait(target, Iteration.MARKS):
-            raise LayoutError(f"{target} holds files that plait did not make", hint="move them away")
-        files.remove(part)
-        part.mkdir(parents=True)
-    dist.barrier()
-    dist_checkpointing.save(_interned(state.sharded(is_loading=False)), str(part), SaveNow())
-    for name, place in (loader or {}).items() if _first_of_its_copy() else ():
-        files.write_json(part / name, place)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        carry(origin.start, part)
-        files.write_json(part / TRAINED_WITH, origin.settings)
-        allowed()
-        publish(part, target, origin)
-    dist.barrier()
-
-
-def _first_of_its_copy() -> bool:
+def first_of_copy() -> bool:
     """Whether this rank speaks for its copy of the model: all its ranks read the same samples."""
     places = (
         parallel_state.get_tensor_model_parallel_rank(),
@@ -242,20 +159,3 @@ def _first_of_its_copy() -> bool:
         parallel_state.get_context_parallel_rank(),
     )
     return places == (0, 0, 0)
-
-
-def publish(part: Path, target: Path, origin: Origin) -> None:
-    """Check what was written, write the manifest and rename the folder into place."""
-    proven = origin.kind == "iteration"
-    facts = facts_of_iteration(part, origin.spec, origin.grid) if proven else {"grid": origin.grid.facts}
-    files.write_manifest(
-        part,
-        kind=origin.kind,
-        settings=origin.settings,
-        inputs=origin.inputs,
-        facts={**facts, **origin.facts, "tokenizer": origin.tokenizer},
-    )
-    files.sync(part)
-    files.remove(target)
-    part.rename(target)
-    files.sync(target.parent, deep=False)

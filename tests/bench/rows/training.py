@@ -55,21 +55,26 @@ def inside(folder):
         os.chdir(before)
 
 
-def ours(source, target):
-    """The median step of the rank that `plait train` starts, with all that belongs to it."""
+def trains(known, **around):
+    """The rank that `plait train` starts, in this process; its rows."""
     from plait.config.run import Around, Asked
     from plait.train import rank
     from plait.train.job import Job
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29513"}
+    inputs = known["start"], "data/analysis/x", "data/ckpts/r/schedule.json"
+    keys = Around(peak_tflops=1.0, **around).model_dump(mode="json")
+    asked = Asked(until=ITERATIONS).model_dump(mode="json")
+    rank.run_rank(Job(*inputs, known["target"], known["settings"], keys, asked))
+    lines = Path("data/ckpts/r/metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def ours(source, target):
+    """The median step of the rank that `plait train` starts, with all that belongs to it."""
     with inside(source) as known:
-        inputs = known["start"], "data/analysis/x", "data/ckpts/r/schedule.json"
-        around = Around(peak_tflops=1.0).model_dump(mode="json")
-        asked = Asked(until=ITERATIONS).model_dump(mode="json")
-        rank.run_rank(Job(*inputs, known["target"], known["settings"], around, asked))
-        lines = Path("data/ckpts/r/metrics.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = trains(known)
     (target / "losses.json").write_text(json.dumps([row["lm loss"] for row in rows]))
     return Own(statistics.median(row["iteration-time"] for row in rows[SKIPPED:]))
 
