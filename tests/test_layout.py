@@ -24,10 +24,18 @@ FILES = st.from_regex(re.compile(layout.WILDCARDS["file"]), fullmatch=True).filt
 ARTIFACTS = {
     layout.Raw: {"dataset": NAMES},
     layout.Chat: {"dataset": NAMES, "shard": SHARDS},
+    layout.ChatBatch: {"dataset": NAMES, "first": SHARDS, "last": SHARDS},
     layout.Tokenizer: {"tokenizer": NAMES},
     layout.Energon: {"dataset": NAMES},
     layout.Generated: {"run": NAMES, "step": COUNTS},
     layout.Indexed: {"format": FORMATS, "dataset": NAMES, "seq": COUNTS, "shard": SHARDS},
+    layout.IndexedBatch: {
+        "format": FORMATS,
+        "dataset": NAMES,
+        "seq": COUNTS,
+        "first": SHARDS,
+        "last": SHARDS,
+    },
     layout.Analysis: {"mixture": NAMES},
     layout.HfModel: {"model": NAMES},
     layout.Megatron: {"model": NAMES},

@@ -11,6 +11,7 @@ from snakemake.settings.types import DeploymentMethod
 
 from plait.config import Plan, load
 from plait.config.asking import ASKED, Asking
+from plait.config.batches import Batches
 from plait.config.jobs import link_array_log
 from plait.config.paths import plan_file
 from plait.errors import PlaitError
@@ -69,12 +70,14 @@ def inputs(kind, *, guarded=True):
     """The artifacts that one of this kind is made from, by name, and their manifests.
 
     Only the manifests count as changed: folders are ancient, so touching or cloning plans nothing.
-    The folder of an iteration is no output of its rule, and so no input: its manifest stands for it.
+    The folder of an iteration is no output of its rule, and so no input: its manifest stands for it. Batches
+    stand for shards, but for a single shard: that is made from single ones.
     What makes the artifact itself looks at what stands there (guarded), and waits for its parts, if it has any.
     """
 
     def folder(one):
-        return one.manifest if isinstance(one, layout.Iteration) else ancient(str(one))
+        stand = (layout.Iteration, layout.Batch)
+        return one.manifest if isinstance(one, stand) else ancient(str(one))
 
     @in_snakemakes_frame
     def find(wildcards):
@@ -89,12 +92,25 @@ def inputs(kind, *, guarded=True):
             waiting.add(plan.to_supply(artifact))
             logger.info(f"You must supply {plan.to_supply(artifact)}.")
         if guarded:
-            files.refuse_foreign(artifact)
+            for one in (
+                artifact.shards if isinstance(artifact, layout.Batch) else [artifact]
+            ):
+                files.refuse_foreign(one)
         found.pop("files", None)
+        if kind is not layout.Indexed:
+            found = {name: batches.cut(several) for name, several in found.items()}
         needed = [one for several in found.values() for one in several]
         for one in needed:
             plan.adopted(one)
+        if guarded:
+            record = lambda path: workflow.persistence.metadata(IOFile(path))
+            forced = batches.to_force(artifact, needed, record)
+            workflow.dag.forcefiles.update(forced)
         manifests = [one.manifest for one in needed]
+        if (
+            kind is layout.Iteration
+        ):  # its command names no shards, of which there may be thousands
+            found = {"analysis": found["analysis"]}
         folders = {
             name: [folder(one) for one in several] for name, several in found.items()
         }
@@ -216,11 +232,16 @@ user_files = in_snakemakes_frame(
     lambda wildcards: files.canonical(plan.sizes(made(layout.Raw, wildcards)))
 )
 
+# Shards in few words: the names of thousands would fit no command line.
+spanned = lambda name: lambda wildcards, input: layout.spans(input[name])
+
 # What a mixture's page quotes besides its sources; only ledgers count as changed.
 quoted = in_snakemakes_frame(
     lambda wildcards: {
         name: paths if name == "ledgers" else ancient(paths)
-        for name, paths in plan.quoted(made(layout.Analysis, wildcards)).items()
+        for name, paths in plan.quoted(
+            made(layout.Analysis, wildcards), batches.cut
+        ).items()
     }
 )
 
@@ -263,6 +284,7 @@ waiting = set()
 plan = in_snakemakes_frame(
     lambda: Plan(load({key: config[key] for key in config if key != "plan"}))
 )()
+batches = Batches(plan, lambda: workflow.dag_settings.targets)
 asking = Asking(
     plan,
     say=logger.info,

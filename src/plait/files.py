@@ -15,12 +15,25 @@ import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from plait.errors import DataError, LayoutError
-from plait.layout import ADOPTABLE, MANIFEST, PRUNED, Artifact, Chat, Export, HubFile, Run, parse, proof_of
+from plait.layout import (
+    ADOPTABLE,
+    MANIFEST,
+    PRUNED,
+    Artifact,
+    Batch,
+    Chat,
+    Export,
+    HubFile,
+    Run,
+    parse,
+    proof_of,
+)
 
 SCHEMA = 1
 ADOPTED = b'"adopted"'
@@ -43,6 +56,58 @@ def digest_of_input(path: Path | str) -> str:
     """What stands for an input in a manifest: its manifest's digest, or its own if it is a file."""
     path = Path(path)
     return digest(path / MANIFEST if path.is_dir() else path)
+
+
+def digest_now(path: str) -> str | None:
+    """The digest that a manifest has for an input, from what is beside it; None where that is not there."""
+    chat = Chat.read(path)
+    manifest = Path(chat.manifest if chat else f"{path}/{MANIFEST}")
+    if not manifest.is_file():
+        return None
+    if chat is None:
+        return _digest_of(manifest, manifest.stat().st_mtime_ns)
+    found: str | None = read_json(manifest).get("sha256")
+    return found
+
+
+@cache
+def _digest_of(path: Path, _changed: int) -> str:
+    """The digest of a small file that many are made from."""
+    return digest(path)
+
+
+def stands(artifact: Artifact, settings: Mapping[str, Any], inputs: Iterable[Path | str]) -> bool:
+    """Whether a shard is there, made with these settings from these inputs; its bytes are not read."""
+    if not Path(artifact.manifest).is_file():
+        return False
+    found = read_json(artifact.manifest)
+    listed_ = found.get("files") or {"": {"bytes": found.get("bytes")}}
+    return bool(
+        canonical(found["settings"]) == canonical(settings)
+        and found["inputs"] == {os.path.relpath(path): digest_of_input(path) for path in inputs}
+        and all(_has_size(Path(str(artifact), name), entry["bytes"]) for name, entry in listed_.items())
+    )
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def write_batch(batch: Batch, settings: Mapping[str, Any], inputs: Iterable[Path | str]) -> None:
+    """Say that all shards of a batch are there; other batches that have some of them say so no more."""
+    folder = Path(batch.manifest).parent
+    for path in folder.glob("*.json"):
+        other = parse(path)
+        if other.first <= batch.last and batch.first <= other.last and other != batch:
+            path.unlink()
+    written = {
+        "schema": SCHEMA,
+        "kind": "batch",
+        "settings": settings,
+        "inputs": {os.path.relpath(path): digest_of_input(path) for path in inputs},
+        "shards": {str(one): digest(one.manifest) for one in batch.shards},
+    }
+    write_json(batch.manifest, written)
 
 
 def canonical(value: Any) -> str:

@@ -14,10 +14,11 @@ command line reads ``tp``, ``pp`` and steps back from a target with :func:`parse
 import hashlib
 import os
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Any, ClassVar, Self
 from urllib.parse import quote, unquote, urlsplit
 
@@ -48,7 +49,7 @@ SEGMENT = r"[^\x00-\x1f/.\x7b\x7d\\][^\x00-\x1f/\x7b\x7d\\]*"
 
 WILDCARDS: dict[str, str] = {
     "dataset": NAME,
-    "shard": r"\d{5}",
+    **dict.fromkeys(("shard", "first", "last"), r"\d{5}"),
     "format": r"[A-Za-z0-9][A-Za-z0-9.+-]*",
     "seq": NUMBER,
     "mixture": NAME,
@@ -66,7 +67,7 @@ WILDCARDS: dict[str, str] = {
     "part": NUMBER,
     "parts": NUMBER,
 }
-WIDTHS = {"shard": 5, "iteration": 7}
+WIDTHS = {"shard": 5, "first": 5, "last": 5, "iteration": 7}
 COUNTED = "a number from 1 without leading zeros"
 IN_WORDS = {
     "shard": "five digits",
@@ -76,6 +77,16 @@ IN_WORDS = {
     "pp": COUNTED,
     "step": COUNTED,
 }
+
+
+TYPES: dict[Any, dict[str, Any]] = {}
+
+
+def _types(kind: type[Any]) -> dict[str, Any]:
+    """The fields of a class of artifacts and their types: asked for thousands of times."""
+    if kind not in TYPES:
+        TYPES[kind] = {field.name: field.type for field in fields(kind)}
+    return TYPES[kind]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +99,7 @@ class Artifact:
 
     def __str__(self) -> str:
         """Write the path, and refuse a name that would be read back as something else."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {name: getattr(self, name) for name in _types(type(self))}
         path = self.PATTERN.format(
             **{k: f"{v:0{WIDTHS.get(k, 1)}d}" if isinstance(v, int) else v for k, v in values.items()}
         )
@@ -103,7 +114,7 @@ class Artifact:
         match = _regex(cls.PATTERN).fullmatch(path)
         if match is None:
             return None
-        types = {f.name: f.type for f in fields(cls)}
+        types = _types(cls)
         return cls(**{k: int(v) if types[k] is int else v for k, v in match.groupdict().items()})
 
     @classmethod
@@ -257,6 +268,57 @@ class Indexed(Artifact):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Batch(Artifact):
+    """Consecutive shards that one job makes; it is there once they all are, and says which."""
+
+    OF: ClassVar[type[Any]]
+    first: int
+    last: int
+
+    @property
+    def manifest(self) -> str:
+        """A file stands for itself."""
+        return str(self)
+
+    @property
+    def shards(self) -> "list[Any]":
+        """Its shards, in order."""
+        values = {name: getattr(self, name) for name in _types(type(self))}
+        first, last = values.pop("first"), values.pop("last")
+        return [self.OF(**values, shard=number) for number in range(first, last + 1)]
+
+    @classmethod
+    def between(cls, first: Any, last: Any) -> Self:
+        """The batch from one shard to another of the same kind and dataset."""
+        values = {name: getattr(first, name) for name in _types(type(first))}
+        return cls(**values | {"first": values.pop("shard"), "last": last.shard})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatBatch(Batch):
+    """Shards of chat records."""
+
+    PATTERN = "data/processed/{dataset}/.batches/{first}-{last}.json"
+    OF = Chat
+    dataset: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedBatch(Batch):
+    """Shards of packed Megatron indexed data."""
+
+    PATTERN = "data/megatron_format/{format}_{dataset}_pack{seq}/.batches/{first}-{last}.json"
+    OF = Indexed
+    format: str
+    dataset: str
+    seq: int
+
+
+BATCHES: dict[type[Artifact], type[Batch]] = {Chat: ChatBatch, Indexed: IndexedBatch}
+"""What is made in shards, and how several of them are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Energon(Artifact):
     """A dataset as webdataset shards, prepared for megatron-energon."""
 
@@ -400,7 +462,7 @@ class Generated(Artifact):
 
 KINDS: tuple[type[Artifact], ...] = (
     Raw, Chat, Tokenizer, Indexed, Energon, Analysis, HfModel, Sharded, Megatron, Export, Iteration, Run,
-    LossCurve, Generated, HubTree, HubFile,
+    LossCurve, Generated, HubTree, HubFile, ChatBatch, IndexedBatch,
 )  # fmt: skip
 
 
@@ -428,6 +490,31 @@ def part_pattern(kind: type[Artifact]) -> str:
     """The Snakemake pattern of what a job says that makes a part of an artifact."""
     folder, _, name = kind.PATTERN.rpartition("/")
     return f"{folder}/.{name}.parts/{{part}}-of-{{parts}}.json"
+
+
+def shards_of(paths: Iterable[str | os.PathLike[str]]) -> list[Any]:
+    """The artifacts of paths; a batch of shards stands for each of them.
+
+    >>> len(shards_of(["data/processed/x/.batches/00000-00002.json", "data/raw/x"]))
+    4
+    """
+    found = map(parse, paths)
+    return [one for each in found for one in (each.shards if isinstance(each, Batch) else [each])]
+
+
+def spans(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """The same artifacts in few words: shards in a row as one batch. Thousands would fit no command line.
+
+    >>> spans(["data/raw/x", *(f"data/processed/x/shard_{n:05d}.jsonl.gz" for n in (0, 1, 2))])
+    ['data/raw/x', 'data/processed/x/.batches/00000-00002.json']
+    """
+
+    def row(numbered: tuple[int, Any]) -> tuple[Any, ...]:
+        place, one = numbered
+        return (replace(one, shard=0), one.shard - place) if type(one) in BATCHES else (place,)
+
+    rows = [[one for _, one in several] for _, several in groupby(enumerate(shards_of(paths)), row)]
+    return [str(BATCHES[type(row[0])].between(row[0], row[-1]) if row[1:] else row[0]) for row in rows]
 
 
 def inside(path: str | os.PathLike[str]) -> str:
@@ -474,7 +561,7 @@ def refuse_target(path: str) -> None:
 def unmade() -> str:
     """The regex of what lies where artifacts do and is neither made by a rule nor a log."""
     whole = [kind.PATTERN for kind in KINDS if kind not in {Iteration, Run}]
-    lone = {Chat, Run, LossCurve, Generated, HubTree, HubFile}
+    lone = {Chat, Run, LossCurve, Generated, HubTree, HubFile, *BATCHES.values()}
     parts = [pattern(kind, MANIFEST) for kind in KINDS if kind not in lone]
     proofs = [proof_pattern(kind) for kind in (Megatron, Sharded, Iteration, Export)]
     others = [Chat.LEDGER, Chat.REJECTS, f"{Run.PATTERN}/schedule.json", Export.PATTERN.removeprefix("data/")]

@@ -20,7 +20,7 @@ def rules():
 def test_every_rule_has_a_log_a_benchmark_and_one_command():
     found = dict(rules())
 
-    assert len(found) == 22
+    assert len(found) == 24
     for name, body in found.items():
         assert body.count("    log:\n") == body.count("    benchmark:\n") == 1, name
         assert len(re.findall(r"^    shell:\n        \"(plait|ln) ", body, re.MULTILINE)) == 1, name

@@ -44,6 +44,24 @@ rule chat:
         "plait chat {input.raw} {output.shard} --settings {params.settings:q} > {log} 2>&1"
 
 
+rule chat_batch:
+    """Make consecutive shards of chat records in one job (shards_per_job); those that stand are kept."""
+    input:
+        unpack(inputs(layout.ChatBatch)),
+    output:
+        layout.ChatBatch.PATTERN,
+    log:
+        "data/logs/chat/{dataset}/shards_{first}-{last}.log",
+    benchmark:
+        "data/benchmarks/chat/{dataset}/shards_{first}-{last}.tsv"
+    resources:
+        **asks("chat_batch"),
+    params:
+        settings=settings(layout.ChatBatch),
+    shell:
+        "plait chat {input.raw} {output} --settings {params.settings:q} > {log} 2>&1"
+
+
 rule tokenizer:
     """Take a tokenizer, or add tokens to one."""
     input:
@@ -82,6 +100,25 @@ rule index:
         "plait index {input.tokenizer} {input.chats} {output.folder} --settings {params.settings:q} > {log} 2>&1"
 
 
+rule index_batch:
+    """Tokenise and pack consecutive shards in one job (shards_per_job); those that stand are kept."""
+    input:
+        unpack(inputs(layout.IndexedBatch)),
+    output:
+        layout.IndexedBatch.PATTERN,
+    log:
+        "data/logs/index/{format}_{dataset}_pack{seq}/shards_{first}-{last}.log",
+    benchmark:
+        "data/benchmarks/index/{format}_{dataset}_pack{seq}/shards_{first}-{last}.tsv"
+    resources:
+        **asks("index_batch"),
+    params:
+        settings=settings(layout.IndexedBatch),
+        chats=spanned("chats"),
+    shell:
+        "plait index {input.tokenizer} {params.chats} {output} --settings {params.settings:q} > {log} 2>&1"
+
+
 rule energon:
     """Write the shards of a dataset as webdataset tars, prepared for megatron-energon."""
     input:
@@ -97,8 +134,9 @@ rule energon:
         **asks("energon"),
     params:
         settings=settings(layout.Energon),
+        sources=spanned("sources"),
     shell:
-        "plait energon {input.sources} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+        "plait energon {params.sources} {output.folder} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule analyse:
@@ -118,6 +156,7 @@ rule analyse:
         **asks("analyse"),
     params:
         settings=settings(layout.Analysis),
+        indexed=spanned("indexed"),
     shell:
-        "plait analyse {input.tokenizer} {input.indexed} {output.folder} --workers {threads}"
+        "plait analyse {input.tokenizer} {params.indexed} {output.folder} --workers {threads}"
         " --settings {params.settings:q} > {log} 2>&1"

@@ -62,7 +62,7 @@ def _packs(folder: Path, target: layout.Analysis, paths: Sequence[str], chosen: 
     from plait.tokens import analysis, repeats
     from plait.tokens.page import look_at
 
-    shards = [layout.Indexed.parse(path) for path in paths]
+    shards = [layout.Indexed.parse(str(one)) for one in layout.shards_of(paths)]
     counted = [analysis.measure(shard) for shard in shards]
     repeated = repeats.of_packs(folder, shards)
     look = look_at(counted, repeats.told(folder))

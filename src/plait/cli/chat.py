@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from plait import layout
-from plait.cli.common import Subparsers, add_settings, add_stage, settings
+from plait import files, layout
+from plait.cli.common import Subparsers, add_settings, add_stage, missing, one_or_batch, settings
 from plait.errors import LayoutError
 
 
@@ -13,16 +13,20 @@ def add(stages: Subparsers) -> None:
     example = "data/raw/emoji data/processed/emoji/shard_00000.jsonl.gz"
     stage = add_stage(stages, "chat", "turn a raw source into one shard of chat records", example)
     stage.add_argument("source", help=layout.Raw.PATTERN)
-    stage.add_argument("target", help=layout.Chat.PATTERN)
+    stage.add_argument("target", help=f"{layout.Chat.PATTERN}, or {layout.ChatBatch.PATTERN}")
     add_settings(stage)
     stage.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the shard, its rejects and, last, its ledger."""
+    """Write the shard, its rejects and, last, its ledger; of a batch, those that do not stand yet."""
     from plait.data import shards
 
-    source, target = layout.Raw.parse(args.source), layout.Chat.parse(args.target)
+    source, target = layout.Raw.parse(args.source), one_or_batch(args.target, layout.Chat)
     if source.dataset != target.dataset:
         raise LayoutError(f"{target} is made from data/raw/{target.dataset}, not from {source}")
-    shards.write(Path(str(source)), target, settings(args, target))
+    raw, chosen = Path(str(source)), settings(args, target)
+    for shard in missing(target, chosen, lambda _: [raw]):
+        shards.write(raw, shard, chosen)
+    if isinstance(target, layout.Batch):
+        files.write_batch(target, chosen, [raw])

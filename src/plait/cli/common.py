@@ -2,10 +2,16 @@
 
 import argparse
 import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plait import files
 from plait.errors import ConfigError
-from plait.layout import Artifact
+from plait.layout import BATCHES, Artifact, Batch, inside
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
@@ -70,3 +76,33 @@ def settings(args: argparse.Namespace, artifact: Artifact, stage: str = "") -> d
     except ValueError as error:
         raise ConfigError(f"--settings is not JSON: {error}") from error
     return found
+
+
+def one_or_batch(path: str, kind: type[Artifact]) -> Any:
+    """A shard, or a batch of shards, by its path.
+
+    Raises:
+        LayoutError: the path is of another kind.
+    """
+    batch = BATCHES[kind]
+    return batch.read(inside(path)) or kind.parse(path)
+
+
+def missing(
+    target: Any, chosen: Mapping[str, Any], inputs: Callable[[Any], Sequence[Path | str]]
+) -> Iterator[Any]:
+    """The shard that is asked for; of a batch, each that does not stand yet with these settings and inputs.
+
+    Args:
+        target: a shard or a batch.
+        chosen: its settings.
+        inputs: what a shard is made from.
+    """
+    if not isinstance(target, Batch):
+        yield target
+        return
+    for shard in target.shards:
+        if files.stands(shard, chosen, inputs(shard)):
+            log.info("%s stands", shard)
+        else:
+            yield shard

@@ -37,20 +37,20 @@ def run(args: argparse.Namespace) -> None:
 
     target = layout.Energon.parse(args.target)
     chosen = settings(args, target)
-    sources = tuple(Path(path) for path in args.sources)
+    sources = tuple(Path(str(one)) for one in layout.shards_of(args.sources))
     with files.appears_whole(str(target), folder=True) as folder:
         if chosen["source"] and chosen["source"]["kind"] == "energon":
-            raw = str(layout.Raw.parse(args.sources[0]))
+            raw = str(layout.Raw.parse(sources[0]))
             files.check_manifest(raw)
             facts = energon.adopt(folder, Path(raw), chosen["energon"])
         else:
-            ledger.check_shares(args.sources)
+            ledger.check_shares(sources)
             ends = list(accumulate(ledger.kept([shard]) for shard in sources))
             where = partial(_place, sources, ends)
             samples = _samples(sources, chosen.get("by_hash"))
             duplicates = chosen.get("duplicates", "count")
             facts = energon.build(folder, samples, chosen["energon"], where, duplicates)
-            ledger.balance(f"chat -> energon, {target}", ledger.kept(args.sources), energon.outcomes(facts))
+            ledger.balance(f"chat -> energon, {target}", ledger.kept(sources), energon.outcomes(facts))
         files.write_manifest(
             folder, kind="energon", settings=chosen, inputs=sources, facts=facts, unlisted=UNLISTED
         )

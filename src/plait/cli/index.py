@@ -2,9 +2,10 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from plait import files, layout
-from plait.cli.common import Subparsers, add_settings, add_stage, settings
+from plait.cli.common import Subparsers, add_settings, add_stage, missing, one_or_batch, settings
 from plait.errors import ConfigError
 
 
@@ -19,26 +20,43 @@ def add(stages: Subparsers) -> None:
     )
     parser.add_argument("tokenizer", help=layout.Tokenizer.PATTERN)
     parser.add_argument("chats", nargs="+", help=f"{layout.Chat.PATTERN}; several are packed jointly")
-    parser.add_argument("indexed", help=layout.Indexed.PATTERN)
+    parser.add_argument("indexed", help=f"{layout.Indexed.PATTERN}, or {layout.IndexedBatch.PATTERN}")
     add_settings(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the shard and its manifest."""
+    """Write the shard and its manifest; of a batch, those that do not stand yet."""
+    tokenizer = layout.Tokenizer.parse(args.tokenizer)
+    target = one_or_batch(args.indexed, layout.Indexed)
+    chosen = settings(args, target)
+    if chosen["format"]["tokenizer"] != tokenizer.tokenizer:
+        raise ConfigError(
+            f"format {target.format} uses the tokenizer {chosen['format']['tokenizer']!r}, "
+            f"not {tokenizer.tokenizer!r}"
+        )
+    chats = layout.shards_of(args.chats)
+
+    def inputs(shard: layout.Indexed) -> list[Path]:
+        several = chats
+        if isinstance(target, layout.Batch):
+            names = dict.fromkeys(one.dataset for one in chats)
+            several = [layout.Chat(dataset=name, shard=shard.shard) for name in names]
+        return [Path(str(one)) for one in (tokenizer, *several)]
+
+    for shard in missing(target, chosen, inputs):
+        _write(shard, inputs(shard), chosen)
+    if isinstance(target, layout.Batch):
+        files.write_batch(target, chosen, [str(tokenizer)])
+
+
+def _write(target: layout.Indexed, inputs: list[Path], chosen: dict[str, Any]) -> None:
+    """Write one shard from its tokenizer and its chat records."""
     from plait.data import ledger
     from plait.tokens import build
 
-    tokenizer = layout.Tokenizer.parse(args.tokenizer)
-    target = layout.Indexed.parse(args.indexed)
-    chosen = settings(args, target)
-    form = chosen["format"]
-    if form["tokenizer"] != tokenizer.tokenizer:
-        raise ConfigError(
-            f"format {target.format} uses the tokenizer {form['tokenizer']!r}, not {tokenizer.tokenizer!r}"
-        )
-    inputs = [Path(str(tokenizer)), *map(Path, args.chats)]
+    tokenizer, *chats = inputs
     with files.appears_whole(str(target), folder=True) as folder:
-        facts = build.build(folder, inputs[0], inputs[1:], form, target.seq, chosen)
-        ledger.balance(f"chat -> index, {target}", ledger.kept(args.chats), build.outcomes(facts))
+        facts = build.build(folder, tokenizer, chats, chosen["format"], target.seq, chosen)
+        ledger.balance(f"chat -> index, {target}", ledger.kept(chats), build.outcomes(facts))
         files.write_manifest(folder, kind="indexed", settings=chosen, inputs=inputs, facts=facts)

@@ -30,6 +30,8 @@ RULES: dict[str, Class] = {
     "chat": "cpu",
     "tokenizer": "cpu",
     "index": "cpu",
+    "chat_batch": "cpu",
+    "index_batch": "cpu",
     "energon": "cpu",
     "analyse": "cpu",
     "convert": "cpu",

@@ -202,7 +202,12 @@ class Dataset(Strict):
 
     source: Source | None = Field(None, description="where the raw data come from")
     pack_together: tuple[Name, ...] = Field((), description="datasets whose records are packed jointly")
-    shards: PositiveInt = Field(1, description="shards, one job each")
+    shards: PositiveInt = Field(1, description="shards of its records")
+    shards_per_job: PositiveInt = Field(
+        1,
+        description="consecutive shards that one job makes, where it is asked for more than single ones; "
+        "changes only how jobs are cut",
+    )
     pictures: Pictures = Field(Pictures(), description="how pictures are resized")
     reject_limit: Share = Field(0.01, description="share of rejected lines at which a shard fails")
     energon: Energon = Field(Energon(), description="webdataset shards, where a mixture reads them")

@@ -7,6 +7,7 @@ of its code that changes what it writes.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from plait.config.schedule import Schedule
 from plait.config.shapes import named, told
 from plait.config.spread import undivided
 from plait.errors import ConfigError
-from plait.files import adopted, canonical, digest, digest_of_input, pruned, read_json, sizes
+from plait.files import adopted, canonical, digest, digest_now, pruned, read_json, sizes
 
 VERSIONS = {
     "raw": 3,
@@ -74,6 +75,7 @@ class Plan:
         """Take a checked config."""
         self.config = config
         self.lock = Lock()
+        self._texts: dict[Any, str] = {}
 
     # What is made from what
 
@@ -251,20 +253,26 @@ class Plan:
             for shard in range(self.dataset(name).shards)
         ]
 
-    def quoted(self, analysis: layout.Analysis) -> dict[str, list[str]]:
+    def quoted(
+        self, analysis: layout.Analysis, cut: Callable[[Iterable[Any]], list[Any]] = list
+    ) -> dict[str, list[str]]:
         """The files that a mixture's page quotes besides its sources: tokenizers, rejects and their ledgers.
 
         Of what was adopted there are none: what it was made from need not be here.
+
+        Args:
+            analysis: the mixture's.
+            cut: puts batches in the place of shards; a batch stands for all files of its shards.
         """
         sources = [one for one in self.mixed(analysis)["indexed"] if not self.adopted(one)]
         made_from = dict.fromkeys(
             one for source in sources for several in self.inputs(source).values() for one in several
         )
         words = [one for one in made_from if isinstance(one, layout.Tokenizer)]
-        chats = [one for one in made_from if isinstance(one, layout.Chat) and not self.adopted(one)]
+        chats = cut(one for one in made_from if isinstance(one, layout.Chat) and not self.adopted(one))
         return {
             "words": [str(one) for one in words],
-            "rejects": [one.rejects for one in chats],
+            "rejects": [one.rejects for one in chats if isinstance(one, layout.Chat)],
             "ledgers": [one.manifest for one in (*words, *chats)],
         }
 
@@ -412,17 +420,16 @@ class Plan:
 
     def stands(self, export: layout.Export) -> bool:
         """Whether an export is there as config/ and its inputs have it now: nothing makes it again."""
-        return Path(export.proof).is_file() and self._is_current(export)
+        return Path(export.proof).is_file() and self.is_current(export)
 
-    def _is_current(self, artifact: layout.Artifact) -> bool:
+    def is_current(self, artifact: Any) -> bool:
         """Whether an artifact is there as config/ and its inputs have it now."""
         if not Path(artifact.manifest).is_file():
             return False
         found = read_json(artifact.manifest)
         return canonical(found["settings"]) == self.settings_text(artifact) and all(
-            was == digest_of_input(path)
-            for path, was in found["inputs"].items()
-            if Path(path, layout.MANIFEST).is_file()
+            now in (None, was)
+            for now, was in ((digest_now(path), was) for path, was in found["inputs"].items())
         )
 
     def conversion_parts(self, artifact: Any, known: Iterable[str] | None) -> list[str]:
@@ -435,7 +442,7 @@ class Plan:
             artifact: the model.
             known: what it was made from, as Snakemake recorded it.
         """
-        if self._is_current(artifact):
+        if self.is_current(artifact):
             return [path for path in known or () if path.startswith(f"{artifact.parts}/")]
         jobs = self._model(artifact.model).conversion_jobs
         return [artifact.part(number, jobs) for number in range(1, jobs + 1) if jobs > 1]
@@ -700,7 +707,13 @@ class Plan:
 
     def settings_text(self, artifact: layout.Artifact, stage: str = "") -> str:
         """The settings as one canonical JSON text."""
-        return canonical(self.settings(artifact, stage))
+        if type(artifact) not in layout.BATCHES:
+            return canonical(self.settings(artifact, stage))
+        one: Any = artifact  # those of all shards are the same, and there may be thousands
+        key = (replace(one, shard=0), stage)
+        if key not in self._texts:
+            self._texts[key] = canonical(self.settings(artifact, stage))
+        return self._texts[key]
 
 
 # What each kind of artifact is made from.
@@ -709,8 +722,13 @@ INPUTS: dict[type[layout.Artifact], Callable[[Plan, Any], dict[str, Any]]] = {
     layout.HubFile: lambda _plan, _it: {},
     layout.Raw: lambda plan, it: {"files": plan.sources(it)},
     layout.Chat: lambda plan, it: {"raw": [plan.raw(it)]},
+    layout.ChatBatch: lambda plan, it: {"raw": [plan.raw(it.shards[-1])]},
     layout.Tokenizer: lambda plan, it: {"base": plan.base_tokenizer(it)},
     layout.Indexed: lambda plan, it: {"tokenizer": [plan.tokenizer_of(it)], "chats": plan.chats(it)},
+    layout.IndexedBatch: lambda plan, it: {
+        "tokenizer": [plan.tokenizer_of(it)],
+        "chats": [chat for one in it.shards for chat in plan.chats(one)],
+    },
     layout.Energon: lambda plan, it: plan.shards(it),
     layout.Analysis: lambda plan, it: plan.mixed(it),
     layout.HfModel: lambda plan, it: {"parts": plan.parts(it), "files": plan.fetched(f"raw_hf.{it.model}")},
@@ -793,8 +811,10 @@ STAGE_OF: dict[type[layout.Artifact], str] = {
     layout.HubFile: "fetch",
     layout.Raw: "raw",
     layout.Chat: "chat",
+    layout.ChatBatch: "chat",
     layout.Tokenizer: "tokenizer",
     layout.Indexed: "index",
+    layout.IndexedBatch: "index",
     layout.Energon: "energon",
     layout.Analysis: "analyse",
     layout.HfModel: "build",

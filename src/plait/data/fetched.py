@@ -8,8 +8,6 @@ from typing import Any
 import orjson
 
 from plait import files
-from plait.config.hub import HubData, UrlData
-from plait.config.lock import Lock
 from plait.config.paths import JSONL, NAMES
 from plait.data.albums import ARCHIVES
 from plait.data.containers import PARQUET, numbered
@@ -32,6 +30,9 @@ def brought(source: Mapping[str, Any]) -> list[HubFile]:
     Raises:
         DataError: it is not locked, or a file is not fetched.
     """
+    from plait.config.hub import HubData, UrlData
+    from plait.config.lock import Lock
+
     settings = (HubData if source["kind"] == "hub" else UrlData).model_validate(source)
     found = Lock().files(settings, "datasets")
     if found is None and isinstance(settings, HubData):

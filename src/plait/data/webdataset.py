@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -24,10 +24,12 @@ from plait.config.paths import shard_name
 from plait.data import split
 from plait.data.chat import Message, Part, Picture, Sample, Text
 from plait.data.images import check_tags, media_type
-from plait.data.prints import Seen, digest
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.data.tars import Entry, Parts, TarWriter
 from plait.errors import DataError, RecordError
+
+if TYPE_CHECKING:
+    from plait.data.prints import Seen
 
 IMAGE = "<image>"
 SAMPLES = "samples.jsonl"
@@ -109,6 +111,8 @@ def write(
         ConfigError: ``shard_name`` does not name tars.
         DataError: more are rejected than ``reject_limit`` allows, or all.
     """
+    from plait.data.prints import Seen
+
     with (folder / NAME).open("wb") as out, (folder / SAMPLES).open("wb") as listed, Seen() as seen:
         rejected, made = Rejects(out), Written()
         once = _once(_own(samples, made), seen, where, rejected, duplicates)
@@ -150,12 +154,14 @@ def _own(samples: Iterable[Sample | None], made: Written) -> Iterator[tuple[int,
 
 def _once(
     samples: Iterable[tuple[int, Sample]],
-    seen: Seen,
+    seen: "Seen",
     where: Callable[[int], Record],
     rejected: Rejects,
     duplicates: str,
 ) -> Iterator[tuple[int, Sample]]:
     """The samples whose key no earlier one has, nor its content if so wished; the others are written down."""
+    from plait.data.prints import digest
+
     for number, sample in samples:
         record = replace(where(number), id=sample.id)
         first = seen.before(key_for(sample.id).encode(), str(record))

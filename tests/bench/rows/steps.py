@@ -14,7 +14,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.bench.harness import Figure
+import yaml
+
+from tests.bench.harness import ROOT, Figure
 
 SIZES = {
     "num_hidden_layers": 8, "hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12,
@@ -43,18 +45,20 @@ class Clock:
 
 
 WORK = 0.1
-SHARDS = 100
 RECORD = json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}])
 
 
-def many(folder, shards):
+def many(folder, shards, **keys):
     """A project, its config, and the shards to ask for."""
     from projects import Project
 
     project = Project.make(Path(folder) / "project")
     project.write("records.jsonl", f"{RECORD}\n" * 2 * shards)
     source = {"kind": "chat-jsonl", "path": "records.jsonl"}
-    config = {"datasets": {"many": {"source": source, "shards": shards}}}
+    config = {
+        "datasets": {"many": {"source": source, "shards": shards, **keys}},
+        "mixtures": {"many": {"format": "chatml", "pack": 256, "datasets": ["many"]}},
+    }
     return project, config, [f"data/processed/many/shard_{n:05d}.jsonl.gz" for n in range(shards)]
 
 
@@ -112,16 +116,53 @@ def own_step(seed):
     return inside / wall, f"{wall / count:.2f} s a step, {data:.2%} of it waiting for data"
 
 
-def own_job(seed, *, what):
-    """A shard of 0.1 s beside the processor's time that a dry run, or the jobs, take for each."""
+def planned(seed, *, shards, each, runs, cpu, memory):
+    """What a dry run may take, of a processor in s and of memory in MB, to what it takes: the lesser."""
     with tempfile.TemporaryDirectory() as folder:
-        project, config, targets = many(folder, SHARDS)
-        run = getattr(project, what)
-        wall, spent = seconds(lambda: run(*targets, config=config, timeout=3600))
-    return WORK * SHARDS / spent, f"{SHARDS} shards of two records: {spent:.1f} s of processor, {wall:.1f} s"
+        project, config, _ = many(folder, shards, shards_per_job=each)
+        words, spent = ["-n", "--quiet", "all", "--cores", "2"], []
+        target = ["data/analysis/many/plait.json"]
+        if runs:
+            config |= trained(runs)
+            target = [f"data/ckpts/r{number}/hf/model_iter_100" for number in range(runs)]
+        done = []
+        spent = seconds(lambda: done.append(project.snakemake(*words, *target, config=config, timeout=900)))
+    assert done[0].code == 0, done[0].text
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    told = f"{shards} shards, {each} a job, {runs} runs: {spent[1]:.1f} s of processor, {most:.0f} MB"
+    return min(cpu / spent[1], memory / most), told
+
+
+def trained(runs):
+    """As many runs over the dataset."""
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    run = config["runs"]["chat-tiny"] | {"mixture": "many"}
+    return {"runs": {f"r{number}": run for number in range(runs)}}
+
+
+def local(seed, *, jobs, shards):
+    """What shards of 0.1 s would take on two cores at best, 2.5 times, to what their jobs take."""
+    with tempfile.TemporaryDirectory() as folder:
+        project, config, targets = many(folder, shards, shards_per_job=shards // jobs)
+        wall, spent = seconds(lambda: project.run(*targets, config=config, timeout=3000))
+    ideal = WORK * shards / 2
+    return (
+        2.5 * ideal / wall,
+        f"{jobs} jobs of {shards} shards: {wall:.0f} s, {spent:.0f} s of processor; {wall / ideal:.2f}x",
+    )
 
 
 ROWS = [
     Figure("step-of-megatron", None, own_step, rounds=1),
-    *(Figure(f"shards-{what}", None, partial(own_job, what=what), rounds=1) for what in ("plan", "run")),
+    Figure("plan-100", 1.0, partial(planned, shards=48, each=1, runs=0, cpu=3, memory=1e3)),
+    Figure(
+        "plan-batched", 1.0, partial(planned, shards=20_000, each=100, runs=3, cpu=60, memory=1e3), rounds=1
+    ),
+    Figure(
+        "plan-unbatched",
+        1.0,
+        partial(planned, shards=20_000, each=1, runs=3, cpu=150, memory=1.2e3),
+        rounds=1,
+    ),
+    Figure("jobs-overhead", 1.0, partial(local, jobs=1000, shards=1000), rounds=1),
 ]
