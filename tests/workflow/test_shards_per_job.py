@@ -91,7 +91,7 @@ def test_what_is_missing_or_killed_is_made_again_and_nothing_else(together, tmp_
         files.remove(copy.folder / path)
     files.remove((copy.folder / INDEXED).parent)
     assert copy.plan(ANALYSIS, config=cut(3)).nothing  # nobody asks for what all is made of already
-    files.remove(copy.folder / ANALYSIS)
+    files.remove((copy.folder / ANALYSIS).parent)
     kept = copy.folder / SHARD.replace("4", "5")
     when = kept.stat().st_mtime_ns
 
