@@ -233,7 +233,7 @@ user_files = in_snakemakes_frame(
 )
 
 # Shards in few words: the names of thousands would fit no command line.
-spanned = lambda name: lambda wildcards, input: layout.spans(input[name])
+spanned = lambda name: lambda wildcards, input: layout.spans(input.get(name, []))
 
 # What a mixture's page quotes besides its sources; only ledgers count as changed.
 quoted = in_snakemakes_frame(

@@ -24,6 +24,8 @@ INSTEAD = {
     layout.Run: "adopt its checkpoints, data/ckpts/{0.run}/iter_NNNNNNN, one by one",
     layout.LossCurve: "move it away and ask for it",
     layout.Generated: "move it away and ask for it",
+    layout.ChatBatch: "remove it and adopt its shards, one by one",
+    layout.IndexedBatch: "remove it and adopt its shards, one by one",
 }
 """What is not adopted, and what to do with it."""
 
