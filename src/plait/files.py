@@ -83,7 +83,7 @@ def stands(artifact: Artifact, settings: Mapping[str, Any], inputs: Iterable[Pat
     found = read_json(artifact.manifest)
     listed_ = found.get("files") or {"": {"bytes": found.get("bytes")}}
     return bool(
-        canonical(found["settings"]) == canonical(settings)
+        canonical(found.get("settings")) == canonical(settings)
         and found["inputs"] == {os.path.relpath(path): digest_of_input(path) for path in inputs}
         and all(_has_size(Path(str(artifact), name), entry["bytes"]) for name, entry in listed_.items())
     )

@@ -49,8 +49,8 @@ class Batches:
             recorded: what Snakemake knows of the job that made a file; nothing, if no job of its own did.
         """
         batches = [one for one in needed if isinstance(one, layout.Batch)]
-        alone = type(artifact) in layout.BATCHES and Path(artifact.manifest).is_file()
-        alone = alone and not recorded(artifact.manifest)
+        alone = type(artifact) in layout.BATCHES and _made_in_batch(artifact)
+        alone = alone and Path(artifact.manifest).is_file() and not recorded(artifact.manifest)
         if not (batches or alone) or self.plan.is_current(artifact):
             return []
         return [one.manifest for one in batches if not self.whole(one)] + [artifact.manifest] * alone
@@ -77,7 +77,7 @@ class Batches:
         }
         rest = [one for one in shards if one.shard not in pieces]
         each = dataset.shards_per_job
-        stay = not folder.is_dir() and sum(map(self.plan.is_current, rest)) * 2 > len(shards)
+        stay = each == 1 or (not folder.is_dir() and sum(map(self.plan.is_current, rest)) * 2 > len(shards))
 
         def row(numbered: tuple[int, Any]) -> tuple[int, ...]:
             place, one = numbered
@@ -86,7 +86,7 @@ class Batches:
         for (number, *_, apart), several in groupby(enumerate(rest), row):
             ours = [one for _, one in several]
             others = len(ours) < min(each, dataset.shards - number * each)
-            single = stay or each == 1 or (others and all(map(self.plan.is_current, ours)))
+            single = stay or (others and all(map(self.plan.is_current, ours)))
             if apart >= 0 or (single and not any(map(self._from_batches, ours))):
                 pieces |= {one.shard: one for one in ours}
             else:
@@ -112,8 +112,18 @@ class Batches:
 
     def _there(self, folder: Path, shards: int) -> list[Any]:
         """The batches of a folder that are as config/ has them now."""
-        found = [layout.parse(path) for path in sorted(folder.glob("*.json"))]
-        return [one for one in found if one.last < shards and self.plan.is_current(one)]
+        return [one for one in _listed(folder) if one.last < shards and self.plan.is_current(one)]
+
+
+def _listed(folder: Path) -> list[Any]:
+    """The batches of a folder."""
+    return [layout.parse(path) for path in sorted(folder.glob("*.json"))]
+
+
+def _made_in_batch(shard: Any) -> bool:
+    """Whether a batch says that it has made a shard, whatever has become of it."""
+    folder = Path(str(layout.BATCHES[type(shard)].between(shard, shard))).parent
+    return any(one.first <= shard.shard <= one.last for one in _listed(folder))
 
 
 def _shard(target: str) -> Any:

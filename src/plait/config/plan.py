@@ -427,9 +427,8 @@ class Plan:
         if not Path(artifact.manifest).is_file():
             return False
         found = read_json(artifact.manifest)
-        return canonical(found["settings"]) == self.settings_text(artifact) and all(
-            now in (None, was)
-            for now, was in ((digest_now(path), was) for path, was in found["inputs"].items())
+        return canonical(found.get("settings")) == self.settings_text(artifact) and all(
+            digest_now(path) in (None, was) for path, was in found["inputs"].items()
         )
 
     def conversion_parts(self, artifact: Any, known: Iterable[str] | None) -> list[str]:
