@@ -1,0 +1,75 @@
+"""Stages before tokens need the memory of a few records, however many there are."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from talks import noise
+
+SIZES = 1_000, 16_000
+PICTURES = 10
+"""Of a record: its line has about 30 kB, so all lines of the larger source are more than MOST."""
+GROWN, MOST = 20, 300
+"""MB that a stage may need more of the larger source, and in all."""
+PEAK = """
+import sys
+from plait.cli.main import main
+code = main(sys.argv[1:])
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+sys.exit(code)
+"""
+
+
+def peak(*words):
+    """MB that a stage had at most, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *words, "--config", "config.yaml"],
+        check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return int(done.stdout.split()[-1]) / 1000
+
+
+def source(path, records):
+    """Conversations about pictures, in lines of one length."""
+    urls = [f"data:image/png;base64,{base64.b64encode(noise(n).encoded).decode()}" for n in range(PICTURES)]
+    shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    turns = [
+        {"role": "user", "content": [*shown, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": "noise " * 1000},
+    ]
+    with path.open("w") as out:
+        for number in range(records):
+            out.write(json.dumps({"id": f"s-{number}", "messages": turns}) + "\n")
+    return path.stat().st_size / 1e6
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_records(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {f"d{size}": size for size in SIZES}
+    datasets = {
+        name: {
+            "source": {"kind": "chat-jsonl", "path": f"{name}.jsonl"},
+            "energon": {"samples_per_shard": 100},
+        }
+        for name in names
+    }
+    Path("config.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
+    held, peaks = {}, {}
+    for name, size in names.items():
+        held[size] = source(Path(f"{name}.jsonl"), size)
+        chat = f"data/processed/{name}/shard_00000.jsonl.gz"
+        peaks[size] = {
+            "raw": peak("raw", f"data/raw/{name}"),
+            "chat": peak("chat", f"data/raw/{name}", chat),
+            "energon": peak("energon", chat, f"data/energon/{name}"),
+        }
+    few, many = (peaks[size] for size in SIZES)
+    assert held[SIZES[1]] > MOST
+    assert max(many.values()) < MOST, peaks
+    assert all(many[stage] < few[stage] + GROWN for stage in few), peaks
