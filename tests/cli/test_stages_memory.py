@@ -1,4 +1,4 @@
-"""Stages before tokens need the memory of a few records, however many there are."""
+"""Stages of data need the memory of a few records, however many there are."""
 
 import base64
 import json
@@ -16,6 +16,11 @@ PICTURES = 10
 """Of a record: its line has about 30 kB, so all lines of the larger source are more than MOST."""
 GROWN, MOST = 20, 300
 """MB that a stage may need more of the larger source, and in all."""
+TOKENIZERS = {
+    "base": {"kind": "package", "package": "mistral_common", "file": "data/tokenizer.model.v1"},
+    "solo": {"kind": "extend", "base": "base", "add": ["vision", "chatml"]},
+}
+FORMATS = {"solo": {"tokenizer": "solo", "template": "chatml"}}
 PEAK = """
 import sys
 from plait.cli.main import main
@@ -59,7 +64,11 @@ def test_memory_does_not_grow_with_the_records(tmp_path, monkeypatch):
         }
         for name in names
     }
-    Path("config.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
+    config = {"datasets": datasets, "tokenizers": TOKENIZERS, "formats": FORMATS}
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    base, tokenizer = (f"data/tokenizers/{name}" for name in TOKENIZERS)
+    peak("tokenizer", base)
+    peak("tokenizer", base, tokenizer)
     held, peaks = {}, {}
     for name, size in names.items():
         held[size] = source(Path(f"{name}.jsonl"), size)
@@ -68,6 +77,7 @@ def test_memory_does_not_grow_with_the_records(tmp_path, monkeypatch):
             "raw": peak("raw", f"data/raw/{name}"),
             "chat": peak("chat", f"data/raw/{name}", chat),
             "energon": peak("energon", chat, f"data/energon/{name}"),
+            "index": peak("index", tokenizer, chat, f"data/megatron_format/solo_{name}_pack4096/shard_00000"),
         }
     few, many = (peaks[size] for size in SIZES)
     assert held[SIZES[1]] > MOST
