@@ -1,10 +1,10 @@
 """Text to packed shards in two processes, beside raw gigatoken and a pool of transformers' tokenizers.
 
-Each process has a file of records of its own. Modules, and the texts that raw gigatoken is given, are there
-before both begin at once; a tokenizer is read from its file by each. What is compared is the processor's time
-of the process that needed more, of a pool the half of all it needed: beside other work of the machine the
-clock would tell nothing. Texts are those of Python's packages here, cut into documents of 0.5 to 8 kB, in
-another order for each seed, and more of them.
+Each process has a file of records of its own. Modules, and the texts and the tokenizer of raw gigatoken, are
+there before both begin at once; ours and the pool's workers read theirs within the clock. What is compared is
+the processor's time of the process that needed more, of a pool the half of all it needed: beside other work
+of the machine the clock would tell nothing. Texts are those of Python's packages here, cut into documents of
+0.5 to 8 kB, in another order for each seed, and more of them.
 """
 
 import gzip
@@ -159,8 +159,9 @@ def raw(source, target, number):
     import awkward  # noqa: F401
     import gigatoken
 
-    given, path = list(records(source, number)), source / "tokenizer" / "tokenizer.json"
-    return lambda: len(gigatoken.Tokenizer(path).encode_batch(given, parallel=False).layout.content)
+    given = list(records(source, number))
+    tokenizer = gigatoken.Tokenizer(source / "tokenizer" / "tokenizer.json")
+    return lambda: len(tokenizer.encode_batch(given, parallel=False).layout.content)
 
 
 def pool(source, target):
