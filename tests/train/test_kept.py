@@ -130,3 +130,15 @@ def test_what_an_iteration_is_made_from_is_the_one_before_it(step, tmp_path):
     with chdir(waiting(tmp_path / "0")):
         expected = {START} if step == EVERY else {iteration(EVERY)}
         assert Kept(job(EVERY)).inputs(step).keys() == {ANALYSIS, SCHEDULE} | expected
+
+
+def test_a_state_that_a_killed_job_has_half_removed_is_removed_and_stops_nothing(tmp_path):
+    with chdir(waiting(tmp_path / "0")):
+        kept = Kept(job(EVERY))
+        for step in (5, 6):
+            artifact(kept.path(step), "state")
+        (kept.path(5) / layout.MANIFEST).unlink()
+
+        kept.prune()
+
+        assert sorted(path.name for path in kept.folder.glob("iter_*")) == ["iter_0000004", "iter_0000006"]

@@ -143,11 +143,11 @@ class Kept:
         return ""
 
     def prune(self) -> None:
-        """Keep the newest states, by the time they were written."""
-        written = sorted(
-            self.folder.glob(PATTERN), key=lambda one: (one / layout.MANIFEST).stat().st_mtime_ns
-        )
-        for state in written[:-KEPT]:
+        """Keep the newest states, by the time they were written; what is half removed goes too."""
+        found = [(state, state / layout.MANIFEST) for state in self.folder.glob(PATTERN)]
+        whole = [(state, manifest) for state, manifest in found if manifest.is_file()]
+        newest = sorted(whole, key=lambda one: one[1].stat().st_mtime_ns)[-KEPT:]
+        for state, _ in {*found} - {*newest}:
             files.remove(state)
 
     def thin_out(self) -> None:
