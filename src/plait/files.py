@@ -376,6 +376,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def drop(folder: Path) -> None:
+    """Remove a folder, if it is there; whoever is killed meanwhile leaves no half of it by its name."""
+    if os.path.lexists(folder):
+        gone = folder.with_name(f".{folder.name}.gone.part")
+        remove(gone)
+        remove(folder.rename(gone))
+
+
 def sync(path: Path, *, deep: bool = True) -> None:
     """Make a file, or a folder and all in it, durable."""
     found = [path, *sorted(path.rglob("*"))] if deep and path.is_dir() else [path]

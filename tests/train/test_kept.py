@@ -132,13 +132,22 @@ def test_what_an_iteration_is_made_from_is_the_one_before_it(step, tmp_path):
         assert Kept(job(EVERY)).inputs(step).keys() == {ANALYSIS, SCHEDULE} | expected
 
 
-def test_a_state_that_a_killed_job_has_half_removed_is_removed_and_stops_nothing(tmp_path):
-    with chdir(waiting(tmp_path / "0")):
-        kept = Kept(job(EVERY))
-        for step in (5, 6):
-            artifact(kept.path(step), "state")
-        (kept.path(5) / layout.MANIFEST).unlink()
-
-        kept.prune()
-
-        assert sorted(path.name for path in kept.folder.glob("iter_*")) == ["iter_0000004", "iter_0000006"]
+def test_killed_while_it_removes_old_states_a_job_leaves_whole_ones_and_the_next_goes_on(tmp_path):
+    waiting(tmp_path / "0")
+    with chdir(tmp_path / "0"):
+        for step in (5, 6, 7):
+            artifact(Kept(job(EVERY)).path(step), "state")
+    for number in range(1, 100):
+        with chdir(shutil.copytree(tmp_path / "0", tmp_path / str(number), symlinks=True)):
+            kept = Kept(job(EVERY))
+            died = dies(kept.prune, number)
+            for state in kept.folder.glob("iter_*"):
+                files.check_manifest(state)
+            kept.prune()
+            assert sorted(path.name for path in kept.folder.glob("iter_*")) == [
+                "iter_0000006",
+                "iter_0000007",
+            ]
+        if not died:
+            break
+    assert number > 10

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plait.data.prints import MIX, PERMUTATIONS
+from plait.data.prints import PERMUTATIONS
 
 AT_ONCE = 1 << 22
 """Keys of a pass."""
+MIX = np.uint64(0x9E3779B97F4A7C15)
+"""``SPREAD`` of prints, of 64 bits."""
 BANDS = 16
 """Texts that agree in all numbers of one band are compared: nearly all that are as similar as SIMILAR."""
 SIMILAR = 0.8

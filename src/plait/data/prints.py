@@ -44,11 +44,9 @@ ROW = np.dtype(
 )
 """A sample; 0 stands where it has no such thing. ``count`` is the number of its pictures."""
 NAME = "data-prints"
-MIX = np.uint64(0x9E3779B97F4A7C15)
-"""2**64 over the golden ratio, odd: multiplying by it spreads bits (Knuth, The Art of Computer Programming,
-volume 3, section 6.4)."""
 SPREAD = np.uint32(0x9E3779B1)
-"""The same of 32 bits."""
+"""2**32 over the golden ratio, odd: multiplying by it spreads bits (Knuth, The Art of Computer Programming,
+volume 3, section 6.4)."""
 SPACES = bytes(byte for byte in range(128) if chr(byte).isspace())
 SMALL = bytes(range(256)).lower()
 BATCH = 64

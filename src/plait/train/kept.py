@@ -143,12 +143,12 @@ class Kept:
         return ""
 
     def prune(self) -> None:
-        """Keep the newest states, by the time they were written; what is half removed goes too."""
-        found = [(state, state / layout.MANIFEST) for state in self.folder.glob(PATTERN)]
-        whole = [(state, manifest) for state, manifest in found if manifest.is_file()]
-        newest = sorted(whole, key=lambda one: one[1].stat().st_mtime_ns)[-KEPT:]
-        for state, _ in {*found} - {*newest}:
-            files.remove(state)
+        """Keep the newest states, by the time they were written."""
+        written = sorted(
+            self.folder.glob(PATTERN), key=lambda one: (one / layout.MANIFEST).stat().st_mtime_ns
+        )
+        for state in written[:-KEPT]:
+            files.drop(state)
 
     def thin_out(self) -> None:
         """Remove of checkpoints before the job's start what the run's keys say; their manifests stay.
@@ -198,7 +198,7 @@ class Kept:
         if not kept.is_dir():
             raise CheckpointError(f"{target} was not saved", hint="ask for it again")
         self._sweep()
-        _drop(target)
+        files.drop(target)
         part = shutil.copytree(kept, _part_of(target), symlinks=True, copy_function=os.link)
         files.sync(part)
         part.rename(target)
@@ -208,7 +208,7 @@ class Kept:
         self._end_without_optimizer(target)
         for left in sorted(self._all(), key=_iteration):
             if _iteration(left) <= _iteration(target):
-                _drop(left)
+                files.drop(left)
         for folder in (self.folder, self.waiting):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -217,12 +217,6 @@ class Kept:
 def _part_of(folder: Path) -> Path:
     """What a folder is called while it is there by half."""
     return folder.with_name(f".{folder.name}.part")
-
-
-def _drop(folder: Path) -> None:
-    """Remove a folder, if it is there; whoever is killed meanwhile leaves no half of it by its name."""
-    if os.path.lexists(folder):
-        files.remove(folder.rename(_part_of(folder)))
 
 
 def _iteration(kept: Path) -> int:

@@ -130,7 +130,7 @@ class Saves:
             return
         pending.placed = True
         self._allowed()
-        files.remove(pending.target)
+        files.drop(pending.target)
         pending.part.rename(pending.target)
         files.sync(pending.target.parent, deep=False)
         self._placed()
