@@ -248,6 +248,11 @@ class Chat(Artifact):
         return str(self).removesuffix(".jsonl.gz") + ".rejects.jsonl"
 
 
+def said_of(chat: str) -> str:
+    """What a file of chat records has beside it to be compared by; of few records there is none."""
+    return chat.removesuffix(".jsonl.gz") + ".said"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer(Artifact):
     """A tokenizer with its added tokens and chat template."""

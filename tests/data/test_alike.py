@@ -14,6 +14,7 @@ from talks import STORY
 from plait.data import alike, prints
 from plait.data.alike import Alike
 from plait.data.chat import Message, Picture, Sample, Text
+from plait.data.said import digest as digest_of
 
 
 def drawing(seed, size=64, kind="PNG", **keys):
@@ -145,5 +146,5 @@ def test_a_digest_is_of_roles_contents_and_their_order():
         Sample((Message("user", (Text("?a"),)),)),
         Sample(said("a").messages[::-1]),
     ]
-    assert len({prints.digest(one) for one in samples}) == len(samples)
-    assert prints.digest(said("a")) == prints.digest(Sample(said("a").messages, "another id"))
+    assert len({digest_of(one) for one in samples}) == len(samples)
+    assert digest_of(said("a")) == digest_of(Sample(said("a").messages, "another id"))

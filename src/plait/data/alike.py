@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plait.data.prints import PERMUTATIONS
+from plait.data.said import PERMUTATIONS
 
 AT_ONCE = 1 << 22
 """Keys of a pass."""

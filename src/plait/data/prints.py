@@ -1,18 +1,14 @@
-"""What equal and similar samples are told by: digests of a sample, of its text and of its pictures.
+"""What equal and similar samples are told by: what they say (:mod:`plait.data.said`), and their pictures.
 
-Text is compared without regard to case and width, and without white space. Similar texts share most of their
-pieces of five characters, of the first ``TEXT`` ones, which MinHash (rensa) estimates. Similar pictures have
-similar difference hashes: of 9 x 8 grey points, is each brighter than the one to its right?
+Similar pictures have similar difference hashes: of 9 x 8 grey points, is each brighter than the one to its
+right?
 """
 
-import hashlib
 import io
 import sqlite3
-import unicodedata
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
-from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,14 +17,11 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from plait.data.chat import Sample, Text
+from plait.data import said
+from plait.data.chat import Sample
+from plait.data.said import BATCH, PERMUTATIONS, number_of
 from plait.errors import DataError
 
-PERMUTATIONS = 64
-SEED = 1
-PIECE = 5
-TEXT = 4_000
-"""Characters of a text that similar ones are found by."""
 PICTURES = 4
 """Pictures of a sample that are looked at one by one; all are part of its digest."""
 ROW = np.dtype(
@@ -44,46 +37,28 @@ ROW = np.dtype(
 )
 """A sample; 0 stands where it has no such thing. ``count`` is the number of its pictures."""
 NAME = "data-prints"
-SPREAD = np.uint32(0x9E3779B1)
-"""2**32 over the golden ratio, odd: multiplying by it spreads bits (Knuth, The Art of Computer Programming,
-volume 3, section 6.4)."""
-SPACES = bytes(byte for byte in range(128) if chr(byte).isspace())
-SMALL = bytes(range(256)).lower()
-BATCH = 64
-"""Samples whose texts are looked at at once."""
 AHEAD = 4
 """Batches that other processes may have before their rows are waited for."""
 
 
-def digest(sample: Sample) -> bytes:
-    """The same of samples that say the same, with the same pictures in the same places."""
-    found = hashlib.sha256()
-    for message in sample.messages:
-        for part in message.parts:
-            content = part.text.encode() if isinstance(part, Text) else part.encoded
-            kind = b"t" if isinstance(part, Text) else b"p"
-            found.update(b"%s %s %d " % (message.role.encode(), kind, len(content)) + content)
-    return found.digest()
-
-
-def rows(samples: Sequence[tuple[Sample, str]], digests: Sequence[bytes | None] = ()) -> NDArray[Any]:
-    """Samples with their ids as ROWs (n,); ``digests`` are theirs, where they are known."""
+def rows(samples: Sequence[tuple[Sample, str]], known: Sequence[bytes | None] = ()) -> NDArray[Any]:
+    """Samples with their ids as ROWs (n,); ``known`` are the bytes of their rows of what they say."""
     found = np.zeros(len(samples), ROW)
-    texts = [_text(sample) for sample, _ in samples]
-    said = np.flatnonzero([bool(text) for text in texts])
-    if len(said):
-        found["pieces"][said] = pieces([texts[number] for number in said])
-    known = [one or digest(sample) for (sample, _), one in zip_longest(samples, digests)]
-    found["sample"] = np.frombuffer(b"".join(one[:8] for one in known), ">u8")
-    found["id"] = [_number(id_.encode()) if id_ else 0 for _, id_ in samples]
-    found["text"] = [_number(text.encode()) if text else 0 for text in texts]
+    there = b"".join(one for one in known if one)
+    if len(there) == len(samples) * said.ROW.itemsize:
+        told = np.frombuffer(there, said.ROW)
+    else:
+        told = said.rows([sample for sample, _ in samples])
+    found["text"], found["pieces"] = told["text"], told["pieces"]
+    found["sample"] = np.frombuffer(told["digest"].tobytes(), ">u8")[:: said.WORDS]
+    found["id"] = [number_of(id_.encode()) if id_ else 0 for _, id_ in samples]
     for one, (sample, _) in zip(found, samples, strict=True):
         pictures = sample.pictures
         if not pictures:
             continue
         one["count"] = len(pictures)
         for place, picture in enumerate(pictures[:PICTURES]):
-            one["picture"][place] = _number(picture)
+            one["picture"][place] = number_of(picture)
             one["look"][place] = look(picture)
     return found
 
@@ -101,56 +76,6 @@ def look(picture: bytes) -> int:
     return int.from_bytes(np.packbits(points[:, :-1] > points[:, 1:]).tobytes(), "big")
 
 
-def _text(sample: Sample) -> str:
-    said = "".join(part.text for m in sample.messages for part in m.parts if isinstance(part, Text))
-    if said.isascii():  # the same, some five times as quick
-        return said.encode().translate(SMALL, SPACES).decode()
-    return "".join(unicodedata.normalize("NFKC", said).casefold().split())
-
-
-def pieces(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """MinHash numbers (n, PERMUTATIONS) of texts, none of which is empty."""
-    from rensa import RMinHash
-
-    starts = [text[:TEXT].ljust(PIECE, "\0") for text in texts]
-    ends = np.cumsum([len(start) for start in starts])
-    hashes = _windows("".join(starts), ends)
-    bounds = np.concatenate([[0], ends[:-1], [len(hashes)]])
-    found = RMinHash.digest_matrix_from_flat_token_hashes(
-        hashes, bounds.astype(np.uint64), PERMUTATIONS, SEED
-    )
-    return np.array(found.to_rows(), np.uint32)
-
-
-def _windows(joined: str, ends: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A number for each piece of PIECE characters of the texts, which end at ``ends``.
-
-    In the place of those that two texts have parts of stands the first of the earlier text once more.
-    """
-    points = np.frombuffer(joined.encode("utf-32-le"), "<u4")
-    pairs = _mixed(points[:-1], points[1:])
-    fours = _mixed(pairs[:-2], pairs[2:])
-    found = _mixed(fours[:-1], points[PIECE - 1 :])
-    found *= SPREAD
-    found ^= found >> np.uint32(13)
-    first = np.concatenate([[0], ends[:-1]])[:-1]
-    for place in range(1, PIECE):
-        found[ends[:-1] - place] = found[first]
-    return found.astype(np.uint64)
-
-
-def _mixed(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """A number for each two, in their order."""
-    found = first * SPREAD
-    found ^= found >> np.uint32(15)
-    found += second
-    return found
-
-
-def _number(content: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
-
-
 # Many
 
 
@@ -161,7 +86,7 @@ class Prints:
         """Start both files; ``others`` are processes that look at the samples, in place of this one."""
         self.folder, self._others = folder, others
         self._held: list[tuple[Sample, str]] = []
-        self._digests: list[bytes | None] = []
+        self._known: list[bytes | None] = []
         self._waited: deque[Future[NDArray[Any]]] = deque()
         self._rows = (folder / f"{NAME}.bin").open("wb")
         self._ids = (folder / f"{NAME}.ids").open("wb")
@@ -179,20 +104,20 @@ class Prints:
         self._ids.close()
 
     def append(self, sample: Sample, id_: str, known: bytes | None = None) -> None:
-        """Note a sample, and its digest, if it is known."""
+        """Note a sample, and the bytes of its row of what it says, if they are known."""
         self._held.append((sample, id_))
-        self._digests.append(known)
+        self._known.append(known)
         if len(self._held) == BATCH:
             self._write()
 
     def _write(self) -> None:
         self._ids.write(b"".join(orjson.dumps(id_) + b"\n" for _, id_ in self._held))
         if self._others is None:
-            self._rows.write(rows(self._held, self._digests).tobytes())
+            self._rows.write(rows(self._held, self._known).tobytes())
         else:
-            self._waited.append(self._others.submit(rows, self._held, self._digests))
+            self._waited.append(self._others.submit(rows, self._held, self._known))
             self._wait(AHEAD)
-        self._held, self._digests = [], []
+        self._held, self._known = [], []
 
     def _wait(self, left: int) -> None:
         """Write what others have looked at, in order, until so many batches are left to them."""

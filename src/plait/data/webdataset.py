@@ -160,7 +160,7 @@ def _once(
     duplicates: str,
 ) -> Iterator[tuple[int, Sample]]:
     """The samples whose key no earlier one has, nor its content if so wished; the others are written down."""
-    from plait.data.prints import digest
+    from plait.data.said import digest
 
     for number, sample in samples:
         record = replace(where(number), id=sample.id)

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from plait import files, layout
-from plait.data import chat, ledger, split
+from plait.data import chat, ledger, said, split
 from plait.data.images import patches
 from plait.data.lines import read_lines
-from plait.data.prints import Prints, Seen, digest
+from plait.data.prints import Prints, Seen
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.tokens import indexed
@@ -144,7 +144,7 @@ def _collect(
                 without_loss += silent
                 documents.append(document)
                 origins.append(record, one.sample.source)
-                prints.append(one.sample, one.name, one.digest)
+                prints.append(one.sample, one.name, one.row)
     rejected.check(
         len(documents) + rejected.count,
         form["reject_limit"],
@@ -170,13 +170,14 @@ class Records:
     others: int = 0
     duplicates: int = 0
 
-    def __iter__(self) -> Iterator[tuple[Record, chat.Sample]]:
-        """Each record of the part with its place.
+    def __iter__(self) -> Iterator[tuple[Record, chat.Sample, bytes | None]]:
+        """Each record of the part with its place, and the row of what it says, if that is known.
 
         Raises:
-            DataError: a line is no record.
+            DataError: a line is no record, or what stands beside them is of others.
         """
         for path in self.chats:
+            rows = said.Reader(path)
             for number, line in tqdm(read_lines(path), desc=path.name, unit=" records", disable=None):
                 try:
                     sample = chat.parse(line)
@@ -185,39 +186,41 @@ class Records:
                         f"{path} line {number}: {error}",
                         hint="`plait chat` makes such files and rejects such lines",
                     ) from error
+                row = rows.of(line)
                 if split.takes(self.taken.get("by_hash"), sample.id):
-                    yield Record(path, number, sample.id), sample
+                    yield Record(path, number, sample.id), sample, row
                 else:
                     self.others += 1
+            rows.end()
 
     def once(self, rejected: Rejects) -> Iterator["Read"]:
         """Each record but those whose id came before, and equal ones where ``duplicates`` rejects them."""
         dataset = cache(_dataset)
         with Seen() as seen:
-            for record, sample in self:
+            for record, sample, row in self:
                 place = str(record)
                 name = f"{dataset(record.file)}/{record.id}" if record.id else ""
                 first = seen.before(name.encode(), place) if name else None
                 if first is not None:
                     rejected.add(record, "duplicate_id", f"{first} has the same id")
                     continue
-                found = digest(sample)
+                found = row[said.DIGEST] if row else said.digest(sample)
                 first = seen.before(found, place)
                 self.duplicates += first is not None
                 if first is not None and self.taken.get("duplicates") == "reject":
                     rejected.add(record, "duplicate", f"{first} says the same")
                     continue
-                yield Read(record, sample, name, found)
+                yield Read(record, sample, name, row)
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A record, what it says, its id under its dataset's name if it has one, and the digest."""
+    """A record, what it says, its id under its dataset's name if it has one, and its row if that is known."""
 
     record: Record
     sample: chat.Sample
     name: str
-    digest: bytes
+    row: bytes | None
 
 
 def _dataset(file: Path) -> str:

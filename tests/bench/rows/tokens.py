@@ -7,6 +7,7 @@ of the machine the clock would tell nothing. Texts are those of Python's package
 0.5 to 8 kB, in another order for each seed, and more of them.
 """
 
+import contextlib
 import gzip
 import json
 import multiprocessing
@@ -55,15 +56,21 @@ def texts(seed, size):
 
 
 def corpus(folder, seed, *, kind):
-    """A tokenizer, and a file of chat records for each process."""
+    """A tokenizer, and for each process a file of chat records, with what `plait chat` writes beside it."""
+    from plait.data import chat, shards
+
     TOKENIZERS[kind](folder / "tokenizer")
     size = BYTES + seed * MORE
     for number in range(PROCESSES):
-        with gzip.open(folder / f"{number}.jsonl.gz", "wt", 1, encoding="utf-8") as out:
+        with gzip.open(folder / f"{number}.jsonl.gz", "wb", 1) as out, contextlib.ExitStack() as stack:
+            said = shards.Said(folder / f"{number}.said", stack)
             for position, text in enumerate(texts(PROCESSES * seed + number, size // PROCESSES)):
                 parts = [{"type": "text", "text": text}]
                 record = {"id": f"d{position}", "messages": [{"role": "assistant", "content": parts}]}
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                line = json.dumps(record, ensure_ascii=False).encode()
+                said.append(chat.parse(line), line)
+                out.write(line + b"\n")
+            said.end()
 
 
 def sentencepiece(folder):
