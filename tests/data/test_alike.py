@@ -12,9 +12,9 @@ from PIL import Image
 from talks import STORY
 
 from plait.data import alike, prints
+from plait.data import said as told
 from plait.data.alike import Alike
 from plait.data.chat import Message, Picture, Sample, Text
-from plait.data.said import digest as digest_of
 
 
 def drawing(seed, size=64, kind="PNG", **keys):
@@ -81,21 +81,21 @@ def test_the_estimate_follows_the_share_of_pieces_in_common():
 
 def test_texts_have_the_same_numbers_beside_others_as_alone():
     texts = [STORY, "a", STORY[:5], "abcd", STORY[::-1], "\u4f60\u597d", "a\U0001f600" * 9]
-    together = prints.pieces(texts)
+    together = told.pieces(texts)
 
-    assert together.tolist() == [prints.pieces([text])[0].tolist() for text in texts]
+    assert together.tolist() == [told.pieces([text])[0].tolist() for text in texts]
     assert len(np.unique(together, axis=0)) == len(texts)
     joined = "".join(text.ljust(5, "\0") for text in texts)
     ends = np.cumsum([max(len(text), 5) for text in texts])
     pieces = {text.ljust(5, "\0")[n : n + 5] for text in texts for n in range(max(len(text) - 4, 1))}
-    assert len(np.unique(prints._windows(joined, ends))) == len(pieces)
+    assert len(np.unique(told._windows(joined, ends))) == len(pieces)
 
 
 @pytest.mark.parametrize("mark", [chr(n) for n in range(128)])
 def test_ascii_is_compared_as_any_other_text(mark):
     texts = [f"A{mark}b C\n", f"{mark} É"]
     samples = [Sample((Message("user", (Text(text),)),)) for text in texts]
-    assert [prints._text(sample) for sample in samples] == [
+    assert [told._text(sample) for sample in samples] == [
         "".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts
     ]
 
@@ -146,5 +146,5 @@ def test_a_digest_is_of_roles_contents_and_their_order():
         Sample((Message("user", (Text("?a"),)),)),
         Sample(said("a").messages[::-1]),
     ]
-    assert len({digest_of(one) for one in samples}) == len(samples)
-    assert digest_of(said("a")) == digest_of(Sample(said("a").messages, "another id"))
+    assert len({told.digest(one) for one in samples}) == len(samples)
+    assert told.digest(said("a")) == told.digest(Sample(said("a").messages, "another id"))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import lz4.frame
+import numpy as np
 import pyarrow as pa
 import pytest
 import zstandard
@@ -25,15 +26,16 @@ from talks import picture
 from plait import files
 from plait.config.model import load
 from plait.config.plan import Plan
-from plait.data import albums, members, shaped, shapes, shards, sources
+from plait.data import albums, members, said, shaped, shapes, shards, sources
 from plait.data.chat import Text
 from plait.errors import ConfigError, DataError, RecordError
-from plait.layout import Chat, Raw
+from plait.layout import Chat, Raw, said_of
 
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shards, "FEW", 1)
 
 
 def planned(source, count=1):
@@ -61,7 +63,11 @@ def ledger(source, count=1):
         shard = Chat(dataset="toy", shard=number)
         found = shards.write(folder, shard, planned(source, count).settings(shard))
         assert found["read"] == found["kept"] + found["rejected"] + sum(found["left_out"].values())
-        kept += list(shards.read(str(shard)))
+        own = list(shards.read(str(shard)))
+        if own:
+            told = np.frombuffer(Path(said_of(str(shard))).read_bytes(), said.ROW)
+            assert (told["digest"] == said.rows(own)["digest"]).all()
+        kept += own
         rejected.update(found["reasons"])
         left.update(found["left_out"])
         read += found["read"] + found["blank"]
@@ -817,7 +823,7 @@ from plait import files
 from plait.config.model import load
 from plait.config.plan import Plan
 from plait.data import shards, sources
-from plait.layout import Chat, Raw
+from plait.layout import Chat, Raw, said_of
 source = {"kind": "files", "path": sys.argv[1], "shape": sys.argv[2]}
 plan = Plan(load({"datasets": {"toy": {"source": source}}}))
 source = plan.settings(Raw(dataset="toy"))["source"]

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
+from plait import files
 from plait.tokens import encode
 
 KINDS = ("base", "solo", "chatml", "bytes")
@@ -139,6 +142,60 @@ def test_one_other_id_is_found_before_texts_are_read(both, tokenizers, caplog, m
     first = encode.Choice(tokenizers["base"], specials=True)
     assert isinstance(first._encoder([["a horse"]]), Wrong)
     assert first._encoder([["a zebra"]]) is first._encoder([])
+
+
+@pytest.fixture
+def compared(tokenizers, tmp_path):
+    """A tokenizer as the command makes it."""
+    folder = tmp_path / "compared"
+    shutil.copytree(tokenizers["base"], folder)
+    written(folder, encode.compared(folder))
+    return folder
+
+
+def written(folder, more):
+    facts = files.read_manifest(folder)["facts"] | more
+    files.write_manifest(folder, kind="tokenizer", settings={}, facts=facts)
+
+
+def test_a_tokenizer_that_was_compared_when_it_was_made_is_not_compared_again(compared, monkeypatch):
+    monkeypatch.setattr(encode, "_compared", None)
+    for specials in (True, False):
+        assert isinstance(encode.chosen(compared, [], specials=specials), encode.Fast)
+
+
+def test_what_differed_when_it_was_made_is_read_by_tokenizers_and_told(compared, caplog):
+    found = files.read_manifest(compared)["facts"][encode.COMPARED]
+    differs = {"specials": "gigatoken gives other ids for 'zebra'", "plain": ""}
+    written(compared, {encode.COMPARED: found | {encode.DIFFERS: differs}})
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(encode.chosen(compared, [], specials=True), encode.Slow)
+    assert "other ids for 'zebra'" in caplog.text
+    assert isinstance(encode.chosen(compared, [], specials=False), encode.Fast)
+
+
+@pytest.mark.parametrize("change", ["gigatoken", "tokenizers", "tokenizer.json"])
+def test_another_library_or_file_is_compared_again(compared, monkeypatch, change):
+    if change == encode.FAST:
+        path = compared / encode.FAST
+        path.write_text(json.dumps(json.loads(path.read_text())))
+    else:
+        found = files.read_manifest(compared)["facts"][encode.COMPARED]
+        written(compared, {encode.COMPARED: found | {change: "0.0.1"}})
+    made = []
+    monkeypatch.setattr(encode, "_compared", lambda slow, texts: made.append(texts) or ("fast", ""))
+    assert encode.found_before(compared, specials=True) is None
+    assert encode.chosen(compared, [["a"]], specials=True) == "fast"
+    assert made[0][-1] == ["a"]
+
+
+def test_a_tokenizer_is_compared_by_strings_of_all_planes(compared, monkeypatch):
+    seen = []
+    monkeypatch.setattr(encode, "_compared", lambda slow, texts: seen.append(texts) or (None, "x"))
+    assert encode.compared(compared)[encode.COMPARED][encode.DIFFERS] == {"specials": "x", "plain": "x"}
+    letters = {letter for texts in seen[0] for text in texts for letter in text}
+    assert all(any(low <= ord(one) < high for one in letters) for low, high in pairwise((0, *encode.PLANES)))
+    assert len(seen[0]) > encode.MIXED
 
 
 def test_samples_have_every_added_token_of_few_and_the_last_of_many(tokenizers):

@@ -28,12 +28,12 @@ def run(args: argparse.Namespace) -> None:
     """Write the tokenizer and its manifest."""
     from pathlib import Path
 
-    from plait.tokens import tokenizer
+    from plait.tokens import encode, tokenizer
 
     target = layout.Tokenizer.parse(args.tokenizer)
     chosen = settings(args, target)
     base = None if args.base is None else Path(str(layout.parse(args.base)))
     with files.appears_whole(str(target), folder=True) as folder:
-        facts = tokenizer.build(folder, chosen["source"], base)
+        facts = {**tokenizer.build(folder, chosen["source"], base), **encode.compared(folder)}
         inputs = [] if base is None else [base]
         files.write_manifest(folder, kind="tokenizer", settings=chosen, inputs=inputs, facts=facts)

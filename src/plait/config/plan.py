@@ -46,10 +46,10 @@ from plait.files import adopted, canonical, digest, digest_now, pruned, read_jso
 
 VERSIONS = {
     "raw": 3,
-    "chat": 9,
+    "chat": 10,
     "lock": 1,
     "fetch": 1,
-    "tokenizer": 2,
+    "tokenizer": 3,
     "index": 4,
     "energon": 7,
     "analyse": 9,

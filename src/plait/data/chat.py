@@ -132,8 +132,8 @@ def parse(line: bytes | str) -> Sample:
     id_, turns = _turns(value)
     if not turns:
         raise RecordError("the conversation has no messages", reason="no_messages")
-    messages = tuple(_message(turn, f"message {number}") for number, turn in enumerate(turns))
-    spoken = tuple(message for message in messages if message.parts or message.role != "system")
+    messages = [_message(turn, f"message {number}") for number, turn in enumerate(turns)]
+    spoken = tuple([message for message in messages if message.parts or message.role != "system"])
     _check_words(spoken)
     return Sample(messages=spoken, id=id_, source=_source(value))
 

@@ -1,14 +1,17 @@
 """Texts to token ids: by gigatoken where it gives the ids of Hugging Face's tokenizer, else by that one.
 
-gigatoken is some ten times as quick. Samples and the first texts of a run are read by both: where one id or
-one place of a token differs, or gigatoken does not know such a tokenizer, tokenizers does the work.
+gigatoken is some ten times as quick. Samples are read by both, when a tokenizer is made: where one id or one
+place of a token differs, or gigatoken does not know such a tokenizer, tokenizers does the work. A tokenizer
+that was not compared, or with another gigatoken, is compared before its first texts are read, and with them.
 """
 
 import ctypes
 import logging
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +21,16 @@ import orjson
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from plait import files
+from plait.layout import MANIFEST
+
 FAST = "tokenizer.json"
 SPACE = "▁"
 """What SentencePiece writes for a space."""
+PLANES = (0x20, 0x7F, 0x250, 0x3000, 0xD7FF, 0x2FFFF)
+"""Below which of these characters a letter of a mixed string is."""
+MIXED = 4000
+"""Mixed strings that a tokenizer is compared by."""
 PROBED = 40
 """Added tokens that are looked at in samples: of a thousand locations not every one."""
 SAMPLES = (
@@ -33,7 +43,7 @@ SAMPLES = (
     "<0x0A> \u2581 \u2581a", "Ġ Ċ", "https://example.org/a?b=c&d=%20",
     "\U0001d518 \U0002070e \U0010ffff", "----====____....", "\t\t  \n \n  end  ",
 )  # fmt: skip
-MOST, MORE = 200_000_000, 32_000_000
+MOST, MORE = 230_000_000, 32_000_000
 """Bytes that this process may have until gigatoken has to forget the words that it has seen, and by how many
 it must have grown since it last had."""
 UNKNOWN = (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError)
@@ -57,12 +67,12 @@ class Slow:
 
     def __init__(self, folder: Path, *, specials: bool) -> None:
         """Take a tokenizer's folder, and whether special tokens that a text has are read as such."""
-        self._folder, self._specials = folder, specials
+        self.folder, self.specials = folder, specials
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        found = Tokenizer.from_file(str(self._folder / FAST))
-        found.encode_special_tokens = not self._specials
+        found = Tokenizer.from_file(str(self.folder / FAST))
+        found.encode_special_tokens = not self.specials
         return found
 
     def samples(self) -> list[Sequence[str]]:
@@ -164,7 +174,7 @@ def _resident() -> int:
 
 
 class Choice:
-    """The quicker one of those that give the ids of Hugging Face's tokenizer; chosen by the first texts."""
+    """The quicker one of those that give the ids of Hugging Face's tokenizer."""
 
     def __init__(self, folder: Path, *, specials: bool) -> None:
         """Take a tokenizer's folder, and whether special tokens that a text has are read as such."""
@@ -186,24 +196,68 @@ class Choice:
 
 
 def chosen(folder: Path, first: Sequence[Sequence[str]], *, specials: bool) -> Encoder:
-    """gigatoken, if it reads samples and the first documents as tokenizers does, else tokenizers.
-
-    Only one of both is in memory at a time: a large vocabulary takes 200 MB in tokenizers.
-    """
-    slow = Slow(folder, specials=specials)
-    documents = [*slow.samples(), *first]
-    expected = slow.whole(documents)
-    slow.let_go()
-    try:
-        fast = Fast(folder, slow, specials=specials)
-        different = _different(fast, documents, expected)
-    except UNKNOWN as error:
-        different = f"{type(error).__name__}: {error}"
-    slow.let_go()
-    if not different:
+    """gigatoken, if it was found to read as tokenizers does, or reads samples and first documents so now."""
+    slow, different = Slow(folder, specials=specials), found_before(folder, specials=specials)
+    if different is None:
+        fast, different = _compared(slow, [*slow.samples(), *first])
+    else:
+        fast = None if different else Fast(folder, slow, specials=specials)
+    if fast:
         return fast
     log.warning("%s is read by tokenizers, some ten times slower than by gigatoken: %s", folder, different)
     return slow
+
+
+def found_before(folder: Path, *, specials: bool) -> str | None:
+    """What differed when a tokenizer was made, in words; None if these two were not compared then."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    found = files.read_manifest(folder)["facts"].get(COMPARED, {})
+    now = found and {**_compared_with(folder), DIFFERS: found[DIFFERS]}
+    return str(found[DIFFERS][NAMES[specials]]) if found and found == now else None
+
+
+def compared(folder: Path) -> dict[str, Any]:
+    """What a tokenizer's manifest says of gigatoken: what differs, in words, empty where nothing does."""
+    differs = {}
+    for specials, name in NAMES.items():
+        slow = Slow(folder, specials=specials)
+        differs[name] = _compared(slow, [*slow.samples(), *([text] for text in mixed(MIXED))])[1]
+    return {COMPARED: {**_compared_with(folder), DIFFERS: differs}}
+
+
+COMPARED, DIFFERS = "compared", "differs"
+NAMES = {True: "specials", False: "plain"}
+"""Whether special tokens in a text are read as such."""
+
+
+def _compared_with(folder: Path) -> dict[str, str]:
+    libraries = {name: version(name) for name in ("gigatoken", "tokenizers")}
+    return {**libraries, FAST: files.digest(folder / FAST)}
+
+
+def _compared(slow: Slow, documents: Sequence[Sequence[str]]) -> tuple[Encoder | None, str]:
+    """Gigatoken if it reads documents as tokenizers does; what differs, in words.
+
+    Only one of both is in memory at a time: a large vocabulary takes 200 MB in tokenizers.
+    """
+    expected = slow.whole(documents)
+    slow.let_go()
+    try:
+        fast = Fast(slow.folder, slow, specials=slow.specials)
+        different = _different(fast, documents, expected)
+    except UNKNOWN as error:
+        return None, f"{type(error).__name__}: {error}"
+    slow.let_go()
+    return (None if different else fast), different
+
+
+def mixed(count: int, seed: int = 0) -> Iterator[str]:
+    """Strings of a few characters of all planes, control characters among them."""
+    draw = random.Random(seed)  # noqa: S311 - for samples
+    for _ in range(count):
+        places = (int(draw.random() * draw.choice(PLANES)) for _ in range(draw.randint(1, 12)))
+        yield "".join(" " if 0xD800 <= place < 0xE000 else chr(place) for place in places)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -56,10 +56,15 @@ def texts(seed, size):
 
 
 def corpus(folder, seed, *, kind):
-    """A tokenizer, and for each process a file of chat records, with what `plait chat` writes beside it."""
+    """A tokenizer as `plait tokenizer` makes it, and a file for each process as `plait chat` does."""
+    from plait import files
     from plait.data import chat, shards
+    from plait.tokens import encode
 
-    TOKENIZERS[kind](folder / "tokenizer")
+    tokenizer = folder / "tokenizer"
+    TOKENIZERS[kind](tokenizer)
+    facts = files.read_manifest(tokenizer)["facts"] | encode.compared(tokenizer)
+    files.write_manifest(tokenizer, kind="tokenizer", settings={}, facts=facts)
     size = BYTES + seed * MORE
     for number in range(PROCESSES):
         with gzip.open(folder / f"{number}.jsonl.gz", "wb", 1) as out, contextlib.ExitStack() as stack:

@@ -1,0 +1,121 @@
+"""What records are compared by is made with them, and is what their lines say."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from folders import tokenizer_folder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plait import files, layout
+from plait.config.model import load
+from plait.config.plan import Plan
+from plait.data import chat, said, shards, sources
+from plait.data.chat import Message, Picture, Sample, Text
+from plait.errors import DataError, RecordError
+from plait.tokens import build
+
+FORM = {
+    "template": "pretrain", "packing": "best_fit", "overlong": "split", "pictures": "encoded",
+    "patch_size": 32, "max_resolution": 1024, "reject_limit": 0.5, "no_loss": "count",
+}  # fmt: skip
+PARTS = st.one_of(st.builds(Text, st.text(max_size=9)), st.builds(Picture, st.binary(min_size=1, max_size=9)))
+MESSAGES = st.builds(Message, st.sampled_from(chat.ROLES), st.lists(PARTS, max_size=4).map(tuple))
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=4).map(tuple).map(Sample))
+def test_a_sample_has_the_rows_of_what_its_line_says(sample):
+    line = sample.to_line("x")
+    try:
+        read = chat.parse(line)
+    except RecordError:
+        return
+    assert said.rows([sample], [line]).tobytes() == said.rows([read], [line]).tobytes()
+
+
+@pytest.fixture
+def shard(tmp_path, monkeypatch):
+    """A shard of a dataset of so many records, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def made(count):
+        talks = [
+            [
+                {"role": "user", "content": f"{number} ßé"},
+                {"role": "assistant", "content": f"so {number % 50}"},
+            ]
+            for number in range(count)
+        ]
+        Path("x.jsonl").write_text("".join(json.dumps(one) + "\n" for one in talks))
+        plan = Plan(load({"datasets": {"toy": {"source": {"kind": "chat-jsonl", "path": "x.jsonl"}}}}))
+        raw, target = layout.Raw(dataset="toy"), layout.Chat(dataset="toy", shard=0)
+        with files.appears_whole(str(raw), folder=True) as folder:
+            facts = sources.make(plan.settings(raw)["source"], folder)
+            files.write_manifest(folder, kind="raw", settings={}, facts=facts)
+        shards.write(Path(str(raw)), target, plan.settings(target))
+        return Path(str(target))
+
+    return made
+
+
+def test_a_shard_has_a_row_for_each_line(shard):
+    path = shard(shards.FEW * 3 + 5)
+    lines = gzip.decompress(path.read_bytes()).splitlines()
+    expected = said.rows([*shards.read(path)], lines)
+    assert Path(layout.said_of(str(path))).read_bytes() == expected.tobytes()
+    assert len({*expected["digest"].tolist()}) == len(expected) == len(lines)
+
+
+def test_few_records_have_none_and_a_shard_made_again_has_none_of_before(shard):
+    path = shard(shards.FEW)
+    assert Path(layout.said_of(str(path))).is_file()
+    files.remove(Path("data/raw/toy"))
+    assert not Path(layout.said_of(str(shard(shards.FEW - 1)))).exists()
+
+
+def packed(path, target):
+    tokenizer = path.parent / "tokenizer"
+    if not tokenizer.exists():
+        tokenizer_folder(tokenizer)
+    target.mkdir()
+    return build.build(target, tokenizer, [path], FORM | {"tokenizer": "byte"}, 512, {"duplicates": "reject"})
+
+
+def test_an_index_is_the_same_with_and_without_the_rows(shard, tmp_path):
+    path = shard(shards.FEW * 2 + 1)
+    facts = packed(path, tmp_path / "with")
+    Path(layout.said_of(str(path))).unlink()
+    assert packed(path, tmp_path / "without") == facts
+    names = {one.name for one in (tmp_path / "with").iterdir()}
+    assert names == {one.name for one in (tmp_path / "without").iterdir()}
+    for name in names:
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes(), name
+
+
+def one_changed(lines):
+    return [lines[0].replace(b"so", b"si"), *lines[1:]]
+
+
+@pytest.mark.parametrize("change", [one_changed, lambda lines: lines[:-1], lambda lines: [*lines, lines[0]]])
+def test_rows_of_other_records_are_refused(shard, tmp_path, change):
+    path = shard(shards.FEW * 2)
+    lines = gzip.decompress(path.read_bytes()).splitlines()
+    path.write_bytes(gzip.compress(b"".join(line + b"\n" for line in change(lines))))
+    with pytest.raises(DataError, match=r"shard_00000\.said is not of the records beside it") as caught:
+        packed(path, tmp_path / "i")
+    assert "remove that file" in caught.value.hint
+    shutil.rmtree(tmp_path / "i")
+    Path(layout.said_of(str(path))).unlink()
+    assert packed(path, tmp_path / "i")["read"] >= len(lines) - 1
+
+
+def test_each_number_of_a_row_is_in_its_place():
+    sample = Sample((Message("user", (Text("abc"),)),))
+    row = said.rows([sample], [b"123456789"])
+    assert row["line"] == 0xCBF43926  # the check value of CRC-32
+    assert row.tobytes()[said.DIGEST] == said.digest(sample)
+    assert np.any(row["pieces"])
