@@ -27,7 +27,7 @@ def add(stages: Subparsers) -> None:
         "--workers",
         type=int,
         default=1,
-        help="processes that look at energon's samples (default: %(default)s)",
+        help="processes that tokenise samples of energon (default: %(default)s)",
     )
     add_settings(parser)
     parser.set_defaults(run=run)

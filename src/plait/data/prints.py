@@ -6,9 +6,7 @@ right?
 
 import io
 import sqlite3
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,8 +35,6 @@ ROW = np.dtype(
 )
 """A sample; 0 stands where it has no such thing. ``count`` is the number of its pictures."""
 NAME = "data-prints"
-AHEAD = 4
-"""Batches that other processes may have before their rows are waited for."""
 
 
 def rows(samples: Sequence[tuple[Sample, str]], known: Sequence[bytes | None] = ()) -> NDArray[Any]:
@@ -82,12 +78,11 @@ def look(picture: bytes) -> int:
 class Prints:
     """Writes the rows of samples, and their ids, beside other files of a folder."""
 
-    def __init__(self, folder: Path, others: Executor | None = None) -> None:
-        """Start both files; ``others`` are processes that look at the samples, in place of this one."""
-        self.folder, self._others = folder, others
+    def __init__(self, folder: Path) -> None:
+        """Start both files."""
+        self.folder = folder
         self._held: list[tuple[Sample, str]] = []
         self._known: list[bytes | None] = []
-        self._waited: deque[Future[NDArray[Any]]] = deque()
         self._rows = (folder / f"{NAME}.bin").open("wb")
         self._ids = (folder / f"{NAME}.ids").open("wb")
 
@@ -99,7 +94,6 @@ class Prints:
     ) -> None:
         if kind is None:
             self._write()
-            self._wait(0)
         self._rows.close()
         self._ids.close()
 
@@ -111,18 +105,13 @@ class Prints:
             self._write()
 
     def _write(self) -> None:
-        self._ids.write(b"".join(orjson.dumps(id_) + b"\n" for _, id_ in self._held))
-        if self._others is None:
-            self._rows.write(rows(self._held, self._known).tobytes())
-        else:
-            self._waited.append(self._others.submit(rows, self._held, self._known))
-            self._wait(AHEAD)
+        self.extend(rows(self._held, self._known), [id_ for _, id_ in self._held])
         self._held, self._known = [], []
 
-    def _wait(self, left: int) -> None:
-        """Write what others have looked at, in order, until so many batches are left to them."""
-        while len(self._waited) > left:
-            self._rows.write(self._waited.popleft().result().tobytes())
+    def extend(self, found: NDArray[Any], ids: Sequence[str]) -> None:
+        """Write rows that are there, and their samples' ids."""
+        self._rows.write(found.tobytes())
+        self._ids.write(b"".join(orjson.dumps(id_) + b"\n" for id_ in ids))
 
 
 def stand(folder: Path | str) -> bool:

@@ -1,10 +1,8 @@
 """Counting the tokens of energon datasets: every training sample, as training will see it."""
 
-import multiprocessing
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from plait import files, layout
-from plait.data import energon, ledger
-from plait.data.prints import Prints
+from plait.data import energon, ledger, prints
+from plait.data.chat import Sample
+from plait.data.helpers import Helpers, batches
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.tokens import analysis, rejected, repeats, shown
@@ -42,7 +42,7 @@ def build(
         tokenizer: the format's tokenizer.
         datasets: those of the mixture; those of its validation may be among them.
         settings: ``mixture`` and ``format`` of the config, and ``image_token_id`` of the models that read it.
-        workers: processes; all but one look for what repeats.
+        workers: processes that tokenise and look for what repeats, this one among them.
 
     Returns:
         The facts of its manifest.
@@ -56,16 +56,17 @@ def build(
     _check(datasets, {*names, *mixed["validation"]})
     length = mixed["decoder_seq_length"]
     renderer = LlavaRenderer(tokenizer, form, settings["image_token_id"])
-    others = _others(workers - 1)
-    with (folder / NAME).open("wb") as out, TemporaryDirectory() as beside, others as helping:
+    looker = Looker(renderer, length)
+    with (folder / NAME).open("wb") as out, TemporaryDirectory() as beside:
         rejects = {one: Rejects(out) for one in datasets if one.dataset in names}
         draws = {one: shown.Draw.of(one.dataset, _expected(one)) for one in rejects}
         printed = {one: Path(beside, one.dataset) for one in rejects}
-        counted = [
-            measure(one, renderer, length, bad, printed[one], draws[one], helping)
-            for one, bad in rejects.items()
-        ]
-        validation = _validating(mixed["validation"] or names, names, Path(beside, "validation"), helping)
+        with Helpers(workers - 1, looker.look) as looking:
+            counted = [
+                measure(one, looker, bad, printed[one], draws[one], looking) for one, bad in rejects.items()
+            ]
+        with Helpers(workers - 1, prints.rows) as looking:
+            validation = _validating(mixed["validation"] or names, names, Path(beside, "validation"), looking)
         repeated = repeats.write(
             folder,
             {one.dataset: [place] for one, place in printed.items()},
@@ -95,11 +96,6 @@ def build(
     return {**facts, "reasons": to_json(sum((one.reasons for one in rejects.values()), Counter()))}
 
 
-def _others(count: int) -> AbstractContextManager[Executor | None]:
-    """So many processes beside this one."""
-    return ProcessPoolExecutor(count, multiprocessing.get_context("fork")) if count else nullcontext()
-
-
 def _check(datasets: Sequence[layout.Energon], names: set[str]) -> None:
     """Compare the datasets that are there with those that train or validate."""
     found = {one.dataset for one in datasets}
@@ -120,37 +116,100 @@ def _stages(folder: Path, dataset: layout.Energon, rejects: Rejects) -> list[rej
     return [*rejected.stages([Path(str(dataset))]), own]
 
 
+Batch = list[tuple[str, Sample]]
+"""Samples, each with the tar that it is in."""
+Counts = tuple[int, int, int, int, int]
+"""Tokens, those of pictures, trained ones, pictures, and tokens before clipping."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What became of a batch.
+
+    Attributes:
+        found: the counts of each sample, or why the format does not take it.
+        rows: what those that it takes are compared by.
+    """
+
+    found: list[Counts | RecordError]
+    rows: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Looker:
+    """Tokenises samples as training does, with room for ``length`` tokens."""
+
+    renderer: LlavaRenderer
+    length: int
+
+    def look(self, batch: Batch) -> Looked:
+        """Count the tokens of samples, and look what they are compared by."""
+        found = [self._counted(sample) for _, sample in batch]
+        taken = [one for (_, one), counts in zip(batch, found, strict=True) if isinstance(counts, tuple)]
+        return Looked(found, prints.rows([(one, one.id) for one in taken]))
+
+    def encoded(self, sample: Sample) -> Encoded:
+        """A sample that the format takes, clipped.
+
+        Raises:
+            RecordError: nothing of it would be trained, or the template cannot write it.
+        """
+        found = self.renderer.encode(self.renderer.instructed(sample, sample.id))
+        if self.renderer.form["no_loss"] == "reject" and not found.teaches(self.length):
+            raise RecordError(f"no answer is within the first {self.length} tokens", reason="no_loss")
+        return found.clip(self.length)
+
+    def _counted(self, sample: Sample) -> Counts | RecordError:
+        """The counts of a sample, or why the format does not take it."""
+        try:
+            kept = self.encoded(sample)
+        except RecordError as error:
+            return error
+        pictures, trained = int((kept.picture_rows >= 0).sum()), int(kept.trained[1:].sum())
+        size = len(kept.input_ids)
+        return size, pictures, trained, len(kept.pictures), size + kept.clipped
+
+    def shown(self, folder: Path, tar: str, sample: Sample) -> shown.Shown:
+        """A sample as it is shown."""
+        return shown.of_sample(folder, tar, sample.id, self.encoded(sample), self.renderer.tokens)
+
+
 def measure(
     dataset: layout.Energon,
-    renderer: LlavaRenderer,
-    length: int,
+    looker: Looker,
     rejects: Rejects,
     beside: Path,
     draw: shown.Draw,
-    others: Executor | None = None,
+    looking: Helpers[Batch, Looked],
 ) -> analysis.Counted:
     """Tokenise every training sample of a dataset: keep its counts, and the few that are drawn.
 
     Args:
         dataset: what to read.
-        renderer: writes its samples.
-        length: tokens that a sample has room for.
+        looker: tokenises its samples.
         rejects: gets those that the format does not take.
         beside: a folder, made here, that gets the prints of the others.
         draw: which of them are shown.
-        others: processes that make the prints.
+        looking: processes that do what the looker does.
 
     Raises:
         DataError: it is not whole, or the template cannot write more of its samples than may be rejected.
     """
-    folder = Path(str(dataset))
-    expected, kept = _expected(dataset), []
+    folder, length = Path(str(dataset)), looker.length
+    expected = _expected(dataset)
+    kept: list[Counts] = []
     beside.mkdir()
-    with Prints(beside, others) as prints:
-        for number, (tar, key, sample) in enumerate(_encoded(folder, renderer, rejects, length, prints)):
-            clipped = sample.clip(length)
-            kept.append(_counts(clipped))
-            draw.offer(number, partial(shown.of_sample, folder, tar, key, clipped, renderer.tokens))
+    with prints.Prints(beside) as out:
+        for batch, looked in looking.in_order(batches(energon.located(folder))):
+            ids = []
+            for (tar, sample), one in zip(batch, looked.found, strict=True):
+                if isinstance(one, RecordError):
+                    rejects.add(Record(folder / tar, None, sample.id), one.reason, str(one))
+                    continue
+                draw.offer(len(kept), partial(looker.shown, folder, tar, sample))
+                kept.append(one)
+                ids.append(sample.id)
+            out.extend(looked.rows, ids)
     whole = np.array(kept, np.int64)
     ledger.balance(
         f"energon -> mixture, training samples of {folder}",
@@ -159,7 +218,7 @@ def measure(
     )
     rejects.check(
         expected,
-        renderer.form["reject_limit"],
+        looker.renderer.form["reject_limit"],
         str(folder),
         "mend the records, or name another template or instruction, or raise reject_limit of the format in "
         "config/",
@@ -186,47 +245,20 @@ def measure(
     return analysis.Counted(dataset, found, counts, float(tokens.mean() / length), length)
 
 
-def _encoded(
-    folder: Path, renderer: LlavaRenderer, rejects: Rejects, length: int, prints: Prints
-) -> Iterator[tuple[str, str, Encoded]]:
-    """The samples that the format takes, each with its tar and its key."""
-    for name, sample in energon.located(folder):
-        try:
-            found = _checked(renderer.encode(renderer.instructed(sample, sample.id)), renderer, length)
-        except RecordError as error:
-            rejects.add(Record(folder / name, None, sample.id), error.reason, str(error))
-            continue
-        prints.append(sample, sample.id)
-        yield name, sample.id, found
-
-
 def _validating(
-    names: Sequence[str], trained: Sequence[str], beside: Path, others: Executor | None = None
+    names: Sequence[str],
+    trained: Sequence[str],
+    beside: Path,
+    looking: Helpers[Sequence[tuple[Sample, str]], NDArray[Any]],
 ) -> Path:
     """A folder with the prints of what validates: val splits, or all of what has none and does not train."""
     beside.mkdir()
-    with Prints(beside, others) as prints:
+    with prints.Prints(beside) as out:
         for name in names:
             folder = Path(str(layout.Energon(dataset=name)))
             whole = name not in trained and not energon.splits(folder)["val"]
-            for sample in energon.read(folder, "train" if whole else "val"):
-                prints.append(sample, sample.id)
+            samples = batches(energon.located(folder, "train" if whole else "val"))
+            with_ids = ([(one, one.id) for _, one in batch] for batch in samples)
+            for batch, rows in looking.in_order(with_ids):
+                out.extend(rows, [id_ for _, id_ in batch])
     return beside
-
-
-def _checked(sample: Encoded, renderer: LlavaRenderer, length: int) -> Encoded:
-    """The sample, if the format takes it.
-
-    Raises:
-        RecordError: nothing of it would be trained.
-    """
-    if renderer.form["no_loss"] == "reject" and not sample.teaches(length):
-        raise RecordError(f"no answer is within the first {length} tokens", reason="no_loss")
-    return sample
-
-
-def _counts(kept: Encoded) -> tuple[int, int, int, int, int]:
-    """Tokens, those of pictures, trained ones, pictures, and tokens before clipping."""
-    pictures = int((kept.picture_rows >= 0).sum())
-    trained = int(kept.trained[1:].sum())
-    return len(kept.input_ids), pictures, trained, len(kept.pictures), len(kept.input_ids) + kept.clipped

@@ -1,0 +1,85 @@
+"""Processes beside this one that share the work on batches; results come in the order of the batches."""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from plait.data.chat import Sample
+
+B = TypeVar("B")
+R = TypeVar("R")
+AHEAD = 2
+"""Batches for each process that are given to it before it has asked."""
+SAMPLES, BYTES = 64, 4_000_000
+"""Samples of a batch, and bytes of their pictures: little enough for memory."""
+
+
+class Helpers(Generic[B, R]):
+    """So many processes that do one thing, which this one does too where they have enough."""
+
+    def __init__(self, count: int, work: Callable[[B], R]) -> None:
+        """Take what is done with a batch; processes begin with the first, and with this one's memory."""
+        self._count, self._work = count, work
+        fork = multiprocessing.get_context("fork")
+        self._others = ProcessPoolExecutor(count, fork, _take, (work,)) if count else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._others:
+            self._others.shutdown(cancel_futures=True)
+
+    def in_order(self, batches: Iterable[B]) -> Iterator[tuple[B, R]]:
+        """Each batch with what became of it."""
+        waited: deque[tuple[B, Future[R]]] = deque()
+        for batch in batches:
+            waited.append((batch, self._begun(batch, sum(not one.done() for _, one in waited))))
+            while waited[0][1].done():
+                yield _ended(waited.popleft())
+                if not waited:
+                    break
+        while waited:
+            yield _ended(waited.popleft())
+
+    def _begun(self, batch: B, busy: int) -> "Future[R]":
+        if self._others and busy < AHEAD * self._count:
+            return self._others.submit(_do, batch)
+        done: Future[R] = Future()
+        done.set_result(self._work(batch))
+        return done
+
+
+def _ended(one: tuple[B, "Future[R]"]) -> tuple[B, R]:
+    return one[0], one[1].result()
+
+
+_own: list[Callable[[Any], Any]] = []
+"""What a helper does."""
+
+
+def _take(work: Callable[[Any], Any]) -> None:
+    _own[:] = [work]
+
+
+def _do(batch: Any) -> Any:
+    return _own[0](batch)
+
+
+def batches(samples: Iterable[tuple[Any, Sample]]) -> Iterator[list[tuple[Any, Sample]]]:
+    """Lists of at most SAMPLES samples, each with what it has beside it, until one reaches BYTES."""
+    batch: list[tuple[Any, Sample]] = []
+    size = 0
+    for one in samples:
+        batch.append(one)
+        size += sum(map(len, one[1].pictures))
+        if len(batch) == SAMPLES or size >= BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
