@@ -14,7 +14,7 @@ from plait import files
 from plait.data.images import patches
 from plait.errors import DataError
 from plait.tokens import build
-from plait.tokens.documents import Document, Documents, Picture
+from plait.tokens.documents import Batch, Document, Documents, Picture
 from plait.tokens.indexed import PackedShard
 from plait.tokens.render import Renderer
 from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
@@ -427,11 +427,14 @@ def test_joined_documents_show_what_they_showed_apart(several):
     assert shown(joined) == expected
 
 
-@given(st.lists(documents(), max_size=5))
-def test_stored_documents_come_back(several):
+@given(st.lists(st.lists(documents(), min_size=1, max_size=4), max_size=3), st.data())
+def test_stored_documents_come_back(batches, data):
+    several = []
     with Documents() as store:
-        for document in several:
-            store.append(document)
+        for batch in batches:
+            numbers = data.draw(st.lists(st.sampled_from(range(len(batch))), unique=True))
+            store.extend(Batch.of(batch), numbers)
+            several += [batch[number] for number in numbers]
 
         assert store.lengths.tolist() == [len(document) for document in several]
         for number, document in enumerate(several):

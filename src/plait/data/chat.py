@@ -181,13 +181,13 @@ def _message(turn: Any, where: str) -> Message:
     if not isinstance(content, list):
         raise RecordError(f"{where} has {_kind(content)} as content, not text or parts", reason="not_text")
     parts = [_part(part, where, number) for number, part in enumerate(content)]
-    return Message(role=role, parts=tuple(part for part in parts if part != EMPTY))
+    return Message(role=role, parts=tuple([part for part in parts if part is not EMPTY]))
 
 
 def _part(part: Any, message: str, number: int) -> Part:
     kind = part.get("type") if isinstance(part, dict) else _kind(part)
     if kind == "text" and isinstance(part.get("text"), str):
-        return Text(part["text"])
+        return Text(part["text"]) if part["text"] else EMPTY
     where = f"{message}, part {number}"
     if kind == "text":
         raise RecordError(f"{where} has {_kind(part.get('text'))} as text", reason="not_text")

@@ -7,6 +7,7 @@ pieces of five characters, of the first ``TEXT`` ones, which MinHash (rensa) est
 
 import hashlib
 import unicodedata
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def rows(samples: Sequence[Sample], lines: Sequence[bytes] = ()) -> NDArray[Any]
     found["digest"] = np.frombuffer(b"".join(map(digest, samples)), "V32")
     found["text"] = [number_of(text.encode()) if text else 0 for text in texts]
     if lines:
-        found["line"] = [_checksum(line) for line in lines]
+        found["line"] = [zlib.crc32(line) for line in lines]
     return found
 
 
@@ -75,12 +76,6 @@ def _text(sample: Sample) -> str:
 def number_of(content: bytes) -> int:
     """The first 64 bits of a digest."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
-
-
-def _checksum(line: bytes) -> int:
-    from isal import isal_zlib
-
-    return isal_zlib.crc32(line)
 
 
 # Similar texts
@@ -149,7 +144,7 @@ class Reader:
         if not self._known:
             return None
         found = next(self._rows, None)
-        if found is None or int.from_bytes(found[:4], "little") != _checksum(line):
+        if found is None or int.from_bytes(found[:4], "little") != zlib.crc32(line):
             self._refuse()
         return found
 

@@ -132,19 +132,22 @@ def _collect(
         rejected = Rejects(out)
         for batch in _batches(_pieces(renderer, records, rejected)):
             found = renderer.documents([pieces for _, pieces in batch])
-            for (one, _), document in zip(batch, found, strict=True):
+            words = found.counts(~markup(found.text, renderer.vision))
+            taught = found.counts(trained(found.text, found.role, renderer.vision))
+            kept = []
+            for number, (one, _) in enumerate(batch):
                 record = one.record
-                if markup(document.text, renderer.vision).all():
+                if not words[number]:
                     rejected.add(record, "no_text", "no token of text is in it")
                     continue
-                silent = not loss_tokens(document.text, document.role, renderer.vision)
-                if silent and form["no_loss"] == "reject":
+                if not taught[number] and form["no_loss"] == "reject":
                     rejected.add(record, "no_loss", "no token of it is an assistant's, so none is trained")
                     continue
-                without_loss += silent
-                documents.append(document)
+                without_loss += not taught[number]
+                kept.append(number)
                 origins.append(record, one.sample.source)
                 prints.append(one.sample, one.name, one.row)
+            documents.extend(found, kept)
     rejected.check(
         len(documents) + rejected.count,
         form["reject_limit"],
@@ -329,6 +332,10 @@ class PackWriter:
         }
 
 
+DTYPES = (np.int32, np.uint16, np.int32)
+"""Of text, role and patch indices."""
+
+
 def joined(
     documents: Sequence[Document], separator: int
 ) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]]:
@@ -337,25 +344,25 @@ def joined(
     The first token of every document but the first has the role PACK_SEP: the separator that it
     begins with, or one put before it.
     """
-    put = [
-        number > 0 and document.text[:1].tolist() != [separator] for number, document in enumerate(documents)
-    ]
-    size = sum(map(len, documents)) + sum(put)
-    text = np.full(size, separator, np.int32)
-    role = np.full(size, PACK_SEP, np.uint16)
-    indices = np.full(size, -1, np.int32)
-    start, before = 0, 0
-    for number, (document, extra) in enumerate(zip(documents, put, strict=True)):
-        place = slice(start + extra, start + extra + len(document))
-        text[place], role[place] = document.text, document.role
-        if document.pictures:
-            own = document.patch_indices
-            indices[place] = np.where(own >= 0, own + before, -1)
-            before += sum(picture.patches for picture in document.pictures)
-        if number:
-            role[start] = PACK_SEP
-        start = place.stop
-    return text, role, indices
+    columns: tuple[list[NDArray[Any]], ...] = [], [], []
+    put = [np.array([one], dtype) for one, dtype in zip((separator, PACK_SEP, -1), DTYPES, strict=True)]
+    before = 0
+    for number, document in enumerate(documents):
+        own = document.role.astype(np.uint16)
+        if number and document.text[:1].tolist() == [separator]:
+            own[0] = PACK_SEP
+        elif number:
+            for column, one in zip(columns, put, strict=True):
+                column.append(one)
+        indices = document.patch_indices
+        if before:
+            indices = np.where(indices >= 0, indices + before, -1)
+        values: list[NDArray[Any]] = [document.text, own, indices]
+        for column, one in zip(columns, values, strict=True):
+            column.append(one)
+        before += sum(picture.patches for picture in document.pictures)
+    text, role, places = map(np.concatenate, columns)
+    return text, role, places
 
 
 # Figures

@@ -5,6 +5,7 @@ import tempfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from types import TracebackType
 from typing import Any, Self
 
@@ -49,6 +50,51 @@ class Document:
             kept = self.pictures[first : last + 1]
             indices = np.where(indices >= 0, indices - ends[first] + kept[0].patches, -1).astype(np.int32)
         return Document(self.text[start:end], self.role[start:end], indices, kept)
+
+
+@dataclass(frozen=True)
+class Batch(Sequence[Document]):
+    """Documents end to end: N tokens of D documents.
+
+    Attributes:
+        text: (N,) token ids.
+        role: (N,) codes.
+        starts: the first token of each document, and N.
+        patch_indices: (N,), each document's counted by itself; None where none has pictures.
+        pictures: of each document.
+    """
+
+    text: NDArray[np.int32]
+    role: NDArray[np.uint8]
+    starts: Sequence[int]
+    patch_indices: NDArray[np.int32] | None
+    pictures: Sequence[Sequence[Picture]]
+
+    @classmethod
+    def of(cls, documents: Sequence[Document]) -> Self:
+        """Documents that there are, as a batch."""
+        indices = [one.patch_indices for one in documents]
+        return cls(
+            np.concatenate([one.text for one in documents]),
+            np.concatenate([one.role for one in documents]),
+            [0, *accumulate(map(len, documents))],
+            np.concatenate(indices) if any(one.pictures for one in documents) else None,
+            [one.pictures for one in documents],
+        )
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        start, end = self.starts[range(len(self))[number]], self.starts[range(1, len(self) + 1)[number]]
+        indices = no_patches(end - start) if self.patch_indices is None else self.patch_indices[start:end]
+        return Document(self.text[start:end], self.role[start:end], indices, self.pictures[number])
+
+    def counts(self, which: NDArray[np.bool_]) -> list[int]:
+        """How many of each document's tokens are so: ``which`` is (N,)."""
+        return [int(np.count_nonzero(which[start:end])) for start, end in pairwise(self.starts)]
 
 
 NO_PATCHES = np.full(1 << 16, -1, np.int32)
@@ -98,25 +144,29 @@ class Documents:
         starts = np.array(self._starts, np.int64)[documents] + places * TOKEN
         return np.frombuffer(b"".join(self._read(start, TOKEN) for start in starts.tolist()), np.int32)
 
-    def append(self, document: Document) -> None:
-        """Take a document in."""
-        self._lengths.append(len(document))
-        self._starts.append(self._end)
-        columns: list[NDArray[Any]] = [document.text, document.role]
-        if document.pictures:
-            columns.append(document.patch_indices)
-        for column, dtype in zip(columns, (np.int32, np.uint8, np.int32), strict=False):
-            self._write(np.ascontiguousarray(column, dtype).data)
-        for picture in document.pictures:
-            self._write(picture.encoded)
-            self._patches.append(picture.patches)
-            self._picture_ends.append(self._end)
-        self._first_picture.append(len(self._patches))
+    def extend(self, batch: Batch, numbers: Sequence[int]) -> None:
+        """Take in those of a batch with these numbers."""
+        columns: list[tuple[NDArray[Any] | None, int]]
+        columns = [(batch.text, TOKEN), (batch.role, 1), (batch.patch_indices, TOKEN)]
+        views = [(memoryview(one.tobytes()), size) for one, size in columns if one is not None]
+        for number in numbers:
+            start, end = batch.starts[number], batch.starts[number + 1]
+            pictures = batch.pictures[number]
+            self._lengths.append(end - start)
+            self._starts.append(self._end)
+            for view, size in views if pictures else views[:2]:
+                self._write(view[size * start : size * end])
+            for picture in pictures:
+                self._write(picture.encoded)
+                self._patches.append(picture.patches)
+                self._picture_ends.append(self._end)
+            self._first_picture.append(len(self._patches))
+        self._spool.flush()
 
     def __getitem__(self, number: int) -> Document:
         """A document with its pictures' bytes."""
         size, start = self._lengths[number], self._starts[number]
-        first, last = self._first_picture[number : number + 2]
+        first, last = self._first_picture[number], self._first_picture[number + 1]
         width = TOKEN + 1 + (TOKEN if last > first else 0)
         content = self._read(start, size * width)
         text = np.frombuffer(content, np.int32, size)
@@ -136,5 +186,4 @@ class Documents:
 
     def _read(self, start: int, size: int) -> bytes:
         """Bytes of the file."""
-        self._spool.flush()
         return os.pread(self._spool.fileno(), size, start)

@@ -5,8 +5,9 @@ No loop here runs over tokens: a text is cut at the tokens that its pieces begin
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from plait.data.images import patch_grid
 from plait.errors import DataError
 from plait.files import read_manifest
 from plait.tokens import encode
-from plait.tokens.documents import Document, Picture, no_patches
+from plait.tokens.documents import Batch, Picture
 from plait.tokens.encode import Ids
 from plait.tokens.made_by import digest
 from plait.tokens.roles import IMAGE
 from plait.tokens.templates import TEMPLATES, Marks, Piece, Template
 from plait.tokens.vocabulary import PICTURE, VISION_END, VISION_PATCH, VISION_ROW, VISION_START, picture_text
 
-Grid = tuple[int, int]
+Grids = Mapping[int, tuple[int, int]]
+"""Rows and columns of a picture's patches, by the number of its piece."""
+CODE = [bytes([code]) for code in range(256)]
 
 
 class Renderer:
@@ -67,9 +70,11 @@ class Renderer:
             self._check_pictures(sample)
         return list(self.template.pieces(sample, self._marks))
 
-    def documents(self, batch: Sequence[list[Piece]]) -> list[Document]:
+    def documents(self, batch: Sequence[list[Piece]]) -> Batch:
         """Tokenise the pieces of many conversations at once."""
-        return self._whole(batch) if self.template.whole else self._apart(batch)
+        grids = [self._grids(pieces) for pieces in batch]
+        tokenised = self._whole if self.template.whole else self._apart
+        return self._batch(*tokenised(batch, grids), batch, grids)
 
     def _check_pictures(self, sample: chat.Sample) -> None:
         if not self.vision:
@@ -85,19 +90,15 @@ class Renderer:
 
     # Each piece by itself
 
-    def _apart(self, batch: Sequence[list[Piece]]) -> list[Document]:
+    def _apart(self, batch: Sequence[list[Piece]], grids: Sequence[Grids]) -> tuple[list[Ids], list[int]]:
         texts = [p.content for pieces in batch for p in pieces if isinstance(p.content, str)]
-        ids = iter(self._encoder.apart(texts))
-        return [self._joined(pieces, ids) for pieces in batch]
-
-    def _joined(self, pieces: list[Piece], texts: Iterator[Ids]) -> Document:
-        grids = self._grids(pieces)
+        found = iter(self._encoder.apart(texts))
         ids = [
-            next(texts) if isinstance(piece.content, str) else self._picture_ids(*grids[number])
+            next(found) if isinstance(piece.content, str) else self._picture_ids(*grid[number])
+            for pieces, grid in zip(batch, grids, strict=True)
             for number, piece in enumerate(pieces)
         ]
-        starts = [0, *accumulate(map(len, ids))]
-        return self._document(ids[0] if len(ids) == 1 else np.concatenate(ids), starts, pieces, grids)
+        return ids, [len(one) for one in ids]
 
     def _picture_ids(self, rows: int, columns: int) -> NDArray[np.int32]:
         tokens = np.full((rows, columns + 1), self.vision[VISION_PATCH], np.int32)
@@ -107,8 +108,7 @@ class Renderer:
 
     # The whole text at once
 
-    def _whole(self, batch: Sequence[list[Piece]]) -> list[Document]:
-        grids = [self._grids(pieces) for pieces in batch]
+    def _whole(self, batch: Sequence[list[Piece]], grids: Sequence[Grids]) -> tuple[list[Ids], list[int]]:
         written = [
             [
                 p.content if isinstance(p.content, str) else picture_text(*grid[n])
@@ -116,14 +116,13 @@ class Renderer:
             ]
             for pieces, grid in zip(batch, grids, strict=True)
         ]
-        return [
-            self._document(*found, pieces, grid)
-            for found, pieces, grid in zip(self._encoder.whole(written), batch, grids, strict=True)
-        ]
+        found = self._encoder.whole(written)
+        sizes = [end - start for _, starts in found for start, end in pairwise(starts)]
+        return [ids for ids, _ in found], sizes
 
     # Both
 
-    def _grids(self, pieces: list[Piece]) -> dict[int, Grid]:
+    def _grids(self, pieces: list[Piece]) -> Grids:
         """Rows and columns of the patches of the pieces that are pictures."""
         return {
             number: patch_grid(*_size(piece.content.encoded), **self.grid_of)
@@ -131,32 +130,37 @@ class Renderer:
             if isinstance(piece.content, chat.Picture)
         }
 
-    def _document(
-        self, text: NDArray[np.int32], starts: Sequence[int], pieces: list[Piece], grids: Mapping[int, Grid]
-    ) -> Document:
+    def _batch(
+        self, ids: list[Ids], sizes: list[int], batch: Sequence[list[Piece]], grids: Sequence[Grids]
+    ) -> Batch:
         """Give every token its role, and every patch its index.
 
         Args:
-            text: (n,) token ids.
-            starts: first token of each piece, and n.
-            pieces: what the tokens were made of.
-            grids: rows and columns of the pieces that are pictures.
+            ids: token ids, which are N together.
+            sizes: tokens of each piece of all documents.
+            batch: the pieces of each.
+            grids: rows and columns of its pieces that are pictures.
         """
-        sizes = [end - start for start, end in pairwise(starts)]
-        role = np.repeat(np.array([piece.role for piece in pieces], np.uint8), sizes)
-        if not grids:
-            return Document(text, role, no_patches(len(text)), [])
-        indices = np.full(len(text), -1, np.int32)
-        pictures, before = [], 0
-        for number, (rows, columns) in grids.items():
-            start, end = starts[number : number + 2]
-            patches = start + np.flatnonzero(text[start:end] == self.vision[VISION_PATCH])
-            assert len(patches) == rows * columns
-            role[patches] = IMAGE
-            indices[patches] = np.arange(before, before + len(patches))
-            pictures.append(Picture(_encoded(pieces[number]), len(patches)))
-            before += len(patches)
-        return Document(text, role, indices, pictures)
+        text = np.concatenate(ids)
+        codes = (CODE[piece.role] for pieces in batch for piece in pieces)
+        role = np.frombuffer(bytearray().join(map(mul, codes, sizes)), np.uint8)  # repeat is much slower
+        places = [0, *accumulate(sizes)]
+        firsts = [0, *accumulate(map(len, batch))]
+        indices = np.full(len(text), -1, np.int32) if any(grids) else None
+        pictures = []
+        for first, pieces, grid in zip(firsts, batch, grids, strict=False):
+            own, before = [], 0
+            for number, (rows, columns) in grid.items():
+                start, end = places[first + number], places[first + number + 1]
+                patches = start + np.flatnonzero(text[start:end] == self.vision[VISION_PATCH])
+                assert indices is not None
+                assert len(patches) == rows * columns
+                role[patches] = IMAGE
+                indices[patches] = np.arange(before, before + len(patches))
+                own.append(Picture(_encoded(pieces[number]), len(patches)))
+                before += len(patches)
+            pictures.append(own)
+        return Batch(text, role, [places[first] for first in firsts], indices, pictures)
 
 
 def _template(folder: Path, name: str) -> Template:
