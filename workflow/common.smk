@@ -66,6 +66,14 @@ def from_afar(wildcards):
     return files_of_all
 
 
+# A folder's manifest stands for it where thousands of jobs, or one of thousands of inputs, would name both.
+FOLDERS_OF_MANY = {
+    (layout.Chat, layout.Raw),
+    (layout.Indexed, layout.Tokenizer),
+    (layout.Analysis, layout.Indexed),
+}
+
+
 def inputs(kind, *, guarded=True):
     """The artifacts that one of this kind is made from, by name, and their manifests.
 
@@ -77,7 +85,9 @@ def inputs(kind, *, guarded=True):
 
     def folder(one):
         stand = (layout.Iteration, layout.Batch)
-        return one.manifest if isinstance(one, stand) else ancient(str(one))
+        if isinstance(one, stand) or (kind, type(one)) in FOLDERS_OF_MANY:
+            return one.manifest
+        return ancient(str(one))
 
     @in_snakemakes_frame
     def find(wildcards):
@@ -97,6 +107,12 @@ def inputs(kind, *, guarded=True):
             ):
                 files.refuse_foreign(one)
         found.pop("files", None)
+        if kind is layout.Iteration and not plan.adopted(*found["analysis"]):
+            # Its analysis changes with each shard, and waits for all of them, of which there may be thousands.
+            found = {"analysis": found["analysis"]}
+            workflow.dag.forcefiles.update(
+                batches.gone(artifact, workflow.dag_settings)
+            )
         if kind is not layout.Indexed:
             found = {name: batches.cut(several) for name, several in found.items()}
         needed = [one for several in found.values() for one in several]
@@ -106,18 +122,15 @@ def inputs(kind, *, guarded=True):
             record = lambda path: workflow.persistence.metadata(IOFile(path))
             forced = batches.to_force(artifact, needed, record)
             workflow.dag.forcefiles.update(forced)
-        manifests = [one.manifest for one in needed]
-        if (
-            kind is layout.Iteration
-        ):  # its command names no shards, of which there may be thousands
-            found = {"analysis": found["analysis"]}
+        manifests = [one.manifest for one in needed if folder(one) != one.manifest]
         folders = {
-            name: [folder(one) for one in several] for name, several in found.items()
+            name: alone([folder(one) for one in several])
+            for name, several in found.items()
         }
         if guarded and kind in layout.SPLIT:
             recorded = workflow.persistence.input(IOFile(artifact.manifest))
             folders["parts"] = plan.conversion_parts(artifact, recorded)
-        return folders | {"manifests": manifests}
+        return folders | {"manifests": alone(manifests)}
 
     return find
 
@@ -232,8 +245,14 @@ user_files = in_snakemakes_frame(
     lambda wildcards: files.canonical(plan.sizes(made(layout.Raw, wildcards)))
 )
 
+# A list of one as that one: for each list of a job Snakemake keeps a kilobyte, of thousands of jobs.
+alone = lambda several: several[0] if len(several) == 1 else several
+
 # Shards in few words: the names of thousands would fit no command line.
-spanned = lambda name: lambda wildcards, input: layout.spans(input.get(name, []))
+spanned = lambda name: lambda wildcards, input: layout.spans(
+    path.removesuffix(f"/{layout.MANIFEST}") for path in listed(input.get(name, []))
+)
+listed = lambda found: [found] if isinstance(found, str) else found
 
 # What a mixture's page quotes besides its sources; only ledgers count as changed.
 quoted = in_snakemakes_frame(

@@ -207,3 +207,33 @@ def test_what_the_data_make_illegal_stops_before_any_training(copy):
     assert "nearest: 2 or 4" in done.text
     assert "train" not in done.rules
     assert not list(copy.folder.glob("data/ckpts/chat-tiny/iter_*"))
+
+
+NEXT = "data/ckpts/chat-tiny/hf/model_iter_6"
+WITHOUT_A_SHARD = {
+    "nothing": ((EXPORT,), overlay(), {}),
+    "an export anew": ((EXPORT, "-R", "export"), overlay(), {"export": 1}),
+    "training anew": ((EXPORT, "-R", "train"), overlay(), {"index": 1, **AFTER_INDEX}),
+    "another lr": ((EXPORT,), overlay("runs", "chat-tiny", lr=0.25), {"index": 1, **AFTER_INDEX}),
+    "other weights": (
+        (EXPORT,),
+        overlay("raw_hf", "Mistral-tiny", seed=7),
+        {"model": 2, "index": 1, **AFTER_INDEX, **AFTER_MODEL},
+    ),
+    "the next": ((NEXT,), overlay(), {"index": 1, **AFTER_INDEX, "train": 3}),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_SHARD)
+def test_who_trains_has_a_shard_that_is_gone_though_only_its_analysis_names_it(name, copy):
+    shutil.rmtree(copy.folder / SHARD)
+    words, config, rules = WITHOUT_A_SHARD[name]
+
+    assert copy.plan(*words, config=config).rules == rules
+
+
+def test_another_shard_is_counted_and_trained_on(copy):
+    manifest = copy.folder / SHARD / "plait.json"
+    manifest.write_text(f"{manifest.read_text()} ")
+
+    assert copy.plan(EXPORT, config=SMALL).rules == AFTER_INDEX

@@ -41,7 +41,7 @@ rule chat:
     params:
         settings=settings(layout.Chat),
     shell:
-        "plait chat {input.raw} {output.shard} --settings {params.settings:q} > {log} 2>&1"
+        "plait chat $(dirname {input.raw}) {output.shard} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule chat_batch:
@@ -97,7 +97,7 @@ rule index:
     params:
         settings=settings(layout.Indexed),
     shell:
-        "plait index {input.tokenizer} {input.chats} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+        "plait index $(dirname {input.tokenizer}) {input.chats} {output.folder} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule index_batch:

@@ -55,6 +55,19 @@ class Batches:
             return []
         return [one.manifest for one in batches if not self.whole(one)] + [artifact.manifest] * alone
 
+    def gone(self, iteration: layout.Iteration, asked: Any) -> list[str]:
+        """What a checkpoint's job would read and is gone, though the analysis that it waits for stands.
+
+        Args:
+            iteration: what a job would make.
+            asked: Snakemake's settings of the plan: its targets, and what is forced.
+        """
+        analysis = self.plan.analysis(iteration.run)
+        if not Path(analysis.manifest).is_file() or self.plan.settled(iteration, asked):
+            return []
+        read = [one for several in self.plan.mixed(analysis).values() for one in several]
+        return [one.manifest for one in self.cut(one for one in read if not Path(one.manifest).is_file())]
+
     def _piece(self, one: Any) -> Any:
         """The job's artifact that a shard is part of."""
         if type(one) not in layout.BATCHES:

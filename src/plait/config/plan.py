@@ -65,6 +65,8 @@ VERSIONS = {
 }
 PATHS = (ChatJsonl, LlavaJson, Tars, EnergonFolder, Files)
 """Sources that name a path of the user's."""
+MODELS = {layout.HfModel, layout.Megatron, layout.Sharded, layout.Tokenizer}
+"""What a run starts from, and what that is made from."""
 SPLIT = {"num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"}
 
 
@@ -431,6 +433,24 @@ class Plan:
             digest_now(path) in (None, was) for path, was in found["inputs"].items()
         )
 
+    def settled(self, artifact: Any, asked: Any) -> bool:
+        """Whether a checkpoint or a model stands, and nothing makes it, or one that it comes from, again.
+
+        One that is gone before another that stands is missed by nobody, and so says nothing.
+
+        Args:
+            artifact: what a job would make.
+            asked: Snakemake's settings of the plan: its targets, and what is forced.
+        """
+        if not self.is_current(artifact) or _forced(artifact, asked):
+            return False
+        if isinstance(artifact, layout.Iteration):
+            before = [self.start(artifact, self.schedule_as_known(artifact.run))]
+        else:
+            found = [one for several in self.inputs(artifact).values() for one in several]
+            before = [one for one in found if type(one) in MODELS]
+        return all(self.settled(one, asked) for one in before if Path(one.manifest).is_file())
+
     def conversion_parts(self, artifact: Any, known: Iterable[str] | None) -> list[str]:
         """What the jobs say that make a converted model together; nothing where one job makes it.
 
@@ -456,9 +476,7 @@ class Plan:
         Raises:
             ConfigError: it is to be made, and its weights were removed; the key that asked for it is named.
         """
-        outputs = {"export", str(export), export.manifest, export.proof}
-        by_name = asked.forcetargets and not outputs.isdisjoint(asked.targets)
-        forced = asked.forceall or by_name or not outputs.isdisjoint(asked.forcerun or ())
+        forced = _forced(export, asked, export.proof)
         found = pruned(str(export.iteration)).items()
         gone = [why for name, why in found if not fnmatch(name, layout.OPTIMIZER_FILES)]
         if gone and (forced or not self.stands(export)):
@@ -695,10 +713,7 @@ class Plan:
         """
         if not self.adopted(artifact):
             return False
-        stage, outputs = STAGE_OF[type(artifact)], {str(artifact), artifact.manifest}
-        rule = "model" if stage == "build" else stage
-        by_name = asked.forcetargets and not outputs.isdisjoint(asked.targets)
-        if asked.forceall or by_name or not {rule, *outputs}.isdisjoint(asked.forcerun or ()):
+        if _forced(artifact, asked):
             raise ConfigError(
                 f"{artifact} was adopted, and nothing is made in its place", hint="move it away"
             )
@@ -834,6 +849,14 @@ def _known(what: str, name: str, among: Any) -> Any:
             hint=f"known: {', '.join(sorted(among)) or 'none'}",
         )
     return among[name]
+
+
+def _forced(artifact: Any, asked: Any, *more: str) -> bool:
+    """Whether the user has an artifact made again, whatever stands there: by its rule, by a file, or all."""
+    stage, outputs = STAGE_OF[type(artifact)], {str(artifact), artifact.manifest, *more}
+    rule = "model" if stage == "build" else stage
+    by_name = asked.forcetargets and not outputs.isdisjoint(asked.targets)
+    return bool(asked.forceall or by_name or not {rule, *outputs}.isdisjoint(asked.forcerun or ()))
 
 
 def _check_axis(where: str, shape: dict[str, int], axis: str, size: int, keys: tuple[str, ...]) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from tqdm import tqdm
 
 from plait.errors import DataError
+from plait.progress import bar
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -70,7 +70,7 @@ def emoji_captions(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     rows: list[tuple[str, dict[str, Any]]] = []
     drawn: set[bytes] = set()
     left_out = Counter(not_in_font=0, drawn_alike=0)
-    for number, (emoji, captions) in enumerate(tqdm(named.items(), unit="picture", disable=None)):
+    for number, (emoji, captions) in enumerate(bar(named.items(), "", "picture")):
         picture = _draw(font, chr(PRIVATE_USE + number), source["size"])
         if picture is None or picture in drawn:
             left_out["drawn_alike" if picture else "not_in_font"] += 1
@@ -170,7 +170,7 @@ def chatterbot_dialogues(source: Mapping[str, Any], folder: Path) -> dict[str, A
     rows: list[tuple[str, dict[str, Any]]] = []
     left_out = 0
     for language in source["languages"]:
-        for name, turns in tqdm(list(_dialogues(language)), desc=language, unit="dialogue", disable=None):
+        for name, turns in bar(list(_dialogues(language)), language, "dialogue"):
             if _is_dialogue(turns):
                 rows.append((name, {"messages": _alternating(turns)}))
             else:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
-from tqdm import tqdm
 
 from plait import files
 from plait.data import chat, images, ledger, shaped, sources
 from plait.data.lines import RawLine, read_lines
 from plait.errors import DataError, LeftOut, RecordError
 from plait.layout import Chat, said_of
+from plait.progress import bar
 
 if TYPE_CHECKING:
     from isal.igzip import IGzipFile
@@ -149,7 +149,7 @@ def _sort(
     with ExitStack() as stack:
         good = stack.enter_context(_gzip(stack.enter_context(kept.open("wb"))))
         bad = stack.enter_context(rejects.open("wb"))
-        for line in tqdm(share, desc=str(shard), unit="line", disable=None):
+        for line in bar(share, str(shard), "line"):
             if line.blank:
                 counts.blank += 1
                 continue

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from plait import files, layout
 from plait.data import chat, ledger, said, split
@@ -25,6 +24,7 @@ from plait.data.lines import read_lines
 from plait.data.prints import Prints, Seen
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
+from plait.progress import bar
 from plait.tokens import indexed
 from plait.tokens.documents import Document, Documents
 from plait.tokens.lineage import Origins
@@ -181,7 +181,7 @@ class Records:
         """
         for path in self.chats:
             rows = said.Reader(path)
-            for number, line in tqdm(read_lines(path), desc=path.name, unit=" records", disable=None):
+            for number, line in bar(read_lines(path), path.name, " records"):
                 try:
                     sample = chat.parse(line)
                 except RecordError as error:
@@ -273,7 +273,7 @@ def markup(text: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
 
 def _packs(documents: Documents, cuts: Pieces, packing: Packing) -> Iterator[list[Document]]:
     """The documents of each pack."""
-    for pieces in tqdm(packing, total=len(packing), desc="packs", unit=" packs", disable=None):
+    for pieces in bar(packing, "packs", " packs"):
         yield [
             documents[int(cuts.document[piece])].part(int(cuts.start[piece]), int(cuts.end[piece]))
             for piece in pieces

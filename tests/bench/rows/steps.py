@@ -48,13 +48,38 @@ WORK = 0.1
 RECORD = json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}])
 
 
+BUSY = f"""
+import time
+
+def read(record, pictures):
+    until = time.process_time() + {WORK}
+    while time.process_time() < until:
+        pass
+    return [{{"from": "human", "value": record["ask"]}}, {{"from": "gpt", "value": "Hello."}}]
+"""
+"""A reader of the user's own: {WORK} s of a processor for a record, whatever is around it."""
+
+
 def many(folder, shards, **keys):
-    """A project, its config, and the shards to ask for."""
+    """A project, its config, and the shards to ask for: two small records each."""
+    source = {"kind": "chat-jsonl", "path": "records.jsonl"}
+    return project_of(folder, f"{RECORD}\n" * 2 * shards, source, shards, **keys)
+
+
+def busy(folder, shards, **keys):
+    """The same of one record each, which takes WORK seconds of a processor."""
+    source = {"kind": "files", "path": "records.jsonl", "shape": "busy.py"}
+    made = project_of(folder, '{"ask": "Hi"}\n' * shards, source, shards, **keys)
+    made[0].write("busy.py", BUSY)
+    return made
+
+
+def project_of(folder, records, source, shards, **keys):
+    """A project with a dataset and a mixture, its config, and the shards to ask for."""
     from projects import Project
 
     project = Project.make(Path(folder) / "project")
-    project.write("records.jsonl", f"{RECORD}\n" * 2 * shards)
-    source = {"kind": "chat-jsonl", "path": "records.jsonl"}
+    project.write("records.jsonl", records)
     config = {
         "datasets": {"many": {"source": source, "shards": shards, **keys}},
         "mixtures": {"many": {"format": "chatml", "pack": 256, "datasets": ["many"]}},
@@ -141,9 +166,16 @@ def trained(runs):
 
 
 def local(seed, *, jobs, shards):
-    """What shards of 0.1 s would take on two cores at best, 2.5 times, to what their jobs take."""
+    """What WORK seconds for each shard would take on two cores at best, 2.5 times, to what their jobs take.
+
+    A shard is one record, whose reader keeps a processor busy for WORK seconds: so much of each job is its
+    work. All else is counted: Snakemake's start and plan, the raw source, a shell and a Python for each job,
+    and Snakemake's own work for it, which is on the same two cores. Python keeps compiled modules, as it does
+    where nobody forbids it.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
-        project, config, targets = many(folder, shards, shards_per_job=shards // jobs)
+        project, config, targets = busy(folder, shards, shards_per_job=shards // jobs)
         wall, spent = seconds(lambda: project.run(*targets, config=config, timeout=3000))
     ideal = WORK * shards / 2
     return (
