@@ -58,7 +58,7 @@ VERSIONS = {
     "shard": 5,
     "verify": 6,
     "schedule": 1,
-    "train": 6,
+    "train": 7,
     "export": 5,
     "report": 1,
     "generate": 3,

@@ -60,6 +60,8 @@ FUSED = (
 """Keys by which several operations become one kernel of a GPU."""
 FP8_TOKENS = 16
 """What the tokens of a rank are a multiple of, for a product of matrices in fp8."""
+SCORED_TOKENS = 256
+"""Of how many tokens side by side a CPU keeps the scores of attention; a kernel computes those of more."""
 Part = Literal["language_model", "vision_model", "vision_projection"]
 PARTS: tuple[Part, ...] = get_args(Part)
 LENGTHS = ("epochs", "train_iters", "train_tokens")

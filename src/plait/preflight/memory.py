@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plait.config.run import attends_by_documents
+from plait.config.run import SCORED_TOKENS, attends_by_documents
 from plait.models.specs import Spec
 from plait.models.towers import Tower
 from plait.parallel.grid import Grid
@@ -206,6 +206,10 @@ class Layer:
         masked: whether attention has a mask of every token; another kernel is told of documents.
         weighed: whether attention keeps the weight of every key for every query; a kernel that does not
             keeps a sum for each query, and repeats no keys.
+        gates: widths of ``inner`` that a gated product keeps.
+        angles: cosines and sines that queries and keys keep of each angle.
+        scored: tokens side by side whose scores are kept where attention is computed by documents, 0 where
+            a kernel computes it. As many are counted, though shorter documents have fewer.
     """
 
     hidden: int
@@ -228,6 +232,9 @@ class Layer:
     heads_normed: bool = False
     masked: bool = True
     weighed: bool = True
+    gates: int = 5
+    angles: int = 4
+    scored: int = 0
 
     @property
     def passed(self) -> float:
@@ -245,6 +252,18 @@ class Layer:
         return self.own * (self.query + 2 * self.key) * self.size / self.tp
 
     @property
+    def viewed(self) -> float:
+        """The same, where norms of heads have not kept it already."""
+        return 0.0 if self.heads_normed else self.projected
+
+    @property
+    def of_heads(self) -> float:
+        """What norms of heads keep: their keys within all of it, queries cut out of groups, and sums."""
+        cut = self.query * self.size * (self.key < self.query)
+        sums = FULL * (self.query + self.key) / max(self.rotary, 1)
+        return self.heads_normed * (self.projected + self.own * (cut + sums) / self.tp)
+
+    @property
     def scores(self) -> float:
         """Attention's weights in fp32 as softmax gives them, and in the run's type; a mask if some drop.
 
@@ -259,29 +278,31 @@ class Layer:
     def attention(self) -> float:
         """Queries, and keys and values of the whole sequence, one a query head where weighed; scores."""
         queries = self.own * self.query * self.size / self.tp
+        if self.scored:
+            weights = self.own * min(self.scored, self.seen) * self.heads * self.size / self.tp
+            return 3 * queries + weights
         if not self.masked:
-            return queries + self.projected + self.scores
+            return queries + self.viewed + self.scores
         each = self.query if self.weighed else self.key
         keys = self.batch * self.seen * each * self.size / self.tp
         copied = self.key < each or self.own < self.batch * self.seen
-        return queries + keys + (keys if copied else self.projected) + self.scores
+        return queries + keys + (keys if copied else self.viewed) + self.scores
 
     @property
     def recalled(self) -> float:
         """What selective recomputation keeps in place of :attr:`attention`: its inputs."""
-        return self.own * (self.query + self.key) * self.size / self.tp + self.projected
+        return self.own * (self.query + self.key) * self.size / self.tp + self.viewed
 
     @property
     def outside(self) -> float:
         """All but attention: inputs of norms and linears, rotary angles, gates, dropout masks."""
         context = self.own * self.query * self.size / self.tp
-        angles = 4 * self.own * self.rotary * self.size
-        inner = self.own * self.inner * self.size / self.tp * (5 if self.gated else 2)
+        angles = self.angles * self.own * self.rotary * self.size
+        inner = self.own * self.inner * self.size / self.tp * (self.gates if self.gated else 2)
         if self.experts:
             inner = self.experts * (inner + 2 * self.own * self.hidden * self.size)
-        heads = self.own * (self.query + self.key) * self.norm / self.tp * self.heads_normed
         masks = 2 * self.passed / self.size * self.mask * self.drops[0]
-        return 2 * (self.normed + self.passed) + heads + context + angles + inner + masks
+        return 2 * (self.normed + self.passed) + self.of_heads + context + angles + inner + masks
 
     @property
     def whole(self) -> float:
@@ -301,7 +322,7 @@ def language_layer(spec: Spec, run: Run) -> Layer:
         heads=spec.num_attention_heads,
         gated=True,
         rotary=spec.head_dim,
-        norm=run.size if run.gpu else 2 * FULL,
+        norm=run.size,
         mask=1 if run.gpu else run.size,
         own=run.sequence // run.cp * settings["micro_batch_size"],
         seen=run.sequence,
@@ -314,6 +335,9 @@ def language_layer(spec: Spec, run: Run) -> Layer:
         heads_normed=spec.qk_norm,
         masked=not attends_by_documents(settings),
         weighed=_weighs(settings),
+        gates=5 if spec.num_experts or settings["transformer_impl"] != "local" else 4,
+        angles=4 if run.gpu else 2,
+        scored=0 if run.gpu or run.cp > 1 or _weighs(settings) else SCORED_TOKENS,
     )
 
 

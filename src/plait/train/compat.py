@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from plait.train.kernels import rotated
+
 MEGATRON = "0.16.1"
 
 # Functions that reach a literal device or tensor type: module, then names in it.
@@ -66,6 +68,7 @@ def install() -> None:
     random_state_is_the_cpu_generator()
     literal_devices_are_the_cpu()
     adam_counts_by_group()
+    heads_are_turned_in_place()
 
 
 def router_knows_of_no_engine() -> None:
@@ -181,6 +184,12 @@ def adam_counts_by_group() -> None:
         (distributed, "USING_APEX_OPTIMIZER", True),
     ):
         _replace(owner, name, value)
+
+
+def heads_are_turned_in_place() -> None:
+    """Megatron's fused rotary embedding is a kernel of a GPU, and the other one joins halves four times."""
+    embeddings = importlib.import_module("megatron.core.models.common.embeddings.rope_utils")
+    _replace(embeddings, "_apply_rotary_pos_emb_bshd", rotated)
 
 
 def literal_devices_are_the_cpu() -> None:

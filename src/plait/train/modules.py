@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -21,8 +22,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from plait.parallel.grid import context_rows
+from plait.train import kernels
 
-NORMS = {"RMSNorm": torch.nn.RMSNorm, "LayerNorm": torch.nn.LayerNorm}
+NORMS = {"RMSNorm": kernels.RMSNorm, "LayerNorm": torch.nn.LayerNorm}
 
 
 class Norm:
@@ -44,8 +46,8 @@ class Norm:
 class ContextAttention(DotProductAttention):  # type: ignore[misc]
     """Attention in which each rank has its own queries [S/C, ...] and every rank's keys.
 
-    Torch's kernel, which keeps no scores, does what Megatron's layer does in several steps; that is left for
-    what drops some of them.
+    A CPU that has whole sequences attends inside of their documents. Else torch's kernel, which keeps no
+    scores, does what Megatron's layer does in several steps; that is left for what drops some of them.
     """
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
@@ -58,9 +60,13 @@ class ContextAttention(DotProductAttention):  # type: ignore[misc]
     ) -> Tensor:
         """Attention [S/C, B, ...]; the mask [B, 1, S/C, S] has this rank's rows."""
         assert attention_mask is not None, "a document would see those before it"
+        drops = self.attention_dropout.p and self.training
+        if self.ranks == 1 and not drops and not query.is_cuda:
+            return kernels.attended(query, key, value, attention_mask, self.softmax_scale)
+        query, key = query.contiguous(), key.contiguous()
         if self.ranks > 1:
             key, value = _gathered(key), _gathered(value)
-        if self.attention_dropout.p and self.training:
+        if drops:
             dropped: Tensor = super().forward(query, key, value, attention_mask, *args, **kwargs)
             return dropped
         queries, keys, values = (one.permute(1, 2, 0, 3) for one in (query, key, value))
@@ -73,6 +79,23 @@ class ContextAttention(DotProductAttention):  # type: ignore[misc]
             enable_gqa=query.shape[2] != key.shape[2],
         )
         return output_BASH.permute(2, 0, 1, 3).flatten(2)
+
+
+class GatedMLP(MLP):  # type: ignore[misc]
+    """A layer's gated products, but for the fused kernels of a GPU."""
+
+    def forward(
+        self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **keys: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states to hidden states, [S, B, D] both, and no bias."""
+        config = self.config
+        assert config.activation_func is torch.nn.functional.silu
+        if config.bias_activation_fusion or per_token_scale is not None:
+            fused: tuple[Tensor, Tensor | None] = super().forward(hidden_states, per_token_scale, **keys)
+            return fused
+        halves, _ = self.linear_fc1(hidden_states)
+        found: tuple[Tensor, Tensor | None] = self.linear_fc2(kernels.swiglu(halves))
+        return found
 
 
 class _Gathered(torch.autograd.Function):
@@ -131,6 +154,8 @@ def _own_layer(config: TransformerConfig) -> ModuleSpec:
     )
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
+    if not config.num_moe_experts:
+        layer.submodules.mlp.module = GatedMLP
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = ContextAttention
     if config.qk_layernorm:
