@@ -40,6 +40,14 @@ def in_snakemakes_frame(function):
 configfile: in_snakemakes_frame(plan_file)(config.get("plan"))
 
 
+onstart:
+    # By its ration of starts, of 100 a second if none is asked for, Snakemake looks at all open jobs once more a
+    # second after each look: ever more often. A ration that holds nothing back is none.
+    ration = workflow.scheduler.job_rate_limiter
+    if ration and ration.max_jobs >= 100 * ration.timespan:
+        workflow.scheduler.job_rate_limiter = None
+
+
 def made(kind, wildcards):
     """The artifact that a job makes."""
     return kind.read(kind.PATTERN.format(**dict(wildcards.items())))
