@@ -43,8 +43,9 @@ def best_fit_one_by_one(lengths: list[int], needed: list[int], limit: int) -> li
     capacity = limit + min(needed, default=1)
     packs: list[list[int]] = []
     stacks: dict[int, list[int]] = {}
-    for document in sorted(range(len(lengths)), key=lambda d: -lengths[d]):
-        cost = min(lengths[document] + needed[document], capacity)
+    costs = [min(length + more, capacity) for length, more in zip(lengths, needed, strict=True)]
+    for document in sorted(range(len(lengths)), key=lambda d: -costs[d]):
+        cost = costs[document]
         room = min((room for room, stack in stacks.items() if stack and room >= cost), default=0)
         if not room:
             packs.append([])

@@ -50,7 +50,7 @@ VERSIONS = {
     "lock": 1,
     "fetch": 1,
     "tokenizer": 3,
-    "index": 4,
+    "index": 5,
     "energon": 7,
     "analyse": 9,
     "build": 4,

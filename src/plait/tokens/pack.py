@@ -148,7 +148,7 @@ def pack(
     Args:
         lengths: tokens of each document, (D,), each from 1 to ``limit``; see :func:`cut`.
         limit: tokens that a pack may hold.
-        mode: ``best_fit``: longest first, each into the fullest pack that has room for it;
+        mode: ``best_fit``: longest first, with what stands before it, each into the fullest pack that has room for it;
             ``next_fit``: in file order, a pack is closed when the next document does not fit;
             ``sorted_next_fit``: the same, longest first.
         separators: tokens that each document needs before it, (D,) or one number for all: 0 where
@@ -162,19 +162,19 @@ def pack(
     if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= limit:
         sentence = f"documents of {lengths.min()} to {lengths.max()} tokens; expected 1 to {limit}: cut them"
         raise ValueError(sentence)
-    assign = _best_fit if mode == "best_fit" else _next_fit
-    turn = np.arange(len(lengths)) if mode == "next_fit" else _longest_first(lengths)
     needed = np.broadcast_to(np.asarray(separators, np.int64), lengths.shape)
     capacity = limit + int(needed.min(initial=1))
     # where one document of a pack needs a separator and another does not, a full one is alone anyway
     costs = np.minimum(lengths + needed, capacity)
+    turn = np.arange(len(lengths)) if mode == "next_fit" else _longest_first(costs)
+    assign = _best_fit if mode == "best_fit" else _next_fit
     order, offsets = _listed(*assign(costs, turn, capacity))
     return Packing(order=order, offsets=offsets, lengths=lengths, separators=needed, limit=limit)
 
 
-def _longest_first(lengths: Ints) -> Ints:
-    small = lengths.max(initial=0) < 1 << 16
-    keys = (lengths.max(initial=0) - lengths).astype(np.uint16 if small else np.int64)
+def _longest_first(costs: Ints) -> Ints:
+    small = costs.max(initial=0) < 1 << 16
+    keys = (costs.max(initial=0) - costs).astype(np.uint16 if small else np.int64)
     return np.argsort(keys, kind="stable")
 
 

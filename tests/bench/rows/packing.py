@@ -11,6 +11,8 @@ from tests.bench.harness import Figure, Own, Row
 DOCUMENTS = 1_000_000
 SECONDS = 0.5
 MODE = "best_fit"
+SHARES = (1, 0.5, 0.1)
+"""Of the documents of a seed need a separator before them."""
 
 
 def lengths(seed, limit):
@@ -20,11 +22,16 @@ def lengths(seed, limit):
     return np.clip(drawn, 1, limit).astype(np.int64)
 
 
+def separators(seed):
+    """All need one before them, or some do, as where an answer begins with one."""
+    return (np.random.default_rng(seed).random(DOCUMENTS) < SHARES[seed]).astype(np.int64)
+
+
 def full(seed, limit):
     """The lower bound on packs, of those made."""
     from plait.tokens.pack import pack
 
-    packing = pack(lengths(seed, limit), limit, MODE)
+    packing = pack(lengths(seed, limit), limit, MODE, separators(seed))
     more = len(packing) - packing.lower_bound
     return packing.lower_bound / len(packing), f"{more} packs more than {packing.lower_bound}"
 
@@ -33,9 +40,9 @@ def quick(seed, limit):
     """Half a second of processor, of those needed."""
     from plait.tokens.pack import pack
 
-    given = lengths(seed, limit)
+    given, needed = lengths(seed, limit), separators(seed)
     before = time.process_time()
-    pack(given, limit, MODE)
+    pack(given, limit, MODE, needed)
     seconds = time.process_time() - before
     return SECONDS / seconds, f"{seconds:.2f} s of processor for {DOCUMENTS:,} lengths"
 
