@@ -148,9 +148,9 @@ def pack(
     Args:
         lengths: tokens of each document, (D,), each from 1 to ``limit``; see :func:`cut`.
         limit: tokens that a pack may hold.
-        mode: ``best_fit``: longest first, with what stands before it, each into the fullest pack that has room for it;
+        mode: ``best_fit``: longest first, each into the fullest pack that has room for it;
             ``next_fit``: in file order, a pack is closed when the next document does not fit;
-            ``sorted_next_fit``: the same, longest first.
+            ``sorted_next_fit``: the same, longest first. A separator counts as a part of what follows it.
         separators: tokens that each document needs before it, (D,) or one number for all: 0 where
             it begins with a separator itself, else 1. Where only some need one, each pack may stay
             one token short of what it could hold.
