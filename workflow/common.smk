@@ -258,7 +258,8 @@ alone = lambda several: several[0] if len(several) == 1 else several
 
 # Shards in few words: the names of thousands would fit no command line.
 spanned = lambda name: lambda wildcards, input: layout.spans(
-    path.removesuffix(f"/{layout.MANIFEST}") for path in listed(input.get(name, []))
+    os.path.dirname(path) if path.endswith(layout.MANIFEST) else path
+    for path in listed(input.get(name, []))
 )
 listed = lambda found: [found] if isinstance(found, str) else found
 
