@@ -1,4 +1,4 @@
-"""A bar on a terminal. A log has none, and what draws it is not loaded: it was a third of a small job."""
+"""A bar on a terminal. A log has none, and what draws it is not loaded: a small job would wait for it."""
 
 import sys
 from collections.abc import Iterable

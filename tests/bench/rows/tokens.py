@@ -3,8 +3,11 @@
 Each process has a file of records of its own. Modules, and the texts and the tokenizer of raw gigatoken, are
 there before both begin at once; ours and the pool's workers read theirs within the clock. What is compared is
 the processor's time of the process that needed more, of a pool the half of all it needed: beside other work
-of the machine the clock would tell nothing. Texts are those of Python's packages here, cut into documents of
-0.5 to 8 kB, in another order for each seed, and more of them.
+of the machine the clock would tell nothing.
+
+Texts of the first seed are those of Python's packages here, which are code for the most part and repeat
+themselves; of the second those of the system's manuals and documents, of some thirty languages, where it has
+them; of the third both. They are cut into documents of 0.5 to 8 kB, in another order for each seed, and more.
 """
 
 import contextlib
@@ -28,6 +31,9 @@ MORE = 30_000_000
 CHUNK = 32
 """Lines that a worker of the pool is given at once, as preprocess_data.py does it."""
 KINDS = (".py", ".md", ".rst", ".txt", ".json", ".pyi", ".html")
+SYSTEM = (Path("/usr/share/man"), Path("/usr/share/doc"))
+ENOUGH = 50_000_000
+"""Bytes of its files, as they lie there, that a system must have."""
 FORM = {
     "template": "pretrain", "packing": "best_fit", "overlong": "split", "pictures": "encoded",
     "patch_size": 32, "max_resolution": 1024, "reject_limit": 0.5, "no_loss": "reject",
@@ -35,16 +41,36 @@ FORM = {
 LIMIT = 4096
 
 
+def packages():
+    """Text files of the packages that are installed."""
+    root = Path(sysconfig.get_path("purelib"))
+    folders = [root, *(Path(line) for one in root.glob("*.pth") for line in one.read_text().splitlines())]
+    return sorted(path for one in folders for path in one.rglob("*") if path.suffix in KINDS)
+
+
+def manuals():
+    """Manuals and documents of the system; packages where it has few."""
+    found = [path for one in SYSTEM for path in one.rglob("*") if path.suffix in (*KINDS, ".gz")]
+    found = sorted(path for path in found if path.is_file() and not path.is_symlink())
+    return found if sum(path.stat().st_size for path in found) > ENOUGH else packages()
+
+
+SOURCES = (packages, manuals, lambda: [*packages(), *manuals()])
+"""Of each seed."""
+
+
+def text_in(path):
+    content = path.read_bytes()
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode(errors="ignore")
+
+
 def texts(seed, size):
     """So many bytes of documents."""
     draw = np.random.default_rng(seed)
-    root = Path(sysconfig.get_path("purelib"))
-    folders = [root, *(Path(line) for one in root.glob("*.pth") for line in one.read_text().splitlines())]
-    paths = sorted(path for one in folders for path in one.rglob("*") if path.suffix in KINDS)
-    left = size
+    paths, left = SOURCES[seed // PROCESSES % len(SOURCES)](), size
     while left > 0:
         for number in draw.permutation(len(paths)):
-            text = paths[number].read_bytes().decode(errors="ignore")
+            text = text_in(paths[number])
             while text.strip() and left > 0:
                 length = int(draw.integers(500, 8000))
                 document, text = text[:length], text[length:]
