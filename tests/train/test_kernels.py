@@ -71,6 +71,15 @@ def test_a_norm_in_bf16_is_computed_in_fp32():
     assert torch.equal(found, expected)
 
 
+def test_a_norm_in_fp64_stays_so():
+    hidden, weight = torch.randn(5, 12).double().requires_grad_(), torch.rand(12).double().requires_grad_()
+    found = kernels._Normed.apply(hidden, weight, 1e-6)
+    expected = torch.nn.functional.rms_norm(hidden, (12,), weight, 1e-6)
+    gradients = [torch.autograd.grad(one.square().sum(), [hidden, weight]) for one in (found, expected)]
+    for one, other in [(found, expected), *zip(*gradients, strict=True)]:
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 DOCUMENTS = {
     "of three documents and of one": [[5, 9, 10], [24]],
     "of one token each": [[1] * 24, [24]],

@@ -90,21 +90,26 @@ def rotated(
     return found
 
 
+def _wide(numbers: Tensor) -> Tensor:
+    """Numbers as sums of them are computed: in fp32, or as they are where that is more."""
+    return numbers if numbers.dtype == torch.float64 else numbers.float()
+
+
 class _Normed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        numbers = hidden.float()
+        numbers = _wide(hidden)
         length = torch.linalg.vector_norm(numbers, dim=-1, keepdim=True)
         scale = (length.square_() / hidden.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(hidden, weight, scale)
-        found: Tensor = (numbers * scale).mul_(weight.float()).to(hidden.dtype)
+        found: Tensor = (numbers * scale).mul_(_wide(weight)).to(hidden.dtype)
         return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, scale = ctx.saved_tensors
-        gradient, heavy = gradient.float(), weight.float()
-        normed = hidden.float() * scale
+        gradient, heavy = _wide(gradient), _wide(weight)
+        normed = _wide(hidden) * scale
         products = gradient * normed
         of_weight = products.flatten(0, -2).sum(dim=0)
         shared = (products @ heavy)[..., None] / hidden.shape[-1]
@@ -116,7 +121,7 @@ class RMSNorm(torch.nn.RMSNorm):
     """Torch's, [..., D]; a GPU has a kernel of its own for it."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Each row over the root of its mean square, times the weights; computed in fp32."""
+        """Each row over the root of its mean square, times the weights; computed in fp32 at least."""
         if hidden.is_cuda:
             torchs: Tensor = super().forward(hidden)
             return torchs
