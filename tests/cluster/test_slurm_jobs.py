@@ -5,6 +5,8 @@ import json
 import pytest
 
 SMALL = {"runtime": 5, "mem_mb": 600}
+SHARDS = 36
+"""Some more than ``slurm-array-limit`` of the profile."""
 JOBS = {"classes": {"io": SMALL, "cpu": SMALL}}
 
 
@@ -22,13 +24,14 @@ def config(lines, *, project, shards=1, **jobs):
 
 @pytest.fixture(scope="module", autouse=True)
 def shards(project_on_slurm, tmp_path_factory):
-    """64 shards, begun before the other tests; whatever else is in the queue goes before them."""
+    """Shards, begun before the other tests; whatever else is in the queue goes before them."""
     project = project_on_slurm(tmp_path_factory.mktemp("shards") / "project")
     polite = {"chat": {"slurm_extra": ["--nice=1000"]}}
     project.run(
-        "data/raw/mine", config=config(map(dialogue, range(64)), project=project, shards=64, rules=polite)
+        "data/raw/mine",
+        config=config(map(dialogue, range(SHARDS)), project=project, shards=SHARDS, rules=polite),
     )
-    targets = [f"data/processed/mine/shard_{number:05d}.jsonl.gz" for number in range(64)]
+    targets = [f"data/processed/mine/shard_{number:05d}.jsonl.gz" for number in range(SHARDS)]
     driver = project.start(*targets, "--configfile", "overlay.yaml")
     yield project, driver
     driver.kill()
@@ -82,18 +85,18 @@ def test_the_driver_is_a_job_that_requeues_itself_in_time(cluster, project):
     assert len(records(cluster, project.folder, "COMPLETED")) == 3  # raw, chat, driver: nothing twice
 
 
-def test_64_shards_are_two_arrays(cluster, shards):
+def test_more_shards_than_an_array_has_room_for_are_two(cluster, shards):
     project, driver = shards
 
     assert driver.wait(900) == 0, project.said
     ended = records(cluster, project.folder, "COMPLETED")
     tasks = [one for one in ended if "ArrayTaskId" in one]
-    assert len(tasks) == len(ended) == 64
+    assert len(tasks) == len(ended) == SHARDS
     assert len({one["ArrayJobId"] for one in tasks}) == 2
-    assert len(list(project.folder.glob("data/processed/mine/*.jsonl.gz"))) == 64
+    assert len(list(project.folder.glob("data/processed/mine/*.jsonl.gz"))) == SHARDS
     logs = list(project.folder.glob("data/logs/slurm/rule_chat/mine_*/*.log"))
-    assert {log.parent.name for log in logs} == {f"mine_{number:05d}" for number in range(64)}
+    assert {log.parent.name for log in logs} == {f"mine_{number:05d}" for number in range(SHARDS)}
     assert {log.stem for log in logs} == {f"{one['ArrayJobId']}_{one['ArrayTaskId']}" for one in tasks}
     assert all(f"shard={log.parent.name[5:]}" in log.read_text() for log in logs)
     ledgers = [json.loads(path.read_text()) for path in project.folder.glob("data/processed/mine/*.json")]
-    assert [ledger["kept"] for ledger in ledgers] == [1] * 64
+    assert [ledger["kept"] for ledger in ledgers] == [1] * SHARDS
