@@ -17,7 +17,7 @@ from plait.data.said import PERMUTATIONS
 AT_ONCE = 1 << 22
 """Keys of a pass."""
 MIX = np.uint64(0x9E3779B97F4A7C15)
-"""``SPREAD`` of prints, of 64 bits."""
+"""``SPREAD`` of :mod:`plait.data.said`, of 64 bits."""
 BANDS = 16
 """Texts that agree in all numbers of one band are compared: nearly all that are as similar as SIMILAR."""
 SIMILAR = 0.8

@@ -13,6 +13,8 @@ B = TypeVar("B")
 R = TypeVar("R")
 AHEAD = 2
 """Batches for each process that are given to it before it has asked."""
+HELD = 8
+"""Batches for each process that are held at most; more wait until the first of them is done."""
 SAMPLES, BYTES = 64, 4_000_000
 """Samples of a batch, and bytes of their pictures: little enough for memory."""
 
@@ -40,10 +42,8 @@ class Helpers(Generic[B, R]):
         waited: deque[tuple[B, Future[R]]] = deque()
         for batch in batches:
             waited.append((batch, self._begun(batch, sum(not one.done() for _, one in waited))))
-            while waited[0][1].done():
+            while waited and (waited[0][1].done() or len(waited) > HELD * self._count):
                 yield _ended(waited.popleft())
-                if not waited:
-                    break
         while waited:
             yield _ended(waited.popleft())
 
