@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -226,8 +226,3 @@ def printed(row: Row | Figure) -> bool:
     line = f"{row.name:34}{ratio:8.4g}{least:>8}{'' if met else ' missed':8}{memory:7.0f}   {words}"
     print(line, flush=True)  # noqa: T201
     return met
-
-
-def quick(row: Row | Figure) -> Row | Figure:
-    """The same row with one round."""
-    return replace(row, rounds=1)

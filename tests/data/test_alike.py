@@ -129,13 +129,12 @@ def test_a_sample_is_similar_where_both_text_and_pictures_are():
     assert alike.later(halves(found, 1).similar(), 6).tolist() == [False, False, True, False, False, True]
 
 
-def test_what_was_seen_is_told_with_its_first_place():
+@pytest.mark.parametrize("held", [1, 2, 3])
+def test_what_was_seen_is_told_with_its_first_place(held, monkeypatch):
+    monkeypatch.setattr(prints, "HELD", held)
     with prints.Seen() as seen:
-        assert [seen.before(key, place) for key, place in ((b"a", "1"), (b"b", "2"), (b"a", "3"))] == [
-            None,
-            None,
-            "1",
-        ]
+        found = [seen.before(key.encode(), str(place)) for place, key in enumerate("abacbda")]
+    assert found == [None, None, "0", None, "1", None, "0"]
 
 
 def test_a_digest_is_of_roles_contents_and_their_order():

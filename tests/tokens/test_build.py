@@ -14,6 +14,7 @@ from plait import files
 from plait.data.images import patches
 from plait.errors import DataError
 from plait.tokens import build
+from plait.tokens import pack as packs
 from plait.tokens.documents import Batch, Document, Documents, Picture
 from plait.tokens.indexed import PackedShard
 from plait.tokens.render import Renderer
@@ -414,23 +415,49 @@ def test_a_part_shows_what_the_whole_shows_and_keeps_no_other_picture(whole, lim
     assert seen == shown(whole)
 
 
-@settings(deadline=None)
-@given(st.lists(documents(), min_size=1, max_size=5))
-def test_joined_documents_show_what_they_showed_apart(several):
-    text, role, indices = build.joined(several, separator=1)
-    pictures = [p for document in several for p in document.pictures]
-    joined = Document(text, role, indices, pictures)
-    breaks = np.flatnonzero(role == PACK_SEP)
+def apart(packs):
+    """Each pack that was laid out, as a document."""
+    for laid in packs:
+        for pictures, start, size in zip([*laid.pictures], laid.starts, laid.sizes, strict=True):
+            columns = (column[start : start + size] for column in (laid.text, laid.role, laid.indices))
+            yield Document(*columns, pictures)
 
-    assert len(breaks) == len(several) - 1
-    expected = [place for document in several for place in [None, *shown(document)]][1:]
-    assert shown(joined) == expected
+
+def joined(pieces, separator):
+    """Text, role and what is shown of a pack of these pieces, token by token."""
+    for number, piece in enumerate(pieces):
+        if number and piece.text[0] != separator:
+            yield separator, PACK_SEP, None
+        for place, one in enumerate(zip(piece.text.tolist(), piece.role.tolist(), shown(piece), strict=True)):
+            own = number and not place and one[0] == separator
+            yield (separator, PACK_SEP, None) if own else one
+
+
+@settings(deadline=None)
+@given(
+    st.lists(documents(), min_size=1, max_size=8), st.integers(1, 20), st.sampled_from([1, 7]),
+    st.sampled_from([np.uint16, np.int32]), st.integers(1, 3),
+)  # fmt: skip
+def test_laid_out_packs_show_what_their_documents_showed_apart(several, limit, separator, dtype, many):
+    with Documents(np.dtype(dtype)) as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "AT_ONCE", many * limit)
+        store.extend(Batch.of(several), range(len(several)))
+        cuts = packs.cut(store.lengths, limit)
+        begins = store.tokens_at(cuts.document, cuts.start) == separator
+        packing = packs.pack(cuts.lengths, limit, "next_fit", separators=~begins)
+        found = list(apart(build.Packs(store, cuts, packing, separator)))
+
+    for document, numbers in zip(found, packing, strict=True):
+        pieces = [several[cuts.document[one]].part(cuts.start[one], cuts.end[one]) for one in numbers]
+        assert document.text.dtype == dtype
+        expected = list(joined(pieces, separator))
+        assert list(zip(document.text, document.role, shown(document), strict=True)) == expected
 
 
 @given(st.lists(st.lists(documents(), min_size=1, max_size=4), max_size=3), st.data())
 def test_stored_documents_come_back(batches, data):
     several = []
-    with Documents() as store:
+    with Documents(np.dtype(np.int32)) as store:
         for batch in batches:
             numbers = data.draw(st.lists(st.sampled_from(range(len(batch))), unique=True))
             store.extend(Batch.of(batch), numbers)

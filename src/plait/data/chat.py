@@ -17,6 +17,7 @@ b'{"id":"toy-1","messages":[{"role":"assistant","content":[{"type":"text","text"
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,14 @@ class Source:
 
     def path(self, records: Path) -> str:
         """The file's path, if the chat records of ``records`` lie in a dataset's folder; else its name."""
-        shard = layout.Chat.read(layout.inside(records))
-        return f"{layout.Raw(dataset=shard.dataset)}/{self.file}" if shard else self.file
+        return _raw_path(self.file, records)
+
+
+@lru_cache(maxsize=64)
+def _raw_path(file: str, records: Path) -> str:
+    """Many records come from one file."""
+    shard = layout.Chat.read(layout.inside(records))
+    return f"{layout.Raw(dataset=shard.dataset)}/{file}" if shard else file
 
 
 @dataclass(frozen=True, slots=True)

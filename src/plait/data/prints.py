@@ -48,10 +48,11 @@ def rows(samples: Sequence[tuple[Sample, str]], known: Sequence[bytes | None] = 
     found["text"], found["pieces"] = told["text"], told["pieces"]
     found["sample"] = np.frombuffer(told["digest"].tobytes(), ">u8")[:: said.WORDS]
     found["id"] = [number_of(id_.encode()) if id_ else 0 for _, id_ in samples]
-    for one, (sample, _) in zip(found, samples, strict=True):
+    for number, (sample, _) in enumerate(samples):
         pictures = sample.pictures
         if not pictures:
             continue
+        one = found[number]
         one["count"] = len(pictures)
         for place, picture in enumerate(pictures[:PICTURES]):
             one["picture"][place] = number_of(picture)
@@ -144,11 +145,17 @@ def ids(folder: Path | str, rows: Sequence[int]) -> Iterator[str]:
                 number = next(wanted, None)
 
 
+HELD = 1 << 17
+"""Keys that are in memory; more than these go to a file."""
+
+
 class Seen:
-    """What was seen before, in a temporary file: memory does not grow with it."""
+    """What was seen before: the last few in memory, the others in a temporary file, so memory is bounded."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
+        self._held: dict[bytes, str] = {}
+        self._filed = False
         self._known = sqlite3.connect("")
         self._known.execute("pragma journal_mode = off")
         self._known.execute("create table seen (key blob primary key, place text) without rowid")
@@ -163,7 +170,18 @@ class Seen:
 
     def before(self, key: bytes, place: str) -> str | None:
         """The place that a key was seen at first; None if that is now."""
-        if self._known.execute("insert or ignore into seen values (?, ?)", (key, place)).rowcount:
-            return None
-        (first,) = self._known.execute("select place from seen where key = ?", (key,)).fetchone()
-        return str(first)
+        first = self._held.get(key)
+        if first is None and self._filed:
+            (first,) = self._known.execute("select place from seen where key = ?", (key,)).fetchone() or (
+                None,
+            )
+        if first is not None:
+            return first
+        self._held[key] = place
+        if len(self._held) == HELD:
+            self._file()
+        return None
+
+    def _file(self) -> None:
+        self._known.executemany("insert into seen values (?, ?)", sorted(self._held.items()))
+        self._held, self._filed = {}, True

@@ -163,7 +163,7 @@ def _once(
     from plait.data.said import digest
 
     for number, sample in samples:
-        record = replace(where(number), id=sample.id)
+        record = where(number)._replace(id=sample.id)
         first = seen.before(key_for(sample.id).encode(), str(record))
         if first is not None:
             rejected.add(record, "duplicate_id", f"{first} has the same id")
@@ -186,7 +186,7 @@ def _fitting(
             for picture in found.pictures:
                 check_tags(picture)
         except RecordError as error:
-            rejected.add(replace(where(number), id=sample.id), error.reason, str(error))
+            rejected.add(where(number)._replace(id=sample.id), error.reason, str(error))
             continue
         yield number, found, parts
 

@@ -7,12 +7,12 @@ than a pack is split or dropped, and counted either way.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.progress import bar
 from plait.tokens import indexed
-from plait.tokens.documents import Document, Documents
+from plait.tokens.documents import Batch, Documents, Picture, counts
 from plait.tokens.lineage import Origins
 from plait.tokens.made_by import made_by
 from plait.tokens.pack import Packing, Pieces, cut, pack
@@ -66,7 +66,8 @@ def build(
             ``reject_limit`` allows, or no document is left to pack.
     """
     renderer, records = Renderer(tokenizer, form), Records(chats, taken or {})
-    with Documents() as documents, Prints(folder) as prints:
+    dtype = indexed.text_dtype(renderer.facts["vocab_size"])
+    with Documents(dtype) as documents, Prints(folder) as prints:
         origins = Origins()
         rejected, without_loss = _collect(documents, origins, prints, renderer, records, folder / NAME, form)
         cuts = cut(documents.lengths, limit, form["overlong"])
@@ -78,8 +79,7 @@ def build(
                 f"rejected are {rejected}, {records.others} are of the dataset's other part",
                 hint=split.EMPTY if records.others else "look at the ledgers of the chat shards",
             )
-        writer = PackWriter(folder, renderer, form)
-        rows = writer.write(_packs(documents, cuts, packing))
+        rows = PackWriter(folder, renderer, form).write(Packs(documents, cuts, packing, renderer.separator))
         origins.write(folder, cuts, packing)
         facts = {
             **_counts(rows, packing, cuts, documents.lengths),
@@ -132,7 +132,7 @@ def _collect(
         rejected = Rejects(out)
         for batch in _batches(_pieces(renderer, records, rejected)):
             found = renderer.documents([pieces for _, pieces in batch])
-            words = found.counts(~markup(found.text, renderer.vision))
+            words = _words(found, renderer.vision)
             taught = found.counts(trained(found.text, found.role, renderer.vision))
             kept = []
             for number, (one, _) in enumerate(batch):
@@ -155,6 +155,11 @@ def _collect(
         "mend the source, name another template, or raise `reject_limit` of the format in config/",
     )
     return to_json(rejected.reasons), without_loss
+
+
+def _words(found: Batch, vision: Mapping[str, int]) -> list[int]:
+    """Tokens of each document but those that stand for pictures."""
+    return found.counts(~markup(found.text, vision)) if vision else np.diff(found.starts).tolist()
 
 
 @dataclass
@@ -216,8 +221,7 @@ class Records:
                 yield Read(record, sample, name, row)
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """A record, what it says, its id under its dataset's name if it has one, and its row if that is known."""
 
     record: Record
@@ -271,13 +275,84 @@ def markup(text: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
 # Documents to packs
 
 
-def _packs(documents: Documents, cuts: Pieces, packing: Packing) -> Iterator[list[Document]]:
-    """The documents of each pack."""
-    for pieces in bar(packing, "packs", " packs"):
-        yield [
-            documents[int(cuts.document[piece])].part(int(cuts.start[piece]), int(cuts.end[piece]))
-            for piece in pieces
-        ]
+AT_ONCE = 1 << 20
+"""Tokens of packs that are laid out and written at once."""
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Packs end to end: N tokens of P packs.
+
+    Attributes:
+        text: (N,) token ids.
+        role: (N,) codes: PACK_SEP is that of the first token of each document but the first of a pack, the
+            separator that it begins with, or one put before it.
+        starts: (P,) where each pack begins.
+        indices: (N,) of patches, counted through all pictures of a pack.
+        pictures: of each pack, P times, which is read when it is asked for; ``indices`` are whole after that.
+    """
+
+    text: NDArray[Any]
+    role: NDArray[np.uint16]
+    starts: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    pictures: Iterator[list[Picture]]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Tokens of each pack."""
+        return np.diff(self.starts, append=len(self.text))
+
+    def counts(self, which: NDArray[np.bool_]) -> list[int]:
+        """How many of each pack's tokens are so: ``which`` is (N,)."""
+        return counts(which, [*self.starts.tolist(), len(self.text)])
+
+
+@dataclass(frozen=True)
+class Packs:
+    """The packs of documents, as they shall be written."""
+
+    documents: Documents
+    cuts: Pieces
+    packing: Packing
+    separator: int
+
+    def __iter__(self) -> Iterator[Laid]:
+        """All packs, so many at a time that they have some AT_ONCE tokens."""
+        many = max(AT_ONCE // self.packing.limit, 1)
+        for first in bar(range(0, len(self.packing), many), "packs", f" times {many} packs"):
+            yield self.laid(first, min(first + many, len(self.packing)))
+
+    def laid(self, first: int, last: int) -> Laid:
+        """The packs from ``first`` up to ``last``, of which there is one at least."""
+        offsets = self.packing.offsets[first : last + 1]
+        pieces, opening = self.packing.order[offsets[0] : offsets[-1]], offsets[:-1] - offsets[0]
+        put = self.packing.separators[pieces]
+        put[opening] = 0
+        lengths = self.packing.lengths[pieces]
+        places = np.cumsum(put + lengths) - lengths
+        text = np.full(places[-1] + lengths[-1], self.separator, self.documents.dtype)
+        role = np.zeros(len(text), np.uint8)
+        stretches = np.column_stack([self.cuts.document, self.cuts.start, self.cuts.end])[pieces]
+        self.documents.copy(stretches, places, text, role)
+        wide = role.astype(np.uint16)
+        wide[np.delete(places - put, opening)] = PACK_SEP
+        indices = np.full(len(text), -1, np.int32)
+        shown = np.split(np.column_stack([stretches, places]), opening[1:])
+        pictures = (self._pictures(one, indices) for one in shown)
+        return Laid(text, wide, places[opening], indices, pictures)
+
+    def _pictures(self, pieces: NDArray[np.int64], indices: NDArray[np.int32]) -> list[Picture]:
+        """The pictures of a pack; ``indices`` get those of their patches."""
+        found: list[Picture] = []
+        before = 0
+        for number, start, end, place in pieces[self.documents.pictured[pieces[:, 0]]].tolist():
+            document = self.documents[number].part(start, end)
+            own = document.patch_indices
+            indices[place : place + len(own)] = np.where(own >= 0, own + before, -1)
+            found += document.pictures
+            before += sum(picture.patches for picture in document.pictures)
+        return found
 
 
 class PackWriter:
@@ -290,79 +365,48 @@ class PackWriter:
         self.grid = {key: form[key] for key in ("patch_size", "max_resolution")}
         self.encoded = form["pictures"] == "encoded"
 
-    def write(self, packs: Iterable[list[Document]]) -> list[dict[str, int]]:
+    def write(self, packs: Packs) -> list[dict[str, int]]:
         """Write all packs and give a row of counts for each."""
         with ExitStack() as stack:
 
             def opened(name: str, dtype: Any) -> indexed.IndexedWriter:
                 return stack.enter_context(indexed.IndexedWriter(self.folder / name, dtype))
 
-            text = opened(indexed.TEXT, indexed.text_dtype(self.renderer.facts["vocab_size"]))
-            role = opened(indexed.ROLE, np.uint16)
+            text, role = opened(indexed.TEXT, packs.documents.dtype), opened(indexed.ROLE, np.uint16)
             if self.renderer.vision:
                 indices = opened(indexed.INDICES, np.int32)
                 name, dtype = (indexed.IMAGE, np.uint8) if self.encoded else (indexed.PATCHES, np.uint16)
                 pictures = opened(name, dtype)
             rows = []
-            for documents in packs:
-                columns = joined(documents, self.renderer.separator)
-                text.document(columns[0])
-                role.document(columns[1])
+            for laid in packs:
+                images = [0] * len(laid.starts)
+                text.documents(laid.text, laid.sizes)
+                role.documents(laid.role, laid.sizes)
                 if self.renderer.vision:
-                    indices.document(columns[2])
-                    pictures.document(*self._pictures(documents))
-                rows.append(self._row(columns[0], columns[1], documents))
+                    for number, found in enumerate(laid.pictures):
+                        pictures.document(*self._items(found))
+                        images[number] = len(found)
+                    indices.documents(laid.indices, laid.sizes)
+                rows += self._rows(laid, images)
         return rows
 
-    def _pictures(self, documents: list[Document]) -> list[NDArray[Any] | bytes]:
+    def _items(self, pictures: list[Picture]) -> list[NDArray[Any] | bytes]:
         """Each picture's file, or the patches of all of them as the bits of halves."""
-        encoded = [picture.encoded for document in documents for picture in document.pictures]
+        encoded = [picture.encoded for picture in pictures]
         if self.encoded:
             return list(encoded)
         empty = np.empty((0, 3 * self.grid["patch_size"] ** 2), np.float16)
         values = np.concatenate([empty, *(patches(one, **self.grid, halves=True) for one in encoded)])
         return [values.view("<u2")]
 
-    def _row(self, text: NDArray[Any], role: NDArray[Any], documents: list[Document]) -> dict[str, int]:
-        return {
-            "n_tokens": len(text),
-            "n_image_tokens": int(np.count_nonzero(role == IMAGE)),
-            "n_images": sum(len(document.pictures) for document in documents),
-            "n_loss_tokens": loss_tokens(text, role, self.renderer.vision),
+    def _rows(self, laid: Laid, images: list[int]) -> list[dict[str, int]]:
+        columns = {
+            "n_tokens": laid.sizes.tolist(),
+            "n_image_tokens": laid.counts(laid.role == IMAGE) if self.renderer.vision else images,
+            "n_images": images,
+            "n_loss_tokens": laid.counts(trained(laid.text, laid.role, self.renderer.vision)),
         }
-
-
-DTYPES = (np.int32, np.uint16, np.int32)
-"""Of text, role and patch indices."""
-
-
-def joined(
-    documents: Sequence[Document], separator: int
-) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]]:
-    """Text, role and patch indices of a pack.
-
-    The first token of every document but the first has the role PACK_SEP: the separator that it
-    begins with, or one put before it.
-    """
-    columns: tuple[list[NDArray[Any]], ...] = [], [], []
-    put = [np.array([one], dtype) for one, dtype in zip((separator, PACK_SEP, -1), DTYPES, strict=True)]
-    before = 0
-    for number, document in enumerate(documents):
-        own = document.role.astype(np.uint16)
-        if number and document.text[:1].tolist() == [separator]:
-            own[0] = PACK_SEP
-        elif number:
-            for column, one in zip(columns, put, strict=True):
-                column.append(one)
-        indices = document.patch_indices
-        if before:
-            indices = np.where(indices >= 0, indices + before, -1)
-        values: list[NDArray[Any]] = [document.text, own, indices]
-        for column, one in zip(columns, values, strict=True):
-            column.append(one)
-        before += sum(picture.patches for picture in document.pictures)
-    text, role, places = map(np.concatenate, columns)
-    return text, role, places
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 # Figures

@@ -25,7 +25,7 @@ class Picture:
 class Document:
     """The n tokens of a conversation. ``patch_indices`` counts through all its pictures' patches."""
 
-    text: NDArray[np.int32]
+    text: NDArray[Any]
     role: NDArray[np.uint8]
     patch_indices: NDArray[np.int32]
     pictures: Sequence[Picture]
@@ -94,7 +94,12 @@ class Batch(Sequence[Document]):
 
     def counts(self, which: NDArray[np.bool_]) -> list[int]:
         """How many of each document's tokens are so: ``which`` is (N,)."""
-        return [int(np.count_nonzero(which[start:end])) for start, end in pairwise(self.starts)]
+        return counts(which, self.starts)
+
+
+def counts(which: NDArray[np.bool_], bounds: Sequence[int]) -> list[int]:
+    """How many are true between each bound and the next: quicker, slice by slice, than a sum of all."""
+    return [int(np.count_nonzero(which[start:end])) for start, end in pairwise(bounds)]
 
 
 NO_PATCHES = np.full(1 << 16, -1, np.int32)
@@ -107,17 +112,26 @@ def no_patches(size: int) -> NDArray[np.int32]:
 
 
 BUFFER = 1 << 20
-TOKEN = np.dtype(np.int32).itemsize
-"""Bytes of a token in the file. Behind a document's tokens are its roles, a byte each, and, of one with
-pictures, the indices of its patches, then the pictures."""
+INDEX = np.dtype(np.int32).itemsize
+"""Bytes of a patch's index in the file."""
 
 
 class Documents:
-    """Documents end to end; read back by number."""
+    """Documents in a temporary file; read back by number, whole or in part.
 
-    def __init__(self) -> None:
-        """Start with none."""
-        self._lengths, self._starts = array("q"), array("q")
+    A batch's tokens stand there end to end, then its roles, a byte each, and then, of each document with
+    pictures, the indices of its patches and the pictures.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        """Start with none.
+
+        Args:
+            dtype: of a token, in the file and of what is read from it.
+        """
+        self.dtype = dtype
+        self._lengths = array("q")
+        self._texts, self._roles, self._indices = array("q"), array("q"), array("q")
         self._patches = array("q")
         self._picture_ends, self._first_picture = array("q"), array("q", [0])
         self._end = 0
@@ -139,50 +153,92 @@ class Documents:
         """Tokens of each document."""
         return np.array(self._lengths, np.int64)
 
-    def tokens_at(self, documents: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int32]:
+    @property
+    def pictured(self) -> NDArray[np.bool_]:
+        """Whether each document has pictures."""
+        return np.diff(np.array(self._first_picture, np.int64)) > 0
+
+    def tokens_at(self, documents: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[Any]:
         """The token at a place of each of some documents."""
-        starts = np.array(self._starts, np.int64)[documents] + places * TOKEN
-        return np.frombuffer(b"".join(self._read(start, TOKEN) for start in starts.tolist()), np.int32)
+        size = self.dtype.itemsize
+        starts = np.array(self._texts, np.int64)[documents] + places * size
+        return np.frombuffer(b"".join(self._read(start, size) for start in starts.tolist()), self.dtype)
+
+    def copy(
+        self,
+        stretches: NDArray[np.int64],
+        places: NDArray[np.int64],
+        text: NDArray[Any],
+        role: NDArray[np.uint8],
+    ) -> None:
+        """Read stretches of documents to where they shall stand.
+
+        Args:
+            stretches: (n, 3) the number of a document, its first token to read, and the one behind the last.
+            places: (n,) where each begins in the next two.
+            text: (N,) gets the tokens, which are of this dtype.
+            role: (N,) gets their roles.
+        """
+        documents, starts, ends = stretches.T
+        columns: tuple[tuple[NDArray[Any], array[int]], ...] = (text, self._texts), (role, self._roles)
+        for column, begins in columns:
+            size, room = column.itemsize, column.view(np.uint8).data
+            offsets = np.array(begins, np.int64)[documents] + size * starts
+            firsts, lasts = size * places, size * (places + ends - starts)
+            for offset, first, last in zip(offsets.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
+                os.preadv(self._spool.fileno(), [room[first:last]], offset)
 
     def extend(self, batch: Batch, numbers: Sequence[int]) -> None:
-        """Take in those of a batch with these numbers."""
-        columns: list[tuple[NDArray[Any] | None, int]]
-        columns = [(batch.text, TOKEN), (batch.role, 1), (batch.patch_indices, TOKEN)]
-        views = [(memoryview(one.tobytes()), size) for one, size in columns if one is not None]
+        """Take in those of a batch with these numbers; of the others, the file has tokens that none reads."""
+        kept, starts = np.array(numbers, np.int64), np.array(batch.starts, np.int64)
+        text = self._write(batch.text.astype(self.dtype).tobytes())
+        role = self._write(batch.role.tobytes())
+        columns = (
+            (self._lengths, np.diff(starts)),
+            (self._texts, text + self.dtype.itemsize * starts[:-1]),
+            (self._roles, role + starts[:-1]),
+        )
+        for column, values in columns:
+            column.frombytes(values[kept].tobytes())
         for number in numbers:
-            start, end = batch.starts[number], batch.starts[number + 1]
-            pictures = batch.pictures[number]
-            self._lengths.append(end - start)
-            self._starts.append(self._end)
-            for view, size in views if pictures else views[:2]:
-                self._write(view[size * start : size * end])
-            for picture in pictures:
-                self._write(picture.encoded)
-                self._patches.append(picture.patches)
-                self._picture_ends.append(self._end)
-            self._first_picture.append(len(self._patches))
+            self._extend_pictures(batch, number)
         self._spool.flush()
+
+    def _extend_pictures(self, batch: Batch, number: int) -> None:
+        """Take in the pictures of a document, and the indices of their patches."""
+        self._indices.append(self._end)
+        pictures = batch.pictures[number]
+        if pictures and batch.patch_indices is not None:
+            self._write(batch.patch_indices[batch.starts[number] : batch.starts[number + 1]].tobytes())
+        for picture in pictures:
+            self._write(picture.encoded)
+            self._patches.append(picture.patches)
+            self._picture_ends.append(self._end)
+        self._first_picture.append(len(self._patches))
 
     def __getitem__(self, number: int) -> Document:
         """A document with its pictures' bytes."""
-        size, start = self._lengths[number], self._starts[number]
+        size = self._lengths[number]
+        text = np.frombuffer(self._read(self._texts[number], self.dtype.itemsize * size), self.dtype)
+        role = np.frombuffer(self._read(self._roles[number], size), np.uint8)
         first, last = self._first_picture[number], self._first_picture[number + 1]
-        width = TOKEN + 1 + (TOKEN if last > first else 0)
-        content = self._read(start, size * width)
-        text = np.frombuffer(content, np.int32, size)
-        role = np.frombuffer(content, np.uint8, size, TOKEN * size)
         if last == first:
             return Document(text, role, no_patches(size), [])
-        indices = np.frombuffer(content[(TOKEN + 1) * size :], np.int32)
-        begins = [start + size * width, *self._picture_ends[first : last - 1]]
+        start = self._indices[number]
+        begin = start + INDEX * size
+        indices = np.frombuffer(self._read(start, begin - start), np.int32)
+        begins = [begin, *self._picture_ends[first : last - 1]]
         pictures = [
             Picture(self._read(begin, self._picture_ends[which] - begin), self._patches[which])
             for begin, which in zip(begins, range(first, last), strict=True)
         ]
         return Document(text, role, indices, pictures)
 
-    def _write(self, content: bytes | memoryview) -> None:
+    def _write(self, content: bytes) -> int:
+        """Where in the file the content begins."""
+        start = self._end
         self._end += self._spool.write(content)
+        return start
 
     def _read(self, start: int, size: int) -> bytes:
         """Bytes of the file."""

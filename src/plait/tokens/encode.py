@@ -43,7 +43,7 @@ SAMPLES = (
     "<0x0A> \u2581 \u2581a", "Ġ Ċ", "https://example.org/a?b=c&d=%20",
     "\U0001d518 \U0002070e \U0010ffff", "----====____....", "\t\t  \n \n  end  ",
 )  # fmt: skip
-MOST, MORE = 250_000_000, 32_000_000
+MOST, MORE = 270_000_000, 32_000_000
 """Bytes that this process may have until gigatoken has to forget the words that it has seen, and by how many
 it must have grown since it last had."""
 UNKNOWN = (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError)
@@ -106,21 +106,21 @@ class Fast:
 
     _encode: Callable[[str], NDArray[np.uint32]]
 
-    def __init__(self, folder: Path, slow: Slow, *, specials: bool) -> None:
-        """Take a tokenizer's folder, and who reads what this one cannot place.
+    def __init__(self, described: Mapping[str, Any], slow: Slow) -> None:
+        """Take the content of a tokenizer.json, and who reads what this one cannot place.
 
         Raises:
             ValueError, TypeError, KeyError, RuntimeError: gigatoken does not know its kind.
         """
-        described = read(folder)
+        _check_kind(described)
         self._slow = slow
-        self._sizes = _sizes(described)
-        described["added_tokens"] = [
-            one for one in described["added_tokens"] if specials or not one["special"]
-        ]
-        self._content = orjson.dumps(described)
-        del described
+        added = [one for one in described["added_tokens"] if slow.specials or not one["special"]]
+        self._content = orjson.dumps({**described, "added_tokens": added})
         self._make()
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        return _sizes(read(self._slow.folder))
 
     def _make(self) -> None:
         """Begin with a tokenizer that remembers nothing: it keeps each word that it has read, for ever."""
@@ -176,9 +176,12 @@ def _resident() -> int:
 class Choice:
     """The quicker one of those that give the ids of Hugging Face's tokenizer."""
 
-    def __init__(self, folder: Path, *, specials: bool) -> None:
-        """Take a tokenizer's folder, and whether special tokens that a text has are read as such."""
-        self._folder, self._specials = folder, specials
+    def __init__(self, folder: Path, *, specials: bool, described: Mapping[str, Any] | None = None) -> None:
+        """Take a tokenizer's folder, and whether special tokens that a text has are read as such.
+
+        The content of its tokenizer.json is kept until a text is read, where it is given.
+        """
+        self._folder, self._specials, self._described = folder, specials, described
         self._chosen: Encoder | None = None
 
     def apart(self, texts: Sequence[str]) -> list[Ids]:
@@ -191,17 +194,24 @@ class Choice:
 
     def _encoder(self, first: Sequence[Sequence[str]]) -> Encoder:
         if self._chosen is None:
-            self._chosen = chosen(self._folder, first, specials=self._specials)
+            self._chosen = chosen(self._folder, first, specials=self._specials, described=self._described)
+            self._described = None
         return self._chosen
 
 
-def chosen(folder: Path, first: Sequence[Sequence[str]], *, specials: bool) -> Encoder:
+def chosen(
+    folder: Path,
+    first: Sequence[Sequence[str]],
+    *,
+    specials: bool,
+    described: Mapping[str, Any] | None = None,
+) -> Encoder:
     """gigatoken, if it was found to read as tokenizers does, or reads samples and first documents so now."""
     slow, different = Slow(folder, specials=specials), found_before(folder, specials=specials)
     if different is None:
         fast, different = _compared(slow, [*slow.samples(), *first])
     else:
-        fast = None if different else Fast(folder, slow, specials=specials)
+        fast = None if different else Fast(described or read(folder), slow)
     if fast:
         return fast
     log.warning("%s is read by tokenizers, some ten times slower than by gigatoken: %s", folder, different)
@@ -244,7 +254,7 @@ def _compared(slow: Slow, documents: Sequence[Sequence[str]]) -> tuple[Encoder |
     expected = slow.whole(documents)
     slow.let_go()
     try:
-        fast = Fast(slow.folder, slow, specials=slow.specials)
+        fast = Fast(read(slow.folder), slow)
         different = _different(fast, documents, expected)
     except UNKNOWN as error:
         return None, f"{type(error).__name__}: {error}"
@@ -283,15 +293,19 @@ def _different(
     return ""
 
 
-def _sizes(described: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Bytes of a text that each id stands for, for byte-level tokens and for those of SentencePiece.
+def _check_kind(described: Mapping[str, Any]) -> None:
+    """Refuse tokens of which it is not known what text they stand for.
 
     Raises:
-        ValueError: the tokens are of another kind.
+        ValueError: they are neither byte-level ones nor SentencePiece's.
     """
-    model = described["model"]
-    if model["type"] != "BPE" or described["normalizer"]:
+    if described["model"]["type"] != "BPE" or described["normalizer"]:
         raise ValueError("it is no BPE without a normaliser")
+
+
+def _sizes(described: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Bytes of a text that each id stands for, for byte-level tokens and for those of SentencePiece."""
+    model = described["model"]
     added = {one["id"]: len(one["content"].encode()) for one in described["added_tokens"]}
     measure = _piece if model.get("byte_fallback") else len
     sizes = np.zeros(max([*model["vocab"].values(), *added], default=-1) + 1, np.int64)

@@ -109,6 +109,12 @@ class IndexedWriter:
             self.item(values)
         self.end_document()
 
+    def documents(self, values: NDArray[Any], sizes: NDArray[np.int64]) -> None:
+        """Append documents of one item each: items of these sizes stand end to end in ``values`` (n,)."""
+        self._bin.write(np.ascontiguousarray(values, self.dtype).data)
+        self._bounds.extend(range(len(self._sizes) + 1, len(self._sizes) + len(sizes) + 1))
+        self._sizes.extend(sizes.tolist())
+
     def _index(self) -> bytes:
         sizes = np.array(self._sizes, "<i8")
         starts = np.zeros(len(sizes), "<i8")

@@ -68,8 +68,7 @@ class Origins:
         rows = np.array(self._rows, np.int64).reshape(-1, 4)[cuts.document]
         pieces = np.column_stack([rows, cuts.start, cuts.end])[packing.order]
         with IndexedWriter(folder / LINEAGE, np.int64) as out:
-            for first, end in zip(packing.offsets[:-1], packing.offsets[1:], strict=True):
-                out.document(pieces[first:end])
+            out.documents(pieces.ravel(), np.diff(packing.offsets) * len(COLUMNS))
         files.write_json(folder / f"{LINEAGE}.json", {"chats": [*self._chats], "raw": [*self._raws]})
 
 

@@ -49,8 +49,9 @@ class Renderer:
         self.vision: dict[str, int] = self.facts["vision"]
         self.template = _template(folder, form["template"])
         self.grid_of = {"patch_size": form["patch_size"], "max_resolution": form["max_resolution"]}
-        self._encoder = encode.Choice(folder, specials=self.template.whole)
-        ids = encode.ids_by_name(encode.read(folder))
+        described = encode.read(folder)
+        self._encoder = encode.Choice(folder, specials=self.template.whole, described=described)
+        ids = encode.ids_by_name(described)
         self.vocabulary = digest(ids)
         bos, eos = (self.facts[key] for key in ("bos_id", "eos_id"))
         self.separator: int = eos if bos is None else bos

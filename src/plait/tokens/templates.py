@@ -24,6 +24,7 @@ A picture stands in the Jinja text as ``<vision></vision>``, and in the text tha
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from plait.data.chat import Message, Picture, Sample, Text
 from plait.errors import RecordError
@@ -34,8 +35,7 @@ HEADER = "以下は、タスクを説明する指示です。要求を適切に�
 """What an Alpaca prompt begins with in Japanese (LLM-jp); a system turn stands in its place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A text or a picture of a conversation, and the code of the role it counts for."""
 
     content: str | Picture
@@ -90,7 +90,9 @@ def words(message: Message) -> str:
 
 def _pretrain(sample: Sample, marks: Marks) -> Iterator[Piece]:  # noqa: ARG001
     for message in sample.messages:
-        yield from (Piece(part, CODES[message.role]) for part in content(message))
+        role = CODES[message.role]
+        for part in message.parts:
+            yield Piece(part.text if isinstance(part, Text) else part, role)
 
 
 def _chatml(sample: Sample, marks: Marks) -> Iterator[Piece]:  # noqa: ARG001

@@ -53,6 +53,7 @@ def quick(seed, limit):
 def indexed(folder, seed):
     """A packed shard of noise, with the manifest that counting reads."""
     from plait import files
+    from plait.tokens.build import totals
     from plait.tokens.indexed import ROLE, TEXT, IndexedWriter, write_rows
     from plait.tokens.roles import ASSISTANT, PACK_SEP
 
@@ -66,12 +67,7 @@ def indexed(folder, seed):
             roles.document(role)
             rows.append({"n_tokens": size, "n_image_tokens": 0, "n_images": 0, "n_loss_tokens": size - 18})
     write_rows(folder / "data.jsonl", rows)
-    facts = {
-        "own_separators": True,
-        "tokens": sum(row["n_tokens"] for row in rows),
-        "documents": 0,
-        "fill": 1,
-    }
+    facts = {**totals(rows), "own_separators": True, "documents": 0, "fill": 1}
     files.write_manifest(folder, kind="indexed", settings={}, facts=facts)
 
 

@@ -97,7 +97,11 @@ def corpus(folder, seed, *, kind):
             said = shards.Said(folder / f"{number}.said", stack)
             for position, text in enumerate(texts(PROCESSES * seed + number, size // PROCESSES)):
                 parts = [{"type": "text", "text": text}]
-                record = {"id": f"d{position}", "messages": [{"role": "assistant", "content": parts}]}
+                record = {
+                    "id": f"d{position}",
+                    "source": {"file": f"{number}.txt", "line": position + 1},
+                    "messages": [{"role": "assistant", "content": parts}],
+                }
                 line = json.dumps(record, ensure_ascii=False).encode()
                 said.append(chat.parse(line), line)
                 out.write(line + b"\n")
