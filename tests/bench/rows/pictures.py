@@ -129,7 +129,7 @@ def faithful(source, ours, peer, *, pictures, least=None):
     found, others = [], []
     for encoded in files(source):
         with patch.object(images, "_encode", lambda pixels, _: pixels):
-            mine = images.resized(encoded, pictures).squeeze()
+            mine = images.resized(encoded, pictures)[:, :, :3]
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
         truth, other = (image.resize(mine.shape[1::-1], kernel) for kernel in (LANCZOS, BICUBIC))
         found.append(noise_db(mine, truth))
