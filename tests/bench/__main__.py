@@ -7,7 +7,7 @@ from tests.bench.rows import ROWS
 
 
 def main(words: list[str]) -> None:
-    """Print one line a row."""
+    """Print one line a row, and how fast the machine is before and after them."""
     if words[:1] == ["--child"]:
         harness.child(ROWS[words[1]], words[2], words[3:])
         return
@@ -17,9 +17,10 @@ def main(words: list[str]) -> None:
     chosen = [row for name, row in ROWS.items() if not words or name.startswith(tuple(words))]
     if not chosen:
         raise SystemExit(f"no row begins with {' or '.join(words)}; there are: {', '.join(ROWS)}")
-    print(harness.HEAD)  # noqa: T201
+    print(harness.pace(), harness.HEAD, sep="\n")  # noqa: T201
     for row in chosen:
         harness.printed(row)
+    print(harness.pace())  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -213,6 +213,17 @@ def _told(*words: str) -> Told:
     return Told(*json.loads(ended.stdout.splitlines()[-1]))
 
 
+LOOP = 5_000_000
+
+
+def pace() -> str:
+    """How fast one core is just now: what is bound in seconds, not to a peer, goes with it."""
+    begun = time.process_time()
+    for _ in range(LOOP):
+        pass
+    return f"an empty loop of {LOOP:,} rounds takes {time.process_time() - begun:.3f} s"
+
+
 HEAD = f"{'row':34}{'ratio':>8}{'least':>8}{'':8}{'MB':>7}   where the time goes"
 
 
@@ -220,7 +231,7 @@ def printed(row: Row | Figure) -> bool:
     """Measure a row and print its line; whether it meets its target."""
     ratios, memory, where, said = measured(row)
     ratio = statistics.median(ratios)
-    least = "" if row.target is None else f"{row.target:g}"
+    least = "" if row.target is None else f"{row.target:.4g}"
     met = row.target is None or ratio >= row.target
     words = "; ".join(filter(None, (said, where)))
     line = f"{row.name:34}{ratio:8.4g}{least:>8}{'' if met else ' missed':8}{memory:7.0f}   {words}"

@@ -24,7 +24,9 @@ def make(folder, seed, *, shape, dtype):
     """A project with packed text and an untrained model of the shape."""
     from jobs import packs, saved
     from makers import Maker
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     sizes, heads, sequence, batch = SHAPES[shape]
     maker = Maker(folder / "made")
     hf = maker.foreign(
