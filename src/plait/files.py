@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -283,7 +282,7 @@ def appears_whole(target: Path | str, *, folder: bool = False) -> Iterator[Path]
 
 def _beside(target: Path, name: str) -> Path:
     """What this process writes under a name beside a target."""
-    return target.with_name(f".{name}.{os.getpid()}@{socket.gethostname()}.part")
+    return target.with_name(f".{name}.{os.getpid()}@{os.uname().nodename}.part")
 
 
 def _put(part: Path, target: Path) -> None:
@@ -308,7 +307,7 @@ def _clear(target: Path) -> None:
         found = PART.fullmatch(path.name)
         if not found or found["name"] not in names:
             continue
-        gone = found["host"] == socket.gethostname() and not Path(f"/proc/{found['pid']}").exists()
+        gone = found["host"] == os.uname().nodename and not Path(f"/proc/{found['pid']}").exists()
         if gone or int(found["pid"]) == os.getpid():
             log.info("%s is removed: a process that was killed left it", path)
             remove(path)

@@ -6,8 +6,6 @@ database on the disk for as long: there may be more of them than fit into memory
 
 import hashlib
 import os
-import sqlite3
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -24,6 +22,8 @@ class _OnDisk:
     """A table that is there until it was asked all that it knows."""
 
     def __init__(self, database: Path) -> None:
+        import sqlite3
+
         self.database = database
         database.unlink(missing_ok=True)
         self.rows = sqlite3.connect(database)
@@ -203,6 +203,8 @@ def _of_tar(archive: Path) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
     Raises:
         DataError: it is damaged.
     """
+    import tarfile
+
     try:
         with tarfile.open(archive, "r:") as tar:
             for info in tar:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -13,12 +13,14 @@ from plait.data.albums import ARCHIVES
 from plait.data.containers import PARQUET, numbered
 from plait.errors import DataError
 from plait.fetch.lfs import refuse_pointers
-from plait.fetch.unpack import Limits, is_archive, unpack
 from plait.layout import HubFile
+
+if TYPE_CHECKING:
+    from plait.fetch.unpack import Limits
 
 FILES = "files"
 """Where they lie in a raw source, so that no name of a stranger's meets one of ours."""
-LIMITS = Limits(bytes=200 * 10**9, files=2_000_000)
+LIMITS = {"bytes": 200 * 10**9, "files": 2_000_000}
 """Of archives of the hub; a URL has its own in config/."""
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,9 @@ def place(source: Mapping[str, Any], folder: Path) -> list[str]:
 
     A zip of pictures stays a zip; for shapes, zips and tars stay what they are.
     """
-    limits = LIMITS
+    from plait.fetch.unpack import Limits, is_archive
+
+    limits = Limits(**LIMITS)
     if "max_files" in source:
         limits = Limits(bytes=source["max_unpacked_gb"] * 10**9, files=source["max_files"])
     names: list[str] = []
@@ -75,12 +79,14 @@ def place(source: Mapping[str, Any], folder: Path) -> list[str]:
     return sorted(f"{FILES}/{name}" for name in names)
 
 
-def _unpacked(path: Path, folder: Path, kind: str, limits: Limits) -> list[str]:
+def _unpacked(path: Path, folder: Path, kind: str, limits: "Limits") -> list[str]:
     """What an archive has of a kind; of a LLaVA json, and for shapes, everything, pictures too.
 
     Raises:
         DataError: it has none.
     """
+    from plait.fetch.unpack import unpack
+
     found = unpack(
         path,
         folder,

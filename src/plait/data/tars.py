@@ -6,7 +6,6 @@ parts of one name. What is written is plain ustar, and follows from keys and par
 
 import os
 import re
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -113,6 +112,8 @@ def places(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     Raises:
         DataError: the tar is damaged or cut short, or neighbours have one key.
     """
+    import tarfile
+
     try:
         with path.open("rb") as file:
             entries = _Entries(file, path)
@@ -157,6 +158,8 @@ class _Entries:
         self.file, self.path, self.end = file, path, 0
 
     def __iter__(self) -> Iterator[tuple[str, int, int]]:
+        import tarfile
+
         while found := _plain(os.pread(self.file.fileno(), TAR_BLOCK, self.end)):
             name, size = found
             yield name, self.end + TAR_BLOCK, size
