@@ -63,6 +63,7 @@ def test_a_job_of_several_checkpoints_is_killed_goes_on_and_is_the_run_in_one_pi
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_what_waits_for_a_run_of_another_length_is_not_taken(whole, tmp_path):
     """Learning rates follow the length, which no setting has where epochs give it."""
     place = whole.copy(tmp_path, every=EVERY)
