@@ -15,8 +15,9 @@ from plait.convert import folders
 from plait.errors import PlaitError, ProofError
 from plait.models.weights import merkle
 from plait.parallel.grid import Grid
-from plait.verify import logits, parity
+from plait.verify import cases, logits, parity
 from plait.verify.ranks import run_ranks
+from plait.verify.states import PRECISIONS
 
 GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2)]
 
@@ -143,6 +144,26 @@ def test_each_figure_of_a_comparison_decides(change, fails):
         "max_abs_diff_fp32": 1e-5, "top1_equal": 10, "tolerance": 1e-5, "tolerance_fp32": 3e-4,
     }  # fmt: skip
     assert bool(logits.failures([row | change])) == fails
+
+
+@pytest.mark.parametrize(
+    ("found", "equal"),
+    [
+        ([0.0, 1.0, 1.0 + 1e-15], 2),
+        ([0.0, 1.0 + 1e-15, 1.0], 2),
+        ([1.5, 1.0, 1.0], 1),
+        ([float("nan"), 1.0, 1.0], 1),
+    ],
+)
+def test_of_two_tokens_that_are_equally_likely_each_is_the_likeliest(found, equal):
+    """Rows of added tokens are made alike, and rounding decides between them."""
+    want = torch.tensor([[[0.0, 1.0, 1.0], [3.0, 2.0, 1.0]]], dtype=torch.float64)
+    have = want.clone()
+    have[0, 0] = torch.tensor(found, dtype=torch.float64)
+    case = cases.Case("text", torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
+    pairs = [{dtype: [one.to(dtype)] for dtype in PRECISIONS} for one in (want, have)]
+    (row,) = logits.compare([case], *pairs, depth=2)
+    assert row["top1_equal"] == equal
 
 
 def test_of_the_layers_that_are_wrong_the_first_is_named():

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from plait.verify.cases import Case
 from plait.verify.states import PRECISIONS, Difference, Logits
@@ -29,7 +30,8 @@ def tolerance(dtype: torch.dtype, depth: int) -> float:
 def compare(inputs: list[Case], reference: Logits, found: Logits, *, depth: int) -> list[dict[str, Any]]:
     """One row a case: the largest differences and how many positions agree on the likeliest token.
 
-    In fp64 the tolerance is absolute, in fp32 it grows with the largest logit.
+    In fp64 the tolerance is absolute, in fp32 it grows with the largest logit. Of tokens that are equally
+    likely within it, as those are whose rows were made alike, each is the likeliest.
 
     Args:
         inputs: the cases.
@@ -37,7 +39,7 @@ def compare(inputs: list[Case], reference: Logits, found: Logits, *, depth: int)
         found: logits of the artifact.
         depth: layers of the model.
     """
-    rows = []
+    rows, within = [], tolerance(torch.float64, depth)
     for number, case in enumerate(inputs):
         pairs = {d: (reference[d][number], found[d][number]) for d in PRECISIONS}
         want, have = pairs[torch.float64]
@@ -50,12 +52,18 @@ def compare(inputs: list[Case], reference: Logits, found: Logits, *, depth: int)
                 "max_abs_logit": largest,
                 "max_abs_diff": float((want - have).abs().max()),
                 "max_abs_diff_fp32": float((rounded[0] - rounded[1]).abs().max()),
-                "top1_equal": int((want.argmax(-1) == have.argmax(-1)).sum()),
-                "tolerance": tolerance(torch.float64, depth),
+                "top1_equal": _agreeing(want, have, within),
+                "tolerance": within,
                 "tolerance_fp32": tolerance(torch.float32, depth) * max(1.0, largest),
             }
         )
     return rows
+
+
+def _agreeing(want: Tensor, have: Tensor, within: float) -> int:
+    """At how many positions the token that one finds likeliest is as likely as any to the other."""
+    chosen = want.gather(-1, have.argmax(-1, keepdim=True)).squeeze(-1)
+    return int((chosen >= want.max(-1).values - within).sum())
 
 
 def of_layers(differences: Sequence[Difference]) -> list[dict[str, Any]]:
