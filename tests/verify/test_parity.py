@@ -147,19 +147,18 @@ def test_each_figure_of_a_comparison_decides(change, fails):
 
 
 @pytest.mark.parametrize(
-    ("found", "equal"),
+    ("want", "found", "equal"),
     [
-        ([0.0, 1.0, 1.0 + 1e-15], 2),
-        ([0.0, 1.0 + 1e-15, 1.0], 2),
-        ([1.5, 1.0, 1.0], 1),
-        ([float("nan"), 1.0, 1.0], 1),
+        ([0.0, 1.0, 1.0], [0.0, 1.0, 1.0 + 1e-15], 2),
+        ([0.0, 1.0, 1.0], [0.0, 1.0 + 1e-15, 1.0], 2),
+        ([0.0, 1.0, 1.0 + 1e-9], [0.0, 1.0 + 1e-9, 1.0], 1),
+        ([0.0, 1.0, 1.0], [1.5, 1.0, 1.0], 1),
+        ([0.0, 1.0, 1.0], [float("nan"), 1.0, 1.0], 1),
     ],
 )
-def test_of_two_tokens_that_are_equally_likely_each_is_the_likeliest(found, equal):
-    """Rows of added tokens are made alike, and rounding decides between them."""
-    want = torch.tensor([[[0.0, 1.0, 1.0], [3.0, 2.0, 1.0]]], dtype=torch.float64)
-    have = want.clone()
-    have[0, 0] = torch.tensor(found, dtype=torch.float64)
+def test_of_two_tokens_that_are_equally_likely_each_is_the_likeliest(want, found, equal):
+    """Only where nothing but rounding decides between them."""
+    want, have = (torch.tensor([[one, [3.0, 2.0, 1.0]]], dtype=torch.float64) for one in (want, found))
     case = cases.Case("text", torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
     pairs = [{dtype: [one.to(dtype)] for dtype in PRECISIONS} for one in (want, have)]
     (row,) = logits.compare([case], *pairs, depth=2)

@@ -90,7 +90,7 @@ def run() -> None:
     """
     gc.set_threshold(FEWEST)
     ended: list[int] = []
-    atexit.register(_leave, ended)  # of all handlers the first, and so the last to run
+    atexit.register(_leave, ended)  # before those of the stage, and so run after them
     ended.append(main())
     sys.exit(ended[0])
 

@@ -172,9 +172,8 @@ class Seen:
         """The place that a key was seen at first; None if that is now."""
         first = self._held.get(key)
         if first is None and self._filed:
-            (first,) = self._known.execute("select place from seen where key = ?", (key,)).fetchone() or (
-                None,
-            )
+            found = self._known.execute("select place from seen where key = ?", (key,)).fetchone()
+            first = found[0] if found else None
         if first is not None:
             return first
         self._held[key] = place

@@ -194,9 +194,12 @@ class Choice:
 
     def _encoder(self, first: Sequence[Sequence[str]]) -> Encoder:
         if self._chosen is None:
-            self._chosen = chosen(self._folder, first, specials=self._specials, described=self._described)
-            self._described = None
+            self._chosen = chosen(self._folder, first, specials=self._specials, described=self._taken())
         return self._chosen
+
+    def _taken(self) -> Mapping[str, Any] | None:
+        found, self._described = self._described, None
+        return found
 
 
 def chosen(
@@ -209,6 +212,7 @@ def chosen(
     """gigatoken, if it was found to read as tokenizers does, or reads samples and first documents so now."""
     slow, different = Slow(folder, specials=specials), found_before(folder, specials=specials)
     if different is None:
+        del described  # tokenizers needs the room
         fast, different = _compared(slow, [*slow.samples(), *first])
     else:
         fast = None if different else Fast(described or read(folder), slow)

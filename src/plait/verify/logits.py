@@ -18,6 +18,8 @@ TOLERANCES = {torch.float64: 1e-5, torch.float32: 3e-5}
 """By arithmetic, of a model of few layers. In fp64 the two differ by 1e-15, or by 1e-7 where a router takes
 its softmax in fp32. In fp32 the rounding of transformers alone has reached 2e-5 of the largest logit of a
 trained tiny model, against its own fp64."""
+TIE = 1e-12
+"""Of the largest logit: what rounding in fp64 can make of two that are equal, and far below any tolerance."""
 FEW = 8
 """Layers up to which a tolerance is as it is; beyond, errors of the layers add up as a random walk does."""
 
@@ -30,8 +32,8 @@ def tolerance(dtype: torch.dtype, depth: int) -> float:
 def compare(inputs: list[Case], reference: Logits, found: Logits, *, depth: int) -> list[dict[str, Any]]:
     """One row a case: the largest differences and how many positions agree on the likeliest token.
 
-    In fp64 the tolerance is absolute, in fp32 it grows with the largest logit. Of tokens that are equally
-    likely within it, as those are whose rows were made alike, each is the likeliest.
+    In fp64 the tolerance is absolute, in fp32 it grows with the largest logit. Of tokens whose
+    logits are equal but for rounding in fp64, each is the likeliest.
 
     Args:
         inputs: the cases.
@@ -39,7 +41,7 @@ def compare(inputs: list[Case], reference: Logits, found: Logits, *, depth: int)
         found: logits of the artifact.
         depth: layers of the model.
     """
-    rows, within = [], tolerance(torch.float64, depth)
+    rows = []
     for number, case in enumerate(inputs):
         pairs = {d: (reference[d][number], found[d][number]) for d in PRECISIONS}
         want, have = pairs[torch.float64]
@@ -52,8 +54,8 @@ def compare(inputs: list[Case], reference: Logits, found: Logits, *, depth: int)
                 "max_abs_logit": largest,
                 "max_abs_diff": float((want - have).abs().max()),
                 "max_abs_diff_fp32": float((rounded[0] - rounded[1]).abs().max()),
-                "top1_equal": _agreeing(want, have, within),
-                "tolerance": within,
+                "top1_equal": _agreeing(want, have, TIE * max(1.0, largest)),
+                "tolerance": tolerance(torch.float64, depth),
                 "tolerance_fp32": tolerance(torch.float32, depth) * max(1.0, largest),
             }
         )
