@@ -8,7 +8,6 @@ than a pack is split or dropped, and counted either way.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,19 +18,19 @@ from numpy.typing import NDArray
 
 from plait import files, layout
 from plait.data import chat, ledger, said, split
-from plait.data.images import patches
 from plait.data.lines import read_lines
 from plait.data.prints import Prints, Seen
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.progress import bar
 from plait.tokens import indexed
-from plait.tokens.documents import Batch, Documents, Picture, counts
+from plait.tokens.documents import Batch, Documents
+from plait.tokens.laid import Packs, PackWriter
 from plait.tokens.lineage import Origins
 from plait.tokens.made_by import made_by
 from plait.tokens.pack import Packing, Pieces, cut, pack
 from plait.tokens.render import Renderer
-from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
+from plait.tokens.roles import markup, trained
 from plait.tokens.templates import Piece
 
 log = logging.getLogger(__name__)
@@ -206,14 +205,13 @@ class Records:
         dataset = cache(_dataset)
         with Seen() as seen:
             for record, sample, row in self:
-                place = str(record)
                 name = f"{dataset(record.file)}/{record.id}" if record.id else ""
-                first = seen.before(name.encode(), place) if name else None
+                first = seen.before(name.encode(), record) if name else None
                 if first is not None:
                     rejected.add(record, "duplicate_id", f"{first} has the same id")
                     continue
                 found = row[said.DIGEST] if row else said.digest(sample)
-                first = seen.before(found, place)
+                first = seen.before(found, record)
                 self.duplicates += first is not None
                 if first is not None and self.taken.get("duplicates") == "reject":
                     rejected.add(record, "duplicate", f"{first} says the same")
@@ -255,158 +253,6 @@ def _batches(items: Iterator[tuple[Read, list[Piece]]]) -> Iterator[list[tuple[R
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def loss_tokens(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> int:
-    """The number of tokens that an assistant wrote, picture markup not counted."""
-    return int(np.count_nonzero(trained(text, role, vision)))
-
-
-def trained(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
-    """Which tokens an assistant wrote, picture markup left out: (n,), true for each of them."""
-    return np.asarray((role == ASSISTANT) & ~markup(text, vision) if vision else role == ASSISTANT)
-
-
-def markup(text: NDArray[Any], vision: Mapping[str, int]) -> NDArray[np.bool_]:
-    """Which tokens stand for pictures: (n,); none where the tokenizer has no such tokens."""
-    return np.isin(text, list(vision.values())) if vision else np.zeros(len(text), np.bool_)
-
-
-# Documents to packs
-
-
-AT_ONCE = 1 << 20
-"""Tokens of packs that are laid out and written at once."""
-
-
-@dataclass(frozen=True)
-class Laid:
-    """Packs end to end: N tokens of P packs.
-
-    Attributes:
-        text: (N,) token ids.
-        role: (N,) codes: PACK_SEP is that of the first token of each document but the first of a pack, the
-            separator that it begins with, or one put before it.
-        starts: (P,) where each pack begins.
-        indices: (N,) of patches, counted through all pictures of a pack.
-        pictures: of each pack, P times, which is read when it is asked for; ``indices`` are whole after that.
-    """
-
-    text: NDArray[Any]
-    role: NDArray[np.uint16]
-    starts: NDArray[np.int64]
-    indices: NDArray[np.int32]
-    pictures: Iterator[list[Picture]]
-
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Tokens of each pack."""
-        return np.diff(self.starts, append=len(self.text))
-
-    def counts(self, which: NDArray[np.bool_]) -> list[int]:
-        """How many of each pack's tokens are so: ``which`` is (N,)."""
-        return counts(which, [*self.starts.tolist(), len(self.text)])
-
-
-@dataclass(frozen=True)
-class Packs:
-    """The packs of documents, as they shall be written."""
-
-    documents: Documents
-    cuts: Pieces
-    packing: Packing
-    separator: int
-
-    def __iter__(self) -> Iterator[Laid]:
-        """All packs, so many at a time that they have some AT_ONCE tokens."""
-        many = max(AT_ONCE // self.packing.limit, 1)
-        for first in bar(range(0, len(self.packing), many), "packs", f" times {many} packs"):
-            yield self.laid(first, min(first + many, len(self.packing)))
-
-    def laid(self, first: int, last: int) -> Laid:
-        """The packs from ``first`` up to ``last``, of which there is one at least."""
-        offsets = self.packing.offsets[first : last + 1]
-        pieces, opening = self.packing.order[offsets[0] : offsets[-1]], offsets[:-1] - offsets[0]
-        put = self.packing.separators[pieces]
-        put[opening] = 0
-        lengths = self.packing.lengths[pieces]
-        places = np.cumsum(put + lengths) - lengths
-        text = np.full(places[-1] + lengths[-1], self.separator, self.documents.dtype)
-        role = np.zeros(len(text), np.uint8)
-        stretches = np.column_stack([self.cuts.document, self.cuts.start, self.cuts.end])[pieces]
-        self.documents.copy(stretches, places, text, role)
-        wide = role.astype(np.uint16)
-        wide[np.delete(places - put, opening)] = PACK_SEP
-        indices = np.full(len(text), -1, np.int32)
-        shown = np.split(np.column_stack([stretches, places]), opening[1:])
-        pictures = (self._pictures(one, indices) for one in shown)
-        return Laid(text, wide, places[opening], indices, pictures)
-
-    def _pictures(self, pieces: NDArray[np.int64], indices: NDArray[np.int32]) -> list[Picture]:
-        """The pictures of a pack; ``indices`` get those of their patches."""
-        found: list[Picture] = []
-        before = 0
-        for number, start, end, place in pieces[self.documents.pictured[pieces[:, 0]]].tolist():
-            document = self.documents[number].part(start, end)
-            own = document.patch_indices
-            indices[place : place + len(own)] = np.where(own >= 0, own + before, -1)
-            found += document.pictures
-            before += sum(picture.patches for picture in document.pictures)
-        return found
-
-
-class PackWriter:
-    """Writes packs to the files of an indexed shard."""
-
-    def __init__(self, folder: Path, renderer: Renderer, form: Mapping[str, Any]) -> None:
-        """Take what decides the files' types and content."""
-        self.folder = folder
-        self.renderer = renderer
-        self.grid = {key: form[key] for key in ("patch_size", "max_resolution")}
-        self.encoded = form["pictures"] == "encoded"
-
-    def write(self, packs: Packs) -> list[dict[str, int]]:
-        """Write all packs and give a row of counts for each."""
-        with ExitStack() as stack:
-
-            def opened(name: str, dtype: Any) -> indexed.IndexedWriter:
-                return stack.enter_context(indexed.IndexedWriter(self.folder / name, dtype))
-
-            text, role = opened(indexed.TEXT, packs.documents.dtype), opened(indexed.ROLE, np.uint16)
-            if self.renderer.vision:
-                indices = opened(indexed.INDICES, np.int32)
-                name, dtype = (indexed.IMAGE, np.uint8) if self.encoded else (indexed.PATCHES, np.uint16)
-                pictures = opened(name, dtype)
-            rows = []
-            for laid in packs:
-                images = [0] * len(laid.starts)
-                text.documents(laid.text, laid.sizes)
-                role.documents(laid.role, laid.sizes)
-                if self.renderer.vision:
-                    for number, found in enumerate(laid.pictures):
-                        pictures.document(*self._items(found))
-                        images[number] = len(found)
-                    indices.documents(laid.indices, laid.sizes)
-                rows += self._rows(laid, images)
-        return rows
-
-    def _items(self, pictures: list[Picture]) -> list[NDArray[Any] | bytes]:
-        """Each picture's file, or the patches of all of them as the bits of halves."""
-        encoded = [picture.encoded for picture in pictures]
-        if self.encoded:
-            return list(encoded)
-        empty = np.empty((0, 3 * self.grid["patch_size"] ** 2), np.float16)
-        values = np.concatenate([empty, *(patches(one, **self.grid, halves=True) for one in encoded)])
-        return [values.view("<u2")]
-
-    def _rows(self, laid: Laid, images: list[int]) -> list[dict[str, int]]:
-        columns = {
-            "n_tokens": laid.sizes.tolist(),
-            "n_image_tokens": laid.counts(laid.role == IMAGE) if self.renderer.vision else images,
-            "n_images": images,
-            "n_loss_tokens": laid.counts(trained(laid.text, laid.role, self.renderer.vision)),
-        }
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 # Figures

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from plait import files
 from plait.errors import DataError
 from plait.tokens import indexed, roles
-from plait.tokens.build import loss_tokens, totals
+from plait.tokens.build import totals
 from plait.tokens.indexed import INDICES, PATCHES, ROLE, TEXT, IndexedReader, IndexedWriter
 from plait.tokens.made_by import made_by
 from plait.tokens.vocabulary import VISION_START
@@ -189,7 +189,7 @@ def _row(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> d
         "n_tokens": len(text),
         "n_image_tokens": int(np.count_nonzero(role == roles.IMAGE)),
         "n_images": int(np.count_nonzero(text == vision[VISION_START])) if vision else 0,
-        "n_loss_tokens": loss_tokens(text, role, vision),
+        "n_loss_tokens": roles.loss_tokens(text, role, vision),
         "documents": int(np.count_nonzero(role == roles.PACK_SEP)) + 1,
     }
 
