@@ -205,3 +205,15 @@ def test_a_resized_picture_keeps_the_tag_that_turns_it(kind):
     assert Image.open(io.BytesIO(smaller)).getexif()[0x0112] == 6
     plain = images.resized(encode(noise(100, 40), kind), rule)
     assert 0x0112 not in Image.open(io.BytesIO(plain)).getexif()
+
+
+@pytest.mark.parametrize("tags", [b"XX*\0\0\0\0\x08", b"I"], ids=["no TIFF", "cut short"])
+def test_a_jpeg_that_decodes_and_whose_tags_do_not_is_a_rejected_record(tags):
+    out = io.BytesIO()
+    noise(100, 40).save(out, "JPEG", dpi=(72, 72))  # as its head tells, so that Pillow leaves tags for later
+    head, content = out.getvalue()[:20], b"Exif\0\0" + tags
+    encoded = head + b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content + out.getvalue()[20:]
+
+    with pytest.raises(RecordError, match="tags of a picture cannot be read") as caught:
+        images.resized(encoded, SOLO | {"max_side": 64})
+    assert caught.value.reason == "undecodable_picture"

@@ -180,6 +180,25 @@ def test_a_link_in_place_of_a_part_is_found(tmp_path, kind):
         list(tars.read_tar(path))
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"a" * 150 + b"\xe9.jpg"], ids=["plain", "by tarfile"])
+def test_a_name_that_is_no_text_is_refused(tmp_path, name):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo(name.decode("utf-8", "surrogateescape")))
+    with pytest.raises(DataError, match=r"a.tar: the name '.*\\udce9.jpg' is not UTF-8"):
+        list(tars.places(path))
+
+
+@pytest.mark.parametrize("half", [rb"\ud83d", b"\xed\xa0\xbd"])
+def test_half_a_pair_of_surrogates_is_no_text(half):
+    turns = b'[{"from": "human", "value": "%s"}, {"from": "gpt", "value": "x"}]' % half
+    with pytest.raises(RecordError, match=r"k\.json is not JSON: .*surrogates not allowed") as caught:
+        webdataset.to_sample({"json": turns}, "k")
+    assert caught.value.reason == "bad_json"
+    whole = turns.replace(half, rb"\ud83d\ude00")
+    assert webdataset.to_sample({"json": whole}, "k").messages[0].parts == (Text("\U0001f600"),)
+
+
 def test_tars_joined_by_cat_are_found_and_padding_is_not(tmp_path):
     webdataset.write([exchange(n) for n in range(2)], tmp_path, KEYS)
     path = tmp_path / "000000.tar"

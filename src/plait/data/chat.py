@@ -28,6 +28,8 @@ from plait.data import images
 from plait.errors import RecordError
 
 ROLES = ("system", "user", "assistant")
+SAMPLES, BYTES = 64, 4_000_000
+"""Samples that are looked at at once, and bytes of their pictures: little enough for memory."""
 SPEAKERS = {name: name for name in ROLES} | {"human": "user", "gpt": "assistant"}
 """Whose turn ShareGPT's ``from`` says it is."""
 
@@ -116,13 +118,20 @@ class Sample:
         return replace(self, messages=tuple(messages))
 
     def to_line(self, id_: str = "") -> bytes:
-        """The conversation as it is written, without a line end; ``id_`` is used if it has none."""
+        """The conversation as it is written, without a line end; ``id_`` is used if it has none.
+
+        Raises:
+            RecordError: a text of it is not Unicode: it has half a surrogate pair.
+        """
         messages = [
             {"role": message.role, "content": [part.to_json() for part in message.parts]}
             for message in self.messages
         ]
         source = {"source": asdict(self.source)} if self.source else {}
-        return orjson.dumps({"id": self.id or id_, **source, "messages": messages})
+        try:
+            return orjson.dumps({"id": self.id or id_, **source, "messages": messages})
+        except orjson.JSONEncodeError as error:
+            raise RecordError(f"a text cannot be written in UTF-8: {error}", reason="not_text") from error
 
 
 def parse(line: bytes | str) -> Sample:

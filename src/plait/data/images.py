@@ -327,11 +327,21 @@ def _resize(
 
 
 def _encode(pixels: "Pixels", source: "Image.Image") -> bytes:
-    """A picture file with the orientation tag of its source: who reads it turns it as before."""
+    """A picture file with the orientation tag of its source: who reads it turns it as before.
+
+    Raises:
+        RecordError: the tags of the source are damaged.
+    """
     import simplejpeg
     from PIL import Image
 
-    exif, turned = Image.Exif(), source.getexif().get(ORIENTATION)
+    exif = Image.Exif()
+    try:
+        turned = source.getexif().get(ORIENTATION)
+    except DAMAGE as error:
+        raise RecordError(
+            f"the tags of a picture cannot be read: {error}", reason="undecodable_picture"
+        ) from error
     if turned is not None:
         exif[ORIENTATION] = turned
     if source.format in JPEGS:

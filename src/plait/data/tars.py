@@ -126,6 +126,7 @@ def places(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
                             hint="readers merge neighbours of one key: give samples keys of their own",
                         )
                     found[name] = place
+                _check_name(path, ".".join((key, *found)))
                 yield key, found
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
@@ -202,6 +203,16 @@ def _members(entries: Iterable[tuple[str, int, int]]) -> Iterator[tuple[str, str
         found = _of_sample(name)
         if found:
             yield found[1], found[2], (start, size)
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Refuse bytes that are no text: no record could name them."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{path}: the name {name!r} is not UTF-8", hint="write the shard again with names in UTF-8"
+        ) from error
 
 
 def _check_end(path: Path, end: int) -> None:

@@ -164,11 +164,11 @@ def _once(
 
     for number, sample in samples:
         record = where(number)._replace(id=sample.id)
-        first = seen.before(key_for(sample.id).encode(), str(record))
+        first = seen.before(key_for(sample.id).encode(), record)
         if first is not None:
             rejected.add(record, "duplicate_id", f"{first} has the same id")
             continue
-        first = seen.before(digest(sample), str(record)) if duplicates == "reject" else None
+        first = seen.before(digest(sample), record) if duplicates == "reject" else None
         if first is not None:
             rejected.add(record, "duplicate", f"{first} says the same")
             continue
@@ -328,11 +328,19 @@ def decoded(name: str, content: Any, key: str) -> Any:
     if not isinstance(content, bytes) or kind not in ("json", "txt"):
         return content
     try:
-        return json.loads(content) if kind == "json" else content.decode()
+        return _from_json(content) if kind == "json" else content.decode()
     except ValueError as error:
         what = "JSON" if kind == "json" else "text in UTF-8"
         reason = "bad_json" if kind == "json" else "not_text"
         raise RecordError(f"{key}.{name} is not {what}: {error}", reason=reason) from error
+
+
+def _from_json(content: bytes) -> Any:
+    """A value whose texts can be written: json lets halves of surrogate pairs through."""
+    found = json.loads(content)
+    if b"\\u" in content or not content.isascii():
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 def to_sample(parts: Mapping[str, Any], key: str) -> Sample:
