@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nv_meta import by_energon, by_webdataset, compare, through_energon
 from talks import KEYS, exchange, talk
@@ -20,7 +20,7 @@ from plait.errors import DataError
     ("make", "keys"),
     [
         (exchange, {}),
-        (talk, {"samples_per_shard": 3, "split": [0.7, 0.2, 0.1]}),
+        (talk, {"samples_per_shard": 3, "split": [0.5, 0.25, 0.25]}),
         (exchange, {"shard_name": "wds/pretrain-{}.tar", "samples_per_shard": 1, "split": [8, 1, 1]}),
         (exchange, {"layout": "question_answer", "exclude": r"00000[35]\.tar", "samples_per_shard": 2}),
         (exchange, {"split_parts": {"val": r"{000001,000003}\.tar", "train": r"00000[0245]\.tar"}}),
@@ -67,11 +67,20 @@ def test_names_collapse_as_energons_do(drawn, start):
     st.lists(st.floats(0, 9).map(lambda share: float(f"{share:g}")), min_size=3, max_size=3).filter(any),
     st.integers(1, 40),
 )
-def test_each_tar_is_dealt_out_at_most_once_and_in_order(split, count):
+@example([7, 2, 1], 10)
+@example([0.7, 0.2, 0.1], 10)
+def test_each_tar_is_dealt_out_once_and_in_order(split, count):
     names = [f"{number:02}.tar" for number in range(count)]
     found = prepare.dealt(names, {"split": split, "split_parts": {}})
     assert list(found) == ["train", "val", "test"]
-    assert names[: sum(map(len, found.values()))] == [*chain(*found.values())]
+    assert names == [*chain(*found.values())]
+
+
+def test_shares_are_taken_as_they_are_written():
+    names = [f"{number:02}.tar" for number in range(10)]
+    for split in ([7, 2, 1], [0.7, 0.2, 0.1]):
+        found = prepare.dealt(names, {"split": split, "split_parts": {}})
+        assert [*map(len, found.values())] == [7, 2, 1]
 
 
 def test_braces_that_are_none():

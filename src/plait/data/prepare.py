@@ -10,6 +10,8 @@ import re
 import sqlite3
 from array import array
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -139,13 +141,10 @@ def dealt(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, list[s
     """
     if settings["split_parts"]:
         return {part: _matching(names, pattern) for part, pattern in settings["split_parts"].items()}
-    found, share, start, total = {}, 0.0, 0, sum(settings["split"])
-    for part, asked in zip(PARTS, settings["split"], strict=True):
-        share += asked / total
-        end = int(len(names) * share)
-        found[part] = [*names[start:end]]
-        start = end
-    return found
+    # as they are written: energon sums them as binary fractions, and loses the last tar of 7, 2, 1
+    shares = [Fraction(str(one)) for one in settings["split"]]
+    ends = [int(len(names) * upto / sum(shares)) for upto in accumulate(shares)]
+    return {part: [*names[s:e]] for part, s, e in zip(PARTS, [0, *ends[:-1]], ends, strict=True)}
 
 
 def _matching(names: Sequence[str], pattern: str) -> list[str]:
