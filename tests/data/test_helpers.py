@@ -1,12 +1,14 @@
 """What processes do together comes in order, and no more of it is held than is said."""
 
 import os
+import signal
 import time
 
 import pytest
 
 from plait.data import helpers
 from plait.data.helpers import Helpers
+from plait.errors import DataError
 
 
 def slow_first(number):
@@ -41,3 +43,17 @@ def test_results_come_in_order_and_few_are_held(count):
 def test_what_a_helper_raises_comes_here():
     with Helpers(1, int) as some, pytest.raises(ValueError, match="no number"):
         list(some.in_order(["1", "no number"]))
+
+
+HERE = os.getpid()
+
+
+def killed_elsewhere(number):
+    if os.getpid() != HERE:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_helper_that_the_system_kills_is_told_in_a_sentence():
+    with Helpers(1, killed_elsewhere) as some, pytest.raises(DataError, match="a worker was killed"):
+        list(some.in_order(range(100)))

@@ -15,7 +15,7 @@ from plait import files, layout
 from plait.config.model import load
 from plait.config.plan import Plan
 from plait.data import chat, said, shards, sources
-from plait.data.chat import Message, Picture, Sample, Text
+from plait.data.chat import SAMPLES, Message, Picture, Sample, Text
 from plait.errors import DataError, RecordError
 from plait.tokens import build
 
@@ -63,7 +63,7 @@ def shard(tmp_path, monkeypatch):
 
 
 def test_a_shard_has_a_row_for_each_line(shard):
-    path = shard(shards.FEW * 3 + 5)
+    path = shard(SAMPLES * 3 + 5)
     lines = gzip.decompress(path.read_bytes()).splitlines()
     expected = said.rows([*shards.read(path)], lines)
     assert Path(layout.said_of(str(path))).read_bytes() == expected.tobytes()
@@ -71,10 +71,24 @@ def test_a_shard_has_a_row_for_each_line(shard):
 
 
 def test_few_records_have_none_and_a_shard_made_again_has_none_of_before(shard):
-    path = shard(shards.FEW)
+    path = shard(SAMPLES)
     assert Path(layout.said_of(str(path))).is_file()
     files.remove(Path("data/raw/toy"))
-    assert not Path(layout.said_of(str(shard(shards.FEW - 1)))).exists()
+    assert not Path(layout.said_of(str(shard(SAMPLES - 1)))).exists()
+
+
+def test_samples_are_held_until_they_are_many_or_large(shard, monkeypatch):
+    path = shard(SAMPLES * 2 + 1)
+    rows = Path(layout.said_of(str(path))).read_bytes()
+    sizes, looked_at = [], said.rows
+    monkeypatch.setattr(said, "rows", lambda *args: sizes.append(len(args[0])) or looked_at(*args))
+    monkeypatch.setattr(chat, "BYTES", 1000)
+    files.remove(Path("data/raw/toy"))
+
+    shard(SAMPLES * 2 + 1)
+
+    assert 1 < max(sizes) < SAMPLES
+    assert Path(layout.said_of(str(path))).read_bytes() == rows
 
 
 def packed(path, target):
@@ -86,7 +100,7 @@ def packed(path, target):
 
 
 def test_an_index_is_the_same_with_and_without_the_rows(shard, tmp_path):
-    path = shard(shards.FEW * 2 + 1)
+    path = shard(SAMPLES * 2 + 1)
     facts = packed(path, tmp_path / "with")
     Path(layout.said_of(str(path))).unlink()
     assert packed(path, tmp_path / "without") == facts
@@ -102,7 +116,7 @@ def one_changed(lines):
 
 @pytest.mark.parametrize("change", [one_changed, lambda lines: lines[:-1], lambda lines: [*lines, lines[0]]])
 def test_rows_of_other_records_are_refused(shard, tmp_path, change):
-    path = shard(shards.FEW * 2)
+    path = shard(SAMPLES * 2)
     lines = gzip.decompress(path.read_bytes()).splitlines()
     path.write_bytes(gzip.compress(b"".join(line + b"\n" for line in change(lines))))
     with pytest.raises(DataError, match=r"shard_00000\.said is not of the records beside it") as caught:

@@ -26,7 +26,7 @@ from talks import picture
 from plait import files
 from plait.config.model import load
 from plait.config.plan import Plan
-from plait.data import albums, members, said, shaped, shapes, shards, sources
+from plait.data import albums, chat, members, said, shaped, shapes, shards, sources
 from plait.data.chat import Text
 from plait.errors import ConfigError, DataError, RecordError
 from plait.layout import Chat, Raw, said_of
@@ -35,7 +35,7 @@ from plait.layout import Chat, Raw, said_of
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shards, "FEW", 1)
+    monkeypatch.setattr(chat, "SAMPLES", 1)
 
 
 def planned(source, count=1):

@@ -263,7 +263,7 @@ def test_too_many_rejects_leave_the_rejects_file_alone(tmp_path):
     write_lines(path, [*(good(n) for n in range(8)), *BAD.values()])
     with pytest.raises(DataError, match=r"5 of 13 lines .* are rejected \(1 bad_json") as caught:
         make(mine(path, reject_limit=0.2))
-    assert "data/processed/toy/shard_00000.rejects.jsonl" in str(caught.value)
+    assert "The first: x.jsonl line 9: not JSON" in str(caught.value)
     assert [path.name for path in Path("data/processed/toy").iterdir()] == ["shard_00000.rejects.jsonl"]
     assert len(rejects(Path("data/processed/toy/shard_00000.jsonl.gz"))) == 5
 

@@ -4,10 +4,12 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from plait.data.chat import Sample
+from plait.data.chat import BYTES, SAMPLES, Sample
+from plait.errors import DataError
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -15,8 +17,6 @@ AHEAD = 2
 """Batches for each process that are given to it before it has asked."""
 HELD = 8
 """Batches for each process that are held at most; more wait until the first of them is done."""
-SAMPLES, BYTES = 64, 4_000_000
-"""Samples of a batch, and bytes of their pictures: little enough for memory."""
 
 
 class Helpers(Generic[B, R]):
@@ -38,14 +38,24 @@ class Helpers(Generic[B, R]):
             self._others.shutdown(cancel_futures=True)
 
     def in_order(self, batches: Iterable[B]) -> Iterator[tuple[B, R]]:
-        """Each batch with what became of it."""
+        """Each batch with what became of it.
+
+        Raises:
+            DataError: a process was killed.
+        """
         waited: deque[tuple[B, Future[R]]] = deque()
-        for batch in batches:
-            waited.append((batch, self._begun(batch, sum(not one.done() for _, one in waited))))
-            while waited and (waited[0][1].done() or len(waited) > HELD * self._count):
+        try:
+            for batch in batches:
+                waited.append((batch, self._begun(batch, sum(not one.done() for _, one in waited))))
+                while waited and (waited[0][1].done() or len(waited) > HELD * self._count):
+                    yield _ended(waited.popleft())
+            while waited:
                 yield _ended(waited.popleft())
-        while waited:
-            yield _ended(waited.popleft())
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker was killed, as the system does it where memory is short",
+                hint="ask for fewer threads, or for more memory",
+            ) from error
 
     def _begun(self, batch: B, busy: int) -> "Future[R]":
         if self._others and busy < AHEAD * self._count:

@@ -7,6 +7,7 @@ right?
 import io
 import sqlite3
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,8 +17,8 @@ import orjson
 from numpy.typing import NDArray
 
 from plait.data import said
-from plait.data.chat import Sample
-from plait.data.said import BATCH, PERMUTATIONS, number_of
+from plait.data.chat import BYTES, SAMPLES, Sample
+from plait.data.said import PERMUTATIONS, number_of
 from plait.errors import DataError
 
 PICTURES = 4
@@ -84,6 +85,7 @@ class Prints:
         self.folder = folder
         self._held: list[tuple[Sample, str]] = []
         self._known: list[bytes | None] = []
+        self._size = 0
         self._rows = (folder / f"{NAME}.bin").open("wb")
         self._ids = (folder / f"{NAME}.ids").open("wb")
 
@@ -102,12 +104,13 @@ class Prints:
         """Note a sample, and the bytes of its row of what it says, if they are known."""
         self._held.append((sample, id_))
         self._known.append(known)
-        if len(self._held) == BATCH:
+        self._size += sum(map(len, sample.pictures))
+        if len(self._held) == SAMPLES or self._size >= BYTES:
             self._write()
 
     def _write(self) -> None:
         self.extend(rows(self._held, self._known), [id_ for _, id_ in self._held])
-        self._held, self._known = [], []
+        self._held, self._known, self._size = [], [], 0
 
     def extend(self, found: NDArray[Any], ids: Sequence[str]) -> None:
         """Write rows that are there, and their samples' ids."""
@@ -154,7 +157,7 @@ class Seen:
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self._held: dict[bytes, str] = {}
+        self._held: dict[bytes, object] = {}
         self._filed = False
         self._known = sqlite3.connect("")
         self._known.execute("pragma journal_mode = off")
@@ -168,19 +171,20 @@ class Seen:
     ) -> None:
         self._known.close()
 
-    def before(self, key: bytes, place: str) -> str | None:
-        """The place that a key was seen at first; None if that is now."""
+    def before(self, key: bytes, place: object) -> str | None:
+        """The place that a key was seen at first, in words; None if that is now."""
         first = self._held.get(key)
         if first is None and self._filed:
             found = self._known.execute("select place from seen where key = ?", (key,)).fetchone()
             first = found[0] if found else None
         if first is not None:
-            return first
+            return str(first)
         self._held[key] = place
         if len(self._held) == HELD:
             self._file()
         return None
 
     def _file(self) -> None:
-        self._known.executemany("insert into seen values (?, ?)", sorted(self._held.items()))
+        rows = ((key, str(place)) for key, place in sorted(self._held.items(), key=itemgetter(0)))
+        self._known.executemany("insert into seen values (?, ?)", rows)
         self._held, self._filed = {}, True

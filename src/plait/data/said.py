@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plait.data.chat import Sample, Text
+from plait.data.chat import SAMPLES, Sample, Text
 from plait.errors import DataError
 from plait.layout import said_of
 
@@ -35,8 +35,6 @@ SPREAD = np.uint32(0x9E3779B1)
 volume 3, section 6.4)."""
 SPACES = bytes(byte for byte in range(128) if chr(byte).isspace())
 SMALL = bytes(range(256)).lower()
-BATCH = 64
-"""Samples whose texts are looked at at once."""
 
 
 def digest(sample: Sample) -> bytes:
@@ -166,5 +164,5 @@ class Reader:
     def _read(self) -> Iterator[bytes]:
         size = ROW.itemsize
         with self._path.open("rb") as file:
-            while content := file.read(BATCH * size):
+            while content := file.read(SAMPLES * size):
                 yield from (content[start : start + size] for start in range(0, len(content), size))

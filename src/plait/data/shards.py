@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FEW = 64
-"""Records that are compared at once, and the least that a shard has for that."""
-
 GZIP_LEVEL = 2
 """Of ISA-L's 0 to 3. Most bytes are base64, which no level shrinks by more than a quarter."""
 
@@ -51,6 +48,8 @@ class Counts:
     images: int = 0
     blank: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    first: str = ""
+    """Where the first rejected line is, and why it is rejected."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Those that a rule of the config leaves out, by rule; none of them is wrong."""
 
@@ -156,15 +155,16 @@ def _sort(
             counts.read += 1
             try:
                 sample = read_line(line.content, raw).with_pictures(resize)
+                placed = replace(sample, source=chat.Source(line.file, line.number))
+                written = placed.to_line(f"{shard.dataset}-{line.position}")
             except LeftOut as error:
                 counts.left_out[error.reason] += 1
                 continue
             except RecordError as error:
                 counts.reasons[error.reason] += 1
+                counts.first = counts.first or f"{line.file} line {line.number}: {error}"
                 bad.write(_reject(line, error))
                 continue
-            placed = replace(sample, source=chat.Source(line.file, line.number))
-            written = placed.to_line(f"{shard.dataset}-{line.position}")
             good.write(written + b"\n")
             said.append(sample, written)
             counts.kept += 1
@@ -175,18 +175,20 @@ def _sort(
 
 
 class Said:
-    """Writes what records are compared by, unless they are few: what that takes is not loaded for them."""
+    """Writes what records are compared by, unless they are few and small: that takes what is slow to load."""
 
     def __init__(self, target: Path, stack: ExitStack) -> None:
         """Take where to write; the file appears whole when the stack ends well."""
         self._target, self._stack = target, stack
         self._out: BinaryIO | None = None
         self._held: list[tuple[chat.Sample, bytes]] = []
+        self._size = 0
 
     def append(self, sample: chat.Sample, line: bytes) -> None:
         """Note a record and the line that it is written as."""
         self._held.append((sample, line))
-        if len(self._held) == FEW:
+        self._size += len(line)
+        if len(self._held) == chat.SAMPLES or self._size >= chat.BYTES:
             self._write()
 
     def end(self) -> None:
@@ -202,7 +204,7 @@ class Said:
             self._out = self._stack.enter_context(part.open("wb"))
         samples, lines = zip(*self._held, strict=True)
         self._out.write(said.rows(samples, lines).tobytes())
-        self._held = []
+        self._held, self._size = [], 0
 
 
 def _gzip(file: BinaryIO) -> "IGzipFile":
@@ -233,6 +235,6 @@ def _check_share(counts: Counts, shard: Chat, settings: Mapping[str, Any]) -> No
         reasons = ", ".join(f"{number} {reason}" for reason, number in counts.reasons.most_common())
         raise DataError(
             f"{counts.rejected} of {counts.read} lines of {shard} are rejected ({reasons}); "
-            f"at most {limit:.2%} may be",
-            hint=f"read {shard.rejects}; mend the source, or raise `reject_limit` in config/",
+            f"at most {limit:.2%} may be. The first: {counts.first}",
+            hint="mend the source, or raise `reject_limit` in config/",
         )
