@@ -1,5 +1,6 @@
 """Files appear whole or not at all; manifests are deterministic and name what differs."""
 
+import os
 import re
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def test_a_folder_that_snakemake_prepared_is_ours(tmp_path, left):
 
     assert files.made_by_plait(tmp_path)
     assert files.made_by_plait(tmp_path / "missing")
+
+
+def test_what_another_host_writes_stays_whatever_its_number(tmp_path):
+    others = tmp_path / f".x.{os.getpid()}@elsewhere.part"
+    ours = tmp_path / f".x.{os.getpid()}@{os.uname().nodename}.part"
+    for path in (others, ours):
+        path.write_text("half")
+    with files.appears_whole(tmp_path / "x") as part:
+        part.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [others.name, "x"]
 
 
 def test_a_link_of_the_user_is_not_ours(tmp_path):

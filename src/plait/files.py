@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -307,8 +306,8 @@ def _clear(target: Path) -> None:
         found = PART.fullmatch(path.name)
         if not found or found["name"] not in names:
             continue
-        gone = found["host"] == os.uname().nodename and not Path(f"/proc/{found['pid']}").exists()
-        if gone or int(found["pid"]) == os.getpid():
+        here, alive = found["host"] == os.uname().nodename, Path(f"/proc/{found['pid']}").exists()
+        if here and (not alive or int(found["pid"]) == os.getpid()):
             log.info("%s is removed: a process that was killed left it", path)
             remove(path)
         else:
@@ -370,6 +369,8 @@ def final_name(part: Path) -> str:
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
+        import shutil
+
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -1,7 +1,11 @@
+import sqlite3
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from plait.cli import main
 
 STAGE = """
 import atexit, threading, time
@@ -42,3 +46,17 @@ def test_the_command_ends_with_its_status_once_threads_and_exit_handlers_are_don
     assert found.returncode == status
     assert found.stdout.split() == ["stage", "thread", "handler"]
     assert found.stderr.strip().endswith(last)
+
+
+def test_a_full_disk_of_databases_is_told_in_a_sentence(monkeypatch, capsys):
+    def stage(_):
+        database = sqlite3.connect("")
+        database.execute("pragma max_page_count = 2")
+        database.execute("create table one (text)")
+        database.execute("insert into one values (?)", ("x" * 10_000,))
+
+    monkeypatch.setattr(
+        main, "parser", lambda _: SimpleNamespace(parse_args=lambda _: SimpleNamespace(run=stage))
+    )
+    assert main.main(["x"]) == 2
+    assert "database or disk is full\nhint:  look at the disk of temporary files" in capsys.readouterr().err

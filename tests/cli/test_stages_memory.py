@@ -22,8 +22,9 @@ TOKENIZERS = {
 }
 FORMATS = {"solo": {"tokenizer": "solo", "template": "chatml"}}
 PEAK = """
-import sys
-from plait.cli.main import main
+import gc, sys
+from plait.cli.main import FEWEST, main
+gc.set_threshold(FEWEST)
 code = main(sys.argv[1:])
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 sys.exit(code)

@@ -95,6 +95,12 @@ def test_a_missing_file_is_named(tmp_path):
         list(read_lines(tmp_path / "x.jsonl"))
 
 
+def test_what_the_system_says_of_a_file_is_not_taken_for_damage(tmp_path):
+    with pytest.raises(IsADirectoryError) as caught:
+        list(read_lines(tmp_path))
+    assert caught.value.filename == str(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", PACKERS)
 def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
     content = b"".join(b"line %d of forty bytes, again and again\n" % number for number in range(500_000))

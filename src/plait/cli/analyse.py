@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import files, layout
-from plait.cli.common import Subparsers, add_settings, add_stage, settings
+from plait.cli.common import Subparsers, add_settings, add_stage, count, settings
 
 
 def add(stages: Subparsers) -> None:
@@ -25,7 +25,7 @@ def add(stages: Subparsers) -> None:
     parser.add_argument("analysis", help=layout.Analysis.PATTERN)
     parser.add_argument(
         "--workers",
-        type=int,
+        type=count,
         default=1,
         help="processes that tokenise samples of energon (default: %(default)s)",
     )

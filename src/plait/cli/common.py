@@ -52,6 +52,13 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def count(text: str) -> int:
+    """A number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
+
+
 def _part(text: str) -> tuple[int, int]:
     """K/N as two numbers."""
     number, stroke, of = text.partition("/")

@@ -59,7 +59,7 @@ def parser(stage: str = "") -> argparse.ArgumentParser:
         formatter_class=Wide,
     )
     top.add_argument("--version", action="version", version=f"plait {plait.__version__}")
-    stages = top.add_subparsers(title="stages", metavar="STAGE", required=True)
+    stages = top.add_subparsers(title="stages", prog=top.prog, metavar="STAGE", required=True)
     known = (*STAGES, *TOOLS)
     for name in (stage,) if stage in known else known:
         importlib.import_module(f"plait.cli.{name}").add(stages)
@@ -79,7 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
         return 2
+    except _of_databases() as error:
+        hint = "\nhint:  look at the disk of temporary files (TMPDIR), and at the target's"
+        print(f"error: a database that this job keeps: {error}{hint}", file=sys.stderr)  # noqa: T201
+        return 2
     return 0
+
+
+def _of_databases() -> type[Exception]:
+    """What SQLite raises where the disk is full or fails; it names no file."""
+    import sqlite3
+
+    return sqlite3.OperationalError
 
 
 def run() -> None:

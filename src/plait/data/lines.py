@@ -54,9 +54,6 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
                 yield number, text.rstrip(b"\r\n")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
-    except _damage() as error:
-        sentence = f"{path} is cut short or damaged: {error}"
-        raise DataError(sentence, hint="fetch or copy the file again") from error
 
 
 @contextlib.contextmanager
@@ -66,8 +63,15 @@ def _unpacked(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
     found = next((kind for kind, magic in MAGIC.items() if head.startswith(magic)), "")
     if path.suffix in MAGIC and path.suffix != found:
         raise DataError(f"{path} is named {path.suffix} but does not hold such data")
-    with OPENERS[found](file) as stream:
-        yield stream
+    opener, damage = KINDS[found]
+    try:
+        with opener(file) as stream:
+            yield stream
+    except damage() as error:
+        if isinstance(error, OSError) and error.errno is not None:  # not of its content
+            raise
+        sentence = f"{path} is cut short or damaged: {error}"
+        raise DataError(sentence, hint="fetch or copy the file again") from error
 
 
 def _plain(file: BinaryIO) -> BinaryIO:
@@ -80,6 +84,12 @@ def _gzip(file: BinaryIO) -> BinaryIO:
     return cast("BinaryIO", igzip.open(file, "rb"))
 
 
+def _of_gzip() -> tuple[type[Exception], ...]:
+    from isal import isal_zlib
+
+    return OSError, EOFError, cast("type[Exception]", isal_zlib.error)
+
+
 def _lz4(file: BinaryIO) -> BinaryIO:
     import lz4.frame
 
@@ -90,7 +100,19 @@ def _zstd(file: BinaryIO) -> BinaryIO:
     return cast("BinaryIO", io.BufferedReader(ZstdFile(file), 1 << 20))
 
 
-OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {"": _plain, ".gz": _gzip, ".lz4": _lz4, ".zst": _zstd}
+def _of_zstd() -> tuple[type[Exception], ...]:
+    import zstandard
+
+    return EOFError, zstandard.ZstdError
+
+
+KINDS: dict[str, tuple[Callable[[BinaryIO], BinaryIO], Callable[[], tuple[type[Exception], ...]]]] = {
+    "": (_plain, tuple),
+    ".gz": (_gzip, _of_gzip),
+    ".lz4": (_lz4, lambda: (EOFError, RuntimeError)),
+    ".zst": (_zstd, _of_zstd),
+}
+"""What reads a kind of file, and what it raises on a cut or damaged one."""
 
 
 class ZstdFile(io.RawIOBase):
@@ -138,12 +160,3 @@ class ZstdFile(io.RawIOBase):
         import zstandard
 
         return zstandard.ZstdDecompressor().decompressobj()
-
-
-def _damage() -> tuple[type[Exception], ...]:
-    """What the four readers raise on cut or damaged files."""
-    import zstandard
-    from isal import isal_zlib
-
-    igzip = cast("type[Exception]", isal_zlib.error)
-    return (OSError, EOFError, RuntimeError, igzip, zstandard.ZstdError)

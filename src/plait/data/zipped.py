@@ -5,7 +5,6 @@ Where a picture lies is found once, when the raw source is made, and stands in i
 
 import os
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ HEADER = struct.Struct("<4s22x2H")
 MARK = b"PK\x03\x04"
 LARGEST = 1 << 28
 """Bytes of a picture; a small zip may say that it unpacks to anything."""
-STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+STORED, DEFLATED = 0, 8
+"""How a zip says that bytes are packed."""
 
 Place = list[int]
 """Offset of the packed bytes, how many they are, how they are packed, how many they become."""
@@ -32,6 +32,8 @@ class Zip:
         Raises:
             DataError: it is damaged or no zip.
         """
+        import zipfile
+
         self.path = path
         try:
             with zipfile.ZipFile(path) as opened:

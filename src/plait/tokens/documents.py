@@ -143,7 +143,11 @@ class Documents:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._spool.close()
+        try:
+            self._spool.close()
+        except OSError:  # what could not be written cannot be now
+            if kind is None:
+                raise
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -189,7 +193,18 @@ class Documents:
                 os.preadv(self._spool.fileno(), [room[first:last]], offset)
 
     def extend(self, batch: Batch, numbers: Sequence[int]) -> None:
-        """Take in those of a batch with these numbers; of the others, the file has tokens that none reads."""
+        """Take in those of a batch with these numbers; of the others, the file has tokens that none reads.
+
+        Raises:
+            OSError: the disk of temporary files is full; its folder is named.
+        """
+        try:
+            self._extend(batch, numbers)
+        except OSError as error:
+            error.filename = tempfile.gettempdir()  # the file has no name
+            raise
+
+    def _extend(self, batch: Batch, numbers: Sequence[int]) -> None:
         kept, starts = np.array(numbers, np.int64), np.array(batch.starts, np.int64)
         text = self._write(batch.text.astype(self.dtype).tobytes())
         role = self._write(batch.role.tobytes())
