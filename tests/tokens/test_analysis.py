@@ -15,7 +15,7 @@ from test_build import CAPTIONED, chats, index, turn
 from plait import files, layout
 from plait.errors import DataError
 from plait.tokens import analysis
-from plait.tokens.indexed import IndexedReader, IndexedWriter, PackedShard
+from plait.tokens.indexed import ROLE, IndexedWriter, PackedShard
 from plait.tokens.roles import PACK_SEP, USER
 
 NATURAL = {"format": "f", "pack": 64, "datasets": ["emoji", "talk"], "weights": {}}
@@ -146,16 +146,17 @@ def test_counts_that_contradict_the_manifest_are_found(root, tmp_path, monkeypat
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=6))
 def test_document_lengths_are_read_from_roles(tmp_path_factory, packs):
-    prefix = tmp_path_factory.mktemp("roles") / "data"
-    with IndexedWriter(prefix, np.uint16) as writer:
+    folder = tmp_path_factory.mktemp("roles")
+    with IndexedWriter(folder / ROLE, np.uint16) as writer:
         for lengths in packs:
             roles = [role for length in lengths for role in [PACK_SEP, *[USER] * length]][1:]
             writer.document(np.array(roles))
 
     expected = list(chain.from_iterable(packs))
-    assert analysis.document_lengths(IndexedReader(prefix), own_separators=False).tolist() == expected
     own = [length + bool(place) for lengths in packs for place, length in enumerate(lengths)]
-    assert analysis.document_lengths(IndexedReader(prefix), own_separators=True).tolist() == own
+    for found, own_separators in ((expected, False), (own, True)):
+        starts, ends = analysis.document_bounds(folder, own_separators=own_separators)
+        assert (ends - starts).tolist() == found
 
 
 def test_the_figures_of_one_value_are_finite():

@@ -3,6 +3,8 @@ import gzip
 import io
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ from PIL import Image
 from plait import files
 from plait.data.images import patches
 from plait.errors import DataError
-from plait.tokens import build
+from plait.tokens import build, laid
 from plait.tokens import pack as packs
+from plait.tokens.analysis import document_bounds
 from plait.tokens.documents import Batch, Document, Documents, Picture
 from plait.tokens.indexed import PackedShard
+from plait.tokens.lineage import Lineage
 from plait.tokens.render import Renderer
 from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
 
@@ -335,6 +339,12 @@ def test_parts_of_split_documents_get_a_separator_where_they_have_none(tokenizer
         assert (pack.text[pack.role == PACK_SEP] == 1).all()
         assert not ((pack.text[1:] == 1) & (pack.text[:-1] == 1)).any()
     assert sum(len(pack.text) for pack in shard) == shard.facts["tokens"]
+    # documents have a separator of their own, which counts; the later part of the long one has not
+    starts, ends = document_bounds(tmp_path / "i", own_separators=True)
+    flat = np.concatenate([pack.text for pack in shard])
+    assert (ends - starts).tolist() == Lineage(tmp_path / "i").lengths.tolist()
+    assert sorted(flat[starts].tolist())[:5] == [1] * 5
+    assert (flat[starts] != 1).sum() == len(starts) - 5 > 0
 
 
 def test_long_documents_are_dropped_or_split_and_counted(tokenizers, tmp_path):
@@ -417,9 +427,9 @@ def test_a_part_shows_what_the_whole_shows_and_keeps_no_other_picture(whole, lim
 
 def apart(packs):
     """Each pack that was laid out, as a document."""
-    for laid in packs:
-        for pictures, start, size in zip([*laid.pictures], laid.starts, laid.sizes, strict=True):
-            columns = (column[start : start + size] for column in (laid.text, laid.role, laid.indices))
+    for some in packs:
+        for pictures, start, size in zip([*some.pictures], some.starts, some.sizes, strict=True):
+            columns = (column[start : start + size] for column in (some.text, some.role, some.indices))
             yield Document(*columns, pictures)
 
 
@@ -440,18 +450,28 @@ def joined(pieces, separator):
 )  # fmt: skip
 def test_laid_out_packs_show_what_their_documents_showed_apart(several, limit, separator, dtype, many):
     with Documents(np.dtype(dtype)) as store, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "AT_ONCE", many * limit)
+        patch.setattr(laid, "AT_ONCE", many * limit)
         store.extend(Batch.of(several), range(len(several)))
         cuts = packs.cut(store.lengths, limit)
         begins = store.tokens_at(cuts.document, cuts.start) == separator
         packing = packs.pack(cuts.lengths, limit, "next_fit", separators=~begins)
-        found = list(apart(build.Packs(store, cuts, packing, separator)))
+        found = list(apart(laid.Packs(store, cuts, packing, separator)))
 
     for document, numbers in zip(found, packing, strict=True):
         pieces = [several[cuts.document[one]].part(cuts.start[one], cuts.end[one]) for one in numbers]
         assert document.text.dtype == dtype
         expected = list(joined(pieces, separator))
         assert list(zip(document.text, document.role, shown(document), strict=True)) == expected
+
+
+def test_a_full_disk_of_temporary_files_is_named():
+    one = Document(np.arange(9, dtype=np.int32), np.zeros(9, np.uint8), np.full(9, -1, np.int32), [])
+    store = Documents(np.dtype(np.int32))
+    store._spool.close()
+    store._spool = Path("/dev/full").open("wb")  # noqa: SIM115 - closed by the store
+    with pytest.raises(OSError, match="No space left") as caught, store:
+        store.extend(Batch.of([one]), [0])
+    assert caught.value.filename == tempfile.gettempdir()
 
 
 @given(st.lists(st.lists(documents(), min_size=1, max_size=4), max_size=3), st.data())

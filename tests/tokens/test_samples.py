@@ -179,6 +179,19 @@ def test_validation_has_a_blend_of_its_own(root, monkeypatch):
     assert list(files.read_json(folder / "tokens.json")["datasets"]) == ["b"]
 
 
+def test_a_dataset_may_be_named_as_a_part_is(root, monkeypatch):
+    copied(root, "validation")
+    code, folder = analyse(root, monkeypatch, "named", ["validation"], datasets=["validation"])
+    assert code == 0
+    assert list(files.read_json(folder / "tokens.json")["datasets"]) == ["validation"]
+
+
+def test_no_worker_is_none(root, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        analyse(root, monkeypatch, "none", workers=0)
+    assert "'0' is no number from 1" in capsys.readouterr().err
+
+
 def test_the_page_speaks_of_samples_and_needs_no_network(made):
     page = (made / "tokens.html").read_text()
     assert "A sequence is one document, clipped to 360 tokens." in page

@@ -15,6 +15,7 @@ from plait.data import ledger
 from plait.errors import DataError
 from plait.tokens import mixture, solver
 from plait.tokens.indexed import ROLE, TEXT, IndexedReader, read_rows
+from plait.tokens.lineage import Lineage
 from plait.tokens.roles import PACK_SEP
 
 if TYPE_CHECKING:
@@ -129,9 +130,8 @@ def measure(shard: layout.Indexed) -> Counted:
     keys = ("n_tokens", "n_image_tokens", "n_loss_tokens", "n_images")
     found = {key: np.array([row[key] for row in rows], np.int64) for key in keys}
     found["n_text_tokens"] = found["n_tokens"] - found["n_image_tokens"]
-    found["document_tokens"] = document_lengths(
-        IndexedReader(folder / ROLE), own_separators=facts["own_separators"]
-    )
+    starts, ends = document_bounds(folder, own_separators=facts["own_separators"])
+    found["document_tokens"] = ends - starts
     _check_rows(folder, facts, rows)
     counts = {"packs": len(rows), "documents": facts["documents"]}
     return Counted(shard, found, counts, facts["fill"], shard.seq)
@@ -158,21 +158,20 @@ def _check_rows(folder: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[s
         )
 
 
-def document_lengths(roles: IndexedReader, *, own_separators: bool) -> Ints:
-    """Tokens of each document, or part of a split one, as :func:`document_bounds` finds them."""
-    starts, ends = document_bounds(roles, own_separators=own_separators)
-    return np.asarray(ends - starts, np.int64)
-
-
-def document_bounds(roles: IndexedReader, *, own_separators: bool) -> tuple[Ints, Ints]:
+def document_bounds(folder: Path, *, own_separators: bool) -> tuple[Ints, Ints]:
     """First token of each document, or part of a split one, and the one after its last, in a whole shard.
 
-    A document is what stands between separators or pack bounds.
+    A document is what stands between separators or pack bounds. A separator of its own counts, one that was
+    put before it does not: of some documents and parts one has it, of others the other, as lineage tells.
 
     Args:
-        roles: the roles of a shard.
-        own_separators: whether the documents begin with a separator of their own, which counts then.
+        folder: a shard.
+        own_separators: whether documents begin with a separator of their own, where there is no lineage.
+
+    Raises:
+        DataError: its lineage has not the documents that its roles have.
     """
+    roles = IndexedReader(folder / ROLE)
     breaks = places(roles.flat, PACK_SEP)
     skip = np.full(len(breaks), not own_separators, np.int64)
     # a pack ends behind its last token, where no separator is
@@ -180,7 +179,12 @@ def document_bounds(roles: IndexedReader, *, own_separators: bool) -> tuple[Ints
     skips = np.concatenate([skip, np.zeros(len(roles), np.int64)])
     order = np.argsort(ends, kind="stable")
     starts = np.concatenate([[0], (ends + skips)[order][:-1]])
-    return np.asarray(starts, np.int64), np.asarray(ends[order], np.int64)
+    ends = np.asarray(ends[order], np.int64)
+    if not Lineage.stands(folder):
+        return np.asarray(starts, np.int64), ends
+    lengths = Lineage(folder).lengths
+    ledger.balance(f"index -> mixture, documents of {folder}", len(ends), {"in_data-lineage": len(lengths)})
+    return ends - lengths, ends
 
 
 def places(values: NDArray[Any], wanted: int) -> Ints:

@@ -95,6 +95,13 @@ class Lineage:
         """Whether a shard has a lineage; those that others packed have none."""
         return Path(folder, f"{LINEAGE}.json").is_file()
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document, or part of one, pack by pack, without separators that were put before."""
+        start, end = (COLUMNS.index(name) for name in ("start", "end"))
+        rows = self._items.flat.reshape(-1, len(COLUMNS))
+        return np.asarray(rows[:, end] - rows[:, start], np.int64)
+
     def __len__(self) -> int:
         """The number of packs."""
         return len(self._items)

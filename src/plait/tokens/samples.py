@@ -60,7 +60,7 @@ def build(
     with (folder / NAME).open("wb") as out, TemporaryDirectory() as beside:
         rejects = {one: Rejects(out) for one in datasets if one.dataset in names}
         draws = {one: shown.Draw.of(one.dataset, _expected(one)) for one in rejects}
-        printed = {one: Path(beside, one.dataset) for one in rejects}
+        printed = {one: Path(beside, "trained", one.dataset) for one in rejects}
         with Helpers(workers - 1, looker.look) as looking:
             counted = [
                 measure(one, looker, bad, printed[one], draws[one], looking) for one, bad in rejects.items()
@@ -198,7 +198,7 @@ def measure(
     folder, length = Path(str(dataset)), looker.length
     expected = _expected(dataset)
     kept: list[Counts] = []
-    beside.mkdir()
+    beside.mkdir(parents=True)
     with prints.Prints(beside) as out:
         for batch, looked in looking.in_order(batches(energon.located(folder))):
             ids = []
@@ -252,7 +252,7 @@ def _validating(
     looking: Helpers[Sequence[tuple[Sample, str]], NDArray[Any]],
 ) -> Path:
     """A folder with the prints of what validates: val splits, or all of what has none and does not train."""
-    beside.mkdir()
+    beside.mkdir(parents=True)
     with prints.Prints(beside) as out:
         for name in names:
             folder = Path(str(layout.Energon(dataset=name)))

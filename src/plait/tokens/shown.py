@@ -20,11 +20,10 @@ from plait.data.lines import read_lines
 from plait.data.webdataset import SAMPLES
 from plait.errors import DataError
 from plait.tokens.analysis import Counted, document_bounds
-from plait.tokens.build import trained
 from plait.tokens.indexed import ROLE, IndexedReader, Pack, PackedShard
 from plait.tokens.lineage import Lineage
 from plait.tokens.llava import Encoded
-from plait.tokens.roles import IMAGE
+from plait.tokens.roles import IMAGE, trained
 from plait.tokens.vocabulary import VISION_ROW
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ def of_packs(dataset: str, shards: Sequence[Counted]) -> list[Shown]:
 def _documents(folder: Path, numbers: Sequence[int]) -> Iterator[Shown]:
     shard, roles = PackedShard(folder), IndexedReader(folder / ROLE)
     lineage = Lineage(folder) if Lineage.stands(folder) else None
-    starts, ends = document_bounds(roles, own_separators=shard.facts["own_separators"])
+    starts, ends = document_bounds(folder, own_separators=shard.facts["own_separators"])
     packs = np.cumsum([0, *roles.sizes], dtype=np.int64)
     for number in numbers:
         start, end = int(starts[number]), int(ends[number])
