@@ -7,6 +7,8 @@ PYTHON ?= python3.11
 VENV := .venv
 CORES ?= 2
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# The jobs load plait's modules thousands of times: where Python is told to keep no compiled ones, it is not here.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: tiny env dev test tiny-test test-long test-cluster test-cluster-short check format config goldens image mutants bench
 

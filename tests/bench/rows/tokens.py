@@ -170,11 +170,16 @@ def alone(prepare, source, target, number, barrier, told):
 
 
 def ours(source, target, number):
+    import gc
+
     import gigatoken  # noqa: F401
     import rensa  # noqa: F401
     from isal import igzip  # noqa: F401
 
+    from plait.cli.main import FEWEST
     from plait.tokens import build
+
+    gc.set_threshold(FEWEST)  # as the command does
 
     form, tokenizer = FORM | {"tokenizer": "t"}, source / "tokenizer"
     folder = target / str(number)
