@@ -180,7 +180,7 @@ def test_a_link_in_place_of_a_part_is_found(tmp_path, kind):
         list(tars.read_tar(path))
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"a" * 150 + b"\xe9.jpg"], ids=["plain", "by tarfile"])
+@pytest.mark.parametrize("name", [b"x\xe9.jpg", b"a" * 150 + b"\xe9.jpg"], ids=["plain", "by tarfile"])
 def test_a_name_that_is_no_text_is_refused(tmp_path, name):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
