@@ -104,6 +104,7 @@ def test_killed_inside_a_save_it_goes_on_from_the_newest_whole_state(kind, reque
     assert not list(place.ckpts.glob(".*"))
 
 
+@pytest.mark.long
 def test_a_state_that_does_not_fit_is_named_and_not_used(texts, tmp_path):
     place = texts.copy(tmp_path)
     interrupted(place)

@@ -1,12 +1,8 @@
 """A thousand small shards: what Snakemake and the start of a command cost stays small beside them."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2]))
 
 from tests.bench.rows.steps import many, seconds
 

@@ -45,6 +45,7 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
 
     Raises:
         DataError: the file is missing, cut short, damaged, or not what its name says.
+        OSError: the system cannot read it; it is named.
     """
     path = Path(path)
     try:
@@ -54,6 +55,9 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
                 yield number, text.rstrip(b"\r\n")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of an error in reading it has none
+        raise
 
 
 @contextlib.contextmanager

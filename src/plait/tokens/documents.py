@@ -5,7 +5,7 @@ import tempfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 from types import TracebackType
 from typing import Any, Self
 
@@ -215,8 +215,12 @@ class Documents:
         )
         for column, values in columns:
             column.frombytes(values[kept].tobytes())
-        for number in numbers:
-            self._extend_pictures(batch, number)
+        if any(batch.pictures):
+            for number in numbers:
+                self._extend_pictures(batch, number)
+        else:
+            self._indices.extend(repeat(self._end, len(kept)))
+            self._first_picture.extend(repeat(len(self._patches), len(kept)))
         self._spool.flush()
 
     def _extend_pictures(self, batch: Batch, number: int) -> None:

@@ -73,7 +73,7 @@ class Renderer:
 
     def documents(self, batch: Sequence[list[Piece]]) -> Batch:
         """Tokenise the pieces of many conversations at once."""
-        grids = [self._grids(pieces) for pieces in batch]
+        grids = [self._grids(pieces) if self.vision else {} for pieces in batch]
         tokenised = self._whole if self.template.whole else self._apart
         return self._batch(*tokenised(batch, grids), batch, grids)
 
@@ -93,12 +93,14 @@ class Renderer:
 
     def _apart(self, batch: Sequence[list[Piece]], grids: Sequence[Grids]) -> tuple[list[Ids], list[int]]:
         texts = [p.content for pieces in batch for p in pieces if isinstance(p.content, str)]
-        found = iter(self._encoder.apart(texts))
-        ids = [
-            next(found) if isinstance(piece.content, str) else self._picture_ids(*grid[number])
-            for pieces, grid in zip(batch, grids, strict=True)
-            for number, piece in enumerate(pieces)
-        ]
+        ids = self._encoder.apart(texts)
+        if any(grids):
+            found = iter(ids)
+            ids = [
+                next(found) if isinstance(piece.content, str) else self._picture_ids(*grid[number])
+                for pieces, grid in zip(batch, grids, strict=True)
+                for number, piece in enumerate(pieces)
+            ]
         return ids, [len(one) for one in ids]
 
     def _picture_ids(self, rows: int, columns: int) -> NDArray[np.int32]:
