@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from plait import files, layout
 from plait.config.model import load
 from plait.config.plan import Plan
-from plait.data import chat, said, shards, sources
+from plait.data import chat, prints, said, shards, sources
 from plait.data.chat import SAMPLES, Message, Picture, Sample, Text
 from plait.errors import DataError, RecordError
 from plait.tokens import build
@@ -89,6 +89,29 @@ def test_samples_are_held_until_they_are_many_or_large(shard, monkeypatch):
 
     assert 1 < max(sizes) < SAMPLES
     assert Path(layout.said_of(str(path))).read_bytes() == rows
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_prints_are_written_when_their_pictures_are_large(tmp_path, monkeypatch, count):
+    sizes, looked_at = [], prints.rows
+    monkeypatch.setattr(prints, "rows", lambda held, known: sizes.append(len(held)) or looked_at(held, known))
+    monkeypatch.setattr(prints, "BYTES", 10)
+    sample = Sample((Message("user", (Picture(b"x" * 6),)),))
+
+    with prints.Prints(tmp_path) as out:
+        for number in range(count):
+            out.append(sample, f"{number}")
+
+    assert sizes == [2, 2, count % 2]
+    found = prints.read(tmp_path)
+    assert (len(found), {*found["count"].tolist()}) == (count, {1})
+    assert [*prints.ids(tmp_path, range(count))] == [str(number) for number in range(count)]
+
+
+def test_half_a_pair_of_surrogates_is_not_written():
+    with pytest.raises(RecordError, match="cannot be written in UTF-8") as caught:
+        Sample((Message("assistant", (Text("\ud83d"),)),)).to_line("x")
+    assert caught.value.reason == "not_text"
 
 
 def packed(path, target):
