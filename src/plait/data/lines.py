@@ -3,7 +3,7 @@
 import codecs
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MAGIC = {".gz": b"\x1f\x8b", ".lz4": b"\x04\x22\x4d\x18", ".zst": b"\x28\xb5\x2f\xfd"}
 CHUNK = 1 << 11
 """Bytes of zstd unpacked at a time; a chunk of the most repetitive text grows a thousandfold."""
+BUFFER = 1 << 18
+"""Bytes that lines are cut from at a time."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
 
 
 @contextlib.contextmanager
-def _unpacked(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
+def _unpacked(file: BinaryIO, path: Path) -> Iterator[Iterable[bytes]]:
     head = file.read(4)
     file.seek(0)
     found = next((kind for kind, magic in MAGIC.items() if head.startswith(magic)), "")
@@ -69,7 +71,7 @@ def _unpacked(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"{path} is named {path.suffix} but does not hold such data")
     opener, damage = KINDS[found]
     try:
-        with opener(file) as stream:
+        with io.BufferedReader(opener(file), BUFFER) as stream:
             yield stream
     except damage() as error:
         if isinstance(error, OSError) and error.errno is not None:  # not of its content
@@ -78,14 +80,14 @@ def _unpacked(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
         raise DataError(sentence, hint="fetch or copy the file again") from error
 
 
-def _plain(file: BinaryIO) -> BinaryIO:
-    return file
+def _plain(file: BinaryIO) -> io.RawIOBase:
+    return cast("io.RawIOBase", file)
 
 
-def _gzip(file: BinaryIO) -> BinaryIO:
+def _gzip(file: BinaryIO) -> io.RawIOBase:
     from isal import igzip
 
-    return cast("BinaryIO", igzip.open(file, "rb"))
+    return cast("io.RawIOBase", igzip.open(file, "rb"))
 
 
 def _of_gzip() -> tuple[type[Exception], ...]:
@@ -94,29 +96,16 @@ def _of_gzip() -> tuple[type[Exception], ...]:
     return OSError, EOFError, cast("type[Exception]", isal_zlib.error)
 
 
-def _lz4(file: BinaryIO) -> BinaryIO:
+def _lz4(file: BinaryIO) -> io.RawIOBase:
     import lz4.frame
 
-    return cast("BinaryIO", lz4.frame.open(file, "rb"))
-
-
-def _zstd(file: BinaryIO) -> BinaryIO:
-    return cast("BinaryIO", io.BufferedReader(ZstdFile(file), 1 << 20))
+    return cast("io.RawIOBase", lz4.frame.open(file, "rb"))
 
 
 def _of_zstd() -> tuple[type[Exception], ...]:
     import zstandard
 
     return EOFError, zstandard.ZstdError
-
-
-KINDS: dict[str, tuple[Callable[[BinaryIO], BinaryIO], Callable[[], tuple[type[Exception], ...]]]] = {
-    "": (_plain, tuple),
-    ".gz": (_gzip, _of_gzip),
-    ".lz4": (_lz4, lambda: (EOFError, RuntimeError)),
-    ".zst": (_zstd, _of_zstd),
-}
-"""What reads a kind of file, and what it raises on a cut or damaged one."""
 
 
 class ZstdFile(io.RawIOBase):
@@ -164,3 +153,12 @@ class ZstdFile(io.RawIOBase):
         import zstandard
 
         return zstandard.ZstdDecompressor().decompressobj()
+
+
+KINDS: dict[str, tuple[Callable[[BinaryIO], io.RawIOBase], Callable[[], tuple[type[Exception], ...]]]] = {
+    "": (_plain, tuple),
+    ".gz": (_gzip, _of_gzip),
+    ".lz4": (_lz4, lambda: (EOFError, RuntimeError)),
+    ".zst": (ZstdFile, _of_zstd),
+}
+"""What reads a kind of file, and what it raises on a cut or damaged one."""

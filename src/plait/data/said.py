@@ -7,12 +7,12 @@ pieces of five characters, of the first ``TEXT`` ones, which MinHash (rensa) est
 
 import hashlib
 import unicodedata
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from plait.data.chat import SAMPLES, Sample, Text
@@ -60,7 +60,7 @@ def rows(samples: Sequence[Sample], lines: Sequence[bytes] = ()) -> NDArray[Any]
     found["digest"] = np.frombuffer(b"".join(map(digest, samples)), "V32")
     found["text"] = [number_of(text.encode()) if text else 0 for text in texts]
     if lines:
-        found["line"] = [zlib.crc32(line) for line in lines]
+        found["line"] = [isal_zlib.crc32(line) for line in lines]
     return found
 
 
@@ -142,7 +142,7 @@ class Reader:
         if not self._known:
             return None
         found = next(self._rows, None)
-        if found is None or int.from_bytes(found[:4], "little") != zlib.crc32(line):
+        if found is None or int.from_bytes(found[:4], "little") != isal_zlib.crc32(line):
             self._refuse()
         return found
 

@@ -9,7 +9,6 @@ than a pack is split or dropped, and counted either way.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,14 +176,14 @@ class Records:
     others: int = 0
     duplicates: int = 0
 
-    def __iter__(self) -> Iterator[tuple[Record, chat.Sample, bytes | None]]:
-        """Each record of the part with its place, and the row of what it says, if that is known.
+    def __iter__(self) -> Iterator["Read"]:
+        """Each record of the part.
 
         Raises:
             DataError: a line is no record, or what stands beside them is of others.
         """
         for path in self.chats:
-            rows = said.Reader(path)
+            rows, dataset = said.Reader(path), _dataset(path)
             for number, line in bar(read_lines(path), path.name, " records"):
                 try:
                     sample = chat.parse(line)
@@ -195,17 +194,17 @@ class Records:
                     ) from error
                 row = rows.of(line)
                 if split.takes(self.taken.get("by_hash"), sample.id):
-                    yield Record(path, number, sample.id), sample, row
+                    name = f"{dataset}/{sample.id}" if sample.id else ""
+                    yield Read(Record(path, number, sample.id), sample, name, row)
                 else:
                     self.others += 1
             rows.end()
 
     def once(self, rejected: Rejects) -> Iterator["Read"]:
         """Each record but those whose id came before, and equal ones where ``duplicates`` rejects them."""
-        dataset = cache(_dataset)
         with Seen() as seen:
-            for record, sample, row in self:
-                name = f"{dataset(record.file)}/{record.id}" if record.id else ""
+            for read in self:
+                record, sample, name, row = read
                 first = seen.before(name.encode(), record) if name else None
                 if first is not None:
                     rejected.add(record, "duplicate_id", f"{first} has the same id")
@@ -216,7 +215,7 @@ class Records:
                 if first is not None and self.taken.get("duplicates") == "reject":
                     rejected.add(record, "duplicate", f"{first} says the same")
                     continue
-                yield Read(record, sample, name, row)
+                yield read
 
 
 class Read(NamedTuple):

@@ -130,7 +130,7 @@ class Documents:
             dtype: of a token, in the file and of what is read from it.
         """
         self.dtype = dtype
-        self._lengths = array("q")
+        self._lengths, self._firsts = array("q"), array("i")
         self._texts, self._roles, self._indices = array("q"), array("q"), array("q")
         self._patches = array("q")
         self._picture_ends, self._first_picture = array("q"), array("q", [0])
@@ -164,9 +164,12 @@ class Documents:
 
     def tokens_at(self, documents: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[Any]:
         """The token at a place of each of some documents."""
-        size = self.dtype.itemsize
-        starts = np.array(self._texts, np.int64)[documents] + places * size
-        return np.frombuffer(b"".join(self._read(start, size) for start in starts.tolist()), self.dtype)
+        found = np.array(self._firsts, np.int32)[documents]
+        inner = np.flatnonzero(places)  # few: first tokens are in memory
+        starts = np.array(self._texts, np.int64)[documents[inner]] + places[inner] * self.dtype.itemsize
+        read = b"".join(self._read(start, self.dtype.itemsize) for start in starts.tolist())
+        found[inner] = np.frombuffer(read, self.dtype)
+        return found
 
     def copy(
         self,
@@ -184,13 +187,14 @@ class Documents:
             role: (N,) gets their roles.
         """
         documents, starts, ends = stretches.T
+        file = self._spool.fileno()
         columns: tuple[tuple[NDArray[Any], array[int]], ...] = (text, self._texts), (role, self._roles)
         for column, begins in columns:
             size, room = column.itemsize, column.view(np.uint8).data
             offsets = np.array(begins, np.int64)[documents] + size * starts
             firsts, lasts = size * places, size * (places + ends - starts)
             for offset, first, last in zip(offsets.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
-                os.preadv(self._spool.fileno(), [room[first:last]], offset)
+                os.preadv(file, [room[first:last]], offset)
 
     def extend(self, batch: Batch, numbers: Sequence[int]) -> None:
         """Take in those of a batch with these numbers; of the others, the file has tokens that none reads.
@@ -205,22 +209,26 @@ class Documents:
             raise
 
     def _extend(self, batch: Batch, numbers: Sequence[int]) -> None:
-        kept, starts = np.array(numbers, np.int64), np.array(batch.starts, np.int64)
-        text = self._write(batch.text.astype(self.dtype).tobytes())
-        role = self._write(batch.role.tobytes())
+        bounds, kept = np.array(batch.starts, np.int64), np.array(numbers, np.int64)
+        starts, lengths = bounds[kept], np.diff(bounds)[kept]
+        firsts = np.zeros(len(numbers), np.int32)
+        firsts[lengths > 0] = batch.text[starts[lengths > 0]]
+        text = self._write(batch.text.astype(self.dtype).data)
+        role = self._write(batch.role.data)
         columns = (
-            (self._lengths, np.diff(starts)),
-            (self._texts, text + self.dtype.itemsize * starts[:-1]),
-            (self._roles, role + starts[:-1]),
+            (self._lengths, lengths),
+            (self._firsts, firsts),
+            (self._texts, text + self.dtype.itemsize * starts),
+            (self._roles, role + starts),
         )
         for column, values in columns:
-            column.frombytes(values[kept].tobytes())
+            column.frombytes(values.tobytes())
         if any(batch.pictures):
             for number in numbers:
                 self._extend_pictures(batch, number)
         else:
-            self._indices.extend(repeat(self._end, len(kept)))
-            self._first_picture.extend(repeat(len(self._patches), len(kept)))
+            self._indices.extend(repeat(self._end, len(numbers)))
+            self._first_picture.extend(repeat(len(self._patches), len(numbers)))
         self._spool.flush()
 
     def _extend_pictures(self, batch: Batch, number: int) -> None:
@@ -228,7 +236,7 @@ class Documents:
         self._indices.append(self._end)
         pictures = batch.pictures[number]
         if pictures and batch.patch_indices is not None:
-            self._write(batch.patch_indices[batch.starts[number] : batch.starts[number + 1]].tobytes())
+            self._write(batch.patch_indices[batch.starts[number] : batch.starts[number + 1]].data)
         for picture in pictures:
             self._write(picture.encoded)
             self._patches.append(picture.patches)
@@ -253,7 +261,7 @@ class Documents:
         ]
         return Document(text, role, indices, pictures)
 
-    def _write(self, content: bytes) -> int:
+    def _write(self, content: bytes | memoryview) -> int:
         """Where in the file the content begins."""
         start = self._end
         self._end += self._spool.write(content)
