@@ -102,7 +102,7 @@ def test_sharegpt_speakers_become_roles():
 
 
 def test_a_picture_url_may_stand_without_an_object_and_its_media_type_is_corrected():
-    url = images.to_url(PNG).replace("image/png", "image/jpeg")
+    url = json.loads(images.url_json(PNG)).replace("image/png", "image/jpeg")
     found = chat.parse(line(user([{"type": "image_url", "image_url": url}])))
     assert found.pictures == [PNG]
     assert b"data:image/png;base64," in found.to_line("x")

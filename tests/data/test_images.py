@@ -1,4 +1,5 @@
 import io
+import json
 import math
 import struct
 import zlib
@@ -75,8 +76,9 @@ def test_a_picture_that_needs_no_other_size_keeps_its_bytes(kind):
     assert images.resized(encoded, SOLO) is encoded
     assert images.resized(encoded, {**SOLO, "rule": "keep"}) is encoded
     assert images.resized(encoded, {**SOLO, "rule": "longest_side"}) is encoded
-    assert images.from_url(images.to_url(encoded)) == encoded
-    assert images.to_url(encoded).startswith(f"data:image/{kind.lower()};base64,")
+    url = json.loads(images.url_json(encoded))
+    assert images.from_url(url) == encoded
+    assert url.startswith(f"data:image/{kind.lower()};base64,")
 
 
 @pytest.mark.parametrize(

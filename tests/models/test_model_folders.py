@@ -362,7 +362,7 @@ def test_ids_are_those_of_training(processor, tokenizers, template):
     import json
 
     from plait.data.chat import parse
-    from plait.data.images import to_url
+    from plait.data.images import url_json
     from plait.tokens.render import Renderer
     from plait.tokens.templates import chat_template
 
@@ -375,7 +375,7 @@ def test_ids_are_those_of_training(processor, tokenizers, template):
             content.append({"type": "text", "text": part})
         else:
             part.save(file, "png")
-            content.append({"type": "image_url", "image_url": {"url": to_url(file.getvalue())}})
+            content.append({"type": "image_url", "image_url": {"url": json.loads(url_json(file.getvalue()))}})
     messages = [{"role": "user", "content": content}]
     renderer = Renderer(tokenizers["vision"], {"template": template, "patch_size": 4, "max_resolution": 1024})
     sample = parse(json.dumps({"id": "x", "messages": messages}))

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tempfile
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -443,6 +444,19 @@ def joined(pieces, separator):
             yield (separator, PACK_SEP, None) if own else one
 
 
+def as_batch(several):
+    """Documents end to end."""
+    return Batch(
+        np.concatenate([one.text for one in several]),
+        np.concatenate([one.role for one in several]),
+        [0, *accumulate(map(len, several))],
+        np.concatenate([one.patch_indices for one in several])
+        if any(one.pictures for one in several)
+        else None,
+        [one.pictures for one in several],
+    )
+
+
 @settings(deadline=None)
 @given(
     st.lists(documents(), min_size=1, max_size=8), st.integers(1, 20), st.sampled_from([1, 7]),
@@ -451,7 +465,7 @@ def joined(pieces, separator):
 def test_laid_out_packs_show_what_their_documents_showed_apart(several, limit, separator, dtype, many):
     with Documents(np.dtype(dtype)) as store, pytest.MonkeyPatch.context() as patch:
         patch.setattr(laid, "AT_ONCE", many * limit)
-        store.extend(Batch.of(several), range(len(several)))
+        store.extend(as_batch(several), range(len(several)))
         cuts = packs.cut(store.lengths, limit)
         begins = store.tokens_at(cuts.document, cuts.start) == separator
         packing = packs.pack(cuts.lengths, limit, "next_fit", separators=~begins)
@@ -470,7 +484,7 @@ def test_a_full_disk_of_temporary_files_is_named():
     store._spool.close()
     store._spool = Path("/dev/full").open("wb")  # noqa: SIM115 - closed by the store
     with pytest.raises(OSError, match="No space left") as caught, store:
-        store.extend(Batch.of([one]), [0])
+        store.extend(as_batch([one]), [0])
     assert caught.value.filename == tempfile.gettempdir()
 
 
@@ -480,7 +494,7 @@ def test_stored_documents_come_back(batches, data):
     with Documents(np.dtype(np.int32)) as store:
         for batch in batches:
             numbers = data.draw(st.lists(st.sampled_from(range(len(batch))), unique=True))
-            store.extend(Batch.of(batch), numbers)
+            store.extend(as_batch(batch), numbers)
             several += [batch[number] for number in numbers]
 
         assert store.lengths.tolist() == [len(document) for document in several]

@@ -14,9 +14,10 @@ from PIL import Image
 
 from plait import files
 from plait.cli.main import main
-from plait.data import energon, helpers, rejects, webdataset
+from plait.data import energon, rejects, webdataset
 from plait.data.chat import Message, Picture, Sample, Text
 from plait.errors import DataError
+from plait.tokens import samples
 from plait.tokens.llava import LlavaRenderer
 from plait.train import intact
 
@@ -165,7 +166,7 @@ def test_seed_24_no_weight_of_a_blend_is_rounded_away(root, monkeypatch):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_equal_rebuild_is_equal_byte_for_byte(made, root, monkeypatch, workers):
     """By however many processes: their work comes back in order."""
-    monkeypatch.setattr(helpers, "SAMPLES", 3)
+    monkeypatch.setattr(samples, "SAMPLES", 3)
     _, again = analyse(root, monkeypatch, f"again-{workers}", workers=workers)
     for name in ("tokens.json", "page.json", "mixture.yaml", "metadataset.yaml", "duplicates.json"):
         assert (again / name).read_bytes() == (made / name).read_bytes()

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 from plait import files
 from plait.config.paths import SPLIT
@@ -25,7 +25,7 @@ from plait.data.chat import Sample
 from plait.data.fields import WHOLE_TALK, check_whole, of_parts
 from plait.data.meta import CRUDE, DATASET, INFO, LEFT_OUT, META, PARTS, VQA
 from plait.data.rejects import NAME, Record, Rejects, to_json
-from plait.data.tars import Parts, read_tar
+from plait.data.tars import Parts, parts_at, places, read_tar
 from plait.data.webdataset import PICTURE_PART, Written, nth, write
 from plait.errors import ConfigError, DataError, RecordError
 
@@ -459,21 +459,63 @@ def read(folder: Path, split: str = "train") -> Iterator[Sample]:
         DataError: the dataset is not prepared, a shard is damaged, or a sample has not the fields that
             its description names.
     """
-    for _, sample in located(folder, split):
-        yield sample
+    dataset = Prepared.of(folder)
+    return map(dataset.sample, dataset.places(split))
 
 
-def located(folder: Path, split: str = "train") -> Iterator[tuple[str, Sample]]:
-    """As :func:`read`, each with the tar that it is in."""
-    description, divided = meta.read_yaml(folder / DATASET), meta.read_split(folder / SPLIT)
-    for name in divided.parts[split]:
-        for key, parts in read_tar(folder / name):
-            if f"{name}/{key}" in divided.left_out:
-                continue
-            try:
-                yield name, of_parts(parts, key, description)
-            except RecordError as error:
-                raise DataError(f"{folder / name}: sample {key!r}: {error}") from error
+@dataclass(frozen=True)
+class Place:
+    """Where a sample stands: its tar, its key there, and offset and length of the bytes of each part."""
+
+    tar: str
+    key: str
+    parts: Mapping[str, tuple[int, int]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its parts."""
+        return sum(size for _, size in self.parts.values())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared dataset: its folder, and what its dataset.yaml says of the fields of a sample."""
+
+    folder: Path
+    description: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Read what describes it.
+
+        Raises:
+            DataError: it is not prepared.
+        """
+        return cls(folder, meta.read_yaml(folder / DATASET))
+
+    def places(self, split: str = "train") -> Iterator[Place]:
+        """Every sample of a split once, in file order.
+
+        Raises:
+            DataError: the dataset is not prepared, or a shard is damaged.
+        """
+        divided = meta.read_split(self.folder / SPLIT)
+        for name in divided.parts[split]:
+            for key, parts in places(self.folder / name):
+                if f"{name}/{key}" not in divided.left_out:
+                    yield Place(name, key, parts)
+
+    def sample(self, place: Place) -> Sample:
+        """Read one.
+
+        Raises:
+            DataError: it has not the fields that the description names, or its tar has become shorter.
+        """
+        tar = self.folder / place.tar
+        try:
+            return of_parts(parts_at(tar, place.parts), place.key, self.description)
+        except RecordError as error:
+            raise DataError(f"{tar}: sample {place.key!r}: {error}") from error
 
 
 def splits(folder: Path) -> dict[str, list[str]]:

@@ -8,7 +8,6 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from plait.data.chat import BYTES, SAMPLES, Sample
 from plait.errors import DataError
 
 B = TypeVar("B")
@@ -79,17 +78,3 @@ def _take(work: Callable[[Any], Any]) -> None:
 
 def _do(batch: Any) -> Any:
     return _own[0](batch)
-
-
-def batches(samples: Iterable[tuple[Any, Sample]]) -> Iterator[list[tuple[Any, Sample]]]:
-    """Lists of at most SAMPLES samples, each with what it has beside it, until one reaches BYTES."""
-    batch: list[tuple[Any, Sample]] = []
-    size = 0
-    for one in samples:
-        batch.append(one)
-        size += sum(map(len, one[1].pictures))
-        if len(batch) == SAMPLES or size >= BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

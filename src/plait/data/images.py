@@ -68,13 +68,8 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, LookupError,
 # Base64
 
 
-def to_url(encoded: bytes) -> str:
-    """A picture file as a data URL with its true media type."""
-    return url_json(encoded)[1:-1].decode("ascii")
-
-
 def url_json(encoded: bytes) -> bytes:
-    """The same as a string of JSON: nothing in it has to be escaped."""
+    """A picture file as a data URL with its true media type, as JSON has it: nothing has to be escaped."""
     kind, payload = media_type(encoded).encode(), pybase64.b64encode(encoded)
     return b"".join((b'"data:', kind, b";base64,", payload, b'"'))
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from plait import files, layout
 from plait.data import chat, ledger, said, split
+from plait.data.batches import batches
 from plait.data.lines import read_lines
 from plait.data.prints import Prints, Seen
 from plait.data.rejects import NAME, Record, Rejects, to_json
@@ -128,7 +129,7 @@ def _collect(
     without_loss = 0
     with rejects.open("wb") as out:
         rejected = Rejects(out)
-        for batch in _batches(_pieces(renderer, records, rejected)):
+        for batch in batches(_pieces(renderer, records, rejected), _size, most=BATCH, largest=SIZE):
             found = renderer.documents([pieces for _, pieces in batch])
             words = _words(found, renderer.vision)
             taught = found.counts(trained(found.text, found.role, renderer.vision))
@@ -241,17 +242,9 @@ def _pieces(renderer: Renderer, records: Records, rejected: Rejects) -> Iterator
             rejected.add(one.record, error.reason, str(error))
 
 
-def _batches(items: Iterator[tuple[Read, list[Piece]]]) -> Iterator[list[tuple[Read, list[Piece]]]]:
-    """Lists of at most BATCH records, which end with the one that reaches SIZE."""
-    batch, size = [], 0
-    for read, pieces in items:
-        batch.append((read, pieces))
-        size += sum(len(p.content if isinstance(p.content, str) else p.content.encoded) for p in pieces)
-        if len(batch) == BATCH or size >= SIZE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _size(one: tuple[Read, list[Piece]]) -> int:
+    """Characters and bytes of pictures."""
+    return sum(len(p.content if isinstance(p.content, str) else p.content.encoded) for p in one[1])
 
 
 # Figures

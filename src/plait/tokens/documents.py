@@ -5,7 +5,7 @@ import tempfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, repeat
+from itertools import pairwise, repeat
 from types import TracebackType
 from typing import Any, Self
 
@@ -69,18 +69,6 @@ class Batch(Sequence[Document]):
     starts: Sequence[int]
     patch_indices: NDArray[np.int32] | None
     pictures: Sequence[Sequence[Picture]]
-
-    @classmethod
-    def of(cls, documents: Sequence[Document]) -> Self:
-        """Documents that there are, as a batch."""
-        indices = [one.patch_indices for one in documents]
-        return cls(
-            np.concatenate([one.text for one in documents]),
-            np.concatenate([one.role for one in documents]),
-            [0, *accumulate(map(len, documents))],
-            np.concatenate(indices) if any(one.pictures for one in documents) else None,
-            [one.pictures for one in documents],
-        )
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -1,9 +1,10 @@
 """Counting the tokens of energon datasets: every training sample, as training will see it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from plait import files, layout
 from plait.data import energon, ledger, prints
-from plait.data.chat import Sample
-from plait.data.helpers import Helpers, batches
+from plait.data.batches import batches
+from plait.data.chat import BYTES, SAMPLES, Sample
+from plait.data.helpers import Helpers
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.tokens import analysis, rejected, repeats, shown
@@ -65,7 +67,7 @@ def build(
             counted = [
                 measure(one, looker, bad, printed[one], draws[one], looking) for one, bad in rejects.items()
             ]
-        with Helpers(workers - 1, prints.rows) as looking:
+        with Helpers(workers - 1, _printed) as looking:
             validation = _validating(mixed["validation"] or names, names, Path(beside, "validation"), looking)
         repeated = repeats.write(
             folder,
@@ -116,8 +118,10 @@ def _stages(folder: Path, dataset: layout.Energon, rejects: Rejects) -> list[rej
     return [*rejected.stages([Path(str(dataset))]), own]
 
 
-Batch = list[tuple[str, Sample]]
-"""Samples, each with the tar that it is in."""
+Batch = tuple[energon.Prepared, list[energon.Place]]
+"""Samples of a dataset, which are read where they are looked at."""
+Printed = tuple[NDArray[Any], list[str]]
+"""What samples are compared by, and their ids."""
 Counts = tuple[int, int, int, int, int]
 """Tokens, those of pictures, trained ones, pictures, and tokens before clipping."""
 
@@ -128,10 +132,12 @@ class Looked:
 
     Attributes:
         found: the counts of each sample, or why the format does not take it.
+        ids: the id of each.
         rows: what those that it takes are compared by.
     """
 
     found: list[Counts | RecordError]
+    ids: list[str]
     rows: NDArray[Any]
 
 
@@ -143,10 +149,13 @@ class Looker:
     length: int
 
     def look(self, batch: Batch) -> Looked:
-        """Count the tokens of samples, and look what they are compared by."""
-        found = [self._counted(sample) for _, sample in batch]
-        taken = [one for (_, one), counts in zip(batch, found, strict=True) if isinstance(counts, tuple)]
-        return Looked(found, prints.rows([(one, one.id) for one in taken]))
+        """Read samples, count their tokens, and look what they are compared by."""
+        dataset, places = batch
+        samples = [dataset.sample(place) for place in places]
+        found = [self._counted(sample) for sample in samples]
+        taken = [one for one, counts in zip(samples, found, strict=True) if isinstance(counts, tuple)]
+        rows = prints.rows([(one, one.id) for one in taken])
+        return Looked(found, [one.id for one in samples], rows)
 
     def encoded(self, sample: Sample) -> Encoded:
         """A sample that the format takes, clipped.
@@ -169,9 +178,11 @@ class Looker:
         size = len(kept.input_ids)
         return size, pictures, trained, len(kept.pictures), size + kept.clipped
 
-    def shown(self, folder: Path, tar: str, sample: Sample) -> shown.Shown:
+    def shown(self, dataset: energon.Prepared, place: energon.Place) -> shown.Shown:
         """A sample as it is shown."""
-        return shown.of_sample(folder, tar, sample.id, self.encoded(sample), self.renderer.tokens)
+        sample = dataset.sample(place)
+        encoded = self.encoded(sample)
+        return shown.of_sample(dataset.folder, place.tar, sample.id, encoded, self.renderer.tokens)
 
 
 def measure(
@@ -200,15 +211,15 @@ def measure(
     kept: list[Counts] = []
     beside.mkdir(parents=True)
     with prints.Prints(beside) as out:
-        for batch, looked in looking.in_order(batches(energon.located(folder))):
+        for (source, places), looked in looking.in_order(_batches(folder, "train")):
             ids = []
-            for (tar, sample), one in zip(batch, looked.found, strict=True):
+            for place, id_, one in zip(places, looked.ids, looked.found, strict=True):
                 if isinstance(one, RecordError):
-                    rejects.add(Record(folder / tar, None, sample.id), one.reason, str(one))
+                    rejects.add(Record(folder / place.tar, None, id_), one.reason, str(one))
                     continue
-                draw.offer(len(kept), partial(looker.shown, folder, tar, sample))
+                draw.offer(len(kept), partial(looker.shown, source, place))
                 kept.append(one)
-                ids.append(sample.id)
+                ids.append(id_)
             out.extend(looked.rows, ids)
     whole = np.array(kept, np.int64)
     ledger.balance(
@@ -249,7 +260,7 @@ def _validating(
     names: Sequence[str],
     trained: Sequence[str],
     beside: Path,
-    looking: Helpers[Sequence[tuple[Sample, str]], NDArray[Any]],
+    looking: Helpers[Batch, Printed],
 ) -> Path:
     """A folder with the prints of what validates: val splits, or all of what has none and does not train."""
     beside.mkdir(parents=True)
@@ -257,8 +268,20 @@ def _validating(
         for name in names:
             folder = Path(str(layout.Energon(dataset=name)))
             whole = name not in trained and not energon.splits(folder)["val"]
-            samples = batches(energon.located(folder, "train" if whole else "val"))
-            with_ids = ([(one, one.id) for _, one in batch] for batch in samples)
-            for batch, rows in looking.in_order(with_ids):
-                out.extend(rows, [id_ for _, id_ in batch])
+            for _, printed in looking.in_order(_batches(folder, "train" if whole else "val")):
+                out.extend(*printed)
     return beside
+
+
+def _printed(batch: Batch) -> Printed:
+    """Read samples, and look what they are compared by."""
+    dataset, places = batch
+    samples = [(one, one.id) for one in map(dataset.sample, places)]
+    return prints.rows(samples), [id_ for _, id_ in samples]
+
+
+def _batches(folder: Path, split: str) -> Iterator[Batch]:
+    """The samples of a split, as many at once as memory shall hold of them."""
+    dataset = energon.Prepared.of(folder)
+    some = batches(dataset.places(split), attrgetter("size"), most=SAMPLES, largest=BYTES)
+    return ((dataset, places) for places in some)

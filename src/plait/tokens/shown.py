@@ -114,7 +114,7 @@ class Draw:
     """Draws from a stream of samples, of which some are rejected on the way."""
 
     ranks: Ints
-    kept: list[tuple[int, int, Shown]] = field(default_factory=list)
+    kept: list[tuple[int, int, Callable[[], Shown]]] = field(default_factory=list)
 
     @classmethod
     def of(cls, dataset: str, total: int) -> Self:
@@ -127,14 +127,14 @@ class Draw:
             return  # more than the manifest counts: who counts says so
         rank = -int(self.ranks[number])
         if len(self.kept) < PER_SOURCE:
-            heapq.heappush(self.kept, (rank, number, make()))
+            heapq.heappush(self.kept, (rank, number, make))
         elif rank > self.kept[0][0]:
-            heapq.heapreplace(self.kept, (rank, number, make()))
+            heapq.heapreplace(self.kept, (rank, number, make))
 
     @property
     def shown(self) -> list[Shown]:
-        """Those that were kept, in the stream's order."""
-        return [one for _, _, one in sorted(self.kept, key=lambda entry: entry[1])]
+        """Those that were kept, in the stream's order; they are made now."""
+        return [make() for _, _, make in sorted(self.kept, key=lambda entry: entry[1])]
 
 
 # Packs
