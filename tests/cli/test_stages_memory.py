@@ -1,14 +1,17 @@
 """Stages of data need the memory of a few records, however many there are."""
 
 import base64
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from talks import noise
 
 SIZES = 1_000, 16_000
@@ -84,3 +87,33 @@ def test_memory_does_not_grow_with_the_records(tmp_path, monkeypatch):
     assert held[SIZES[1]] > MOST
     assert max(many.values()) < MOST, peaks
     assert all(many[stage] < few[stage] + GROWN for stage in few), peaks
+
+
+def photograph(side):
+    """A large JPEG file as a data URL: waves of colour, and noise as a camera's."""
+    draw, place = np.random.default_rng(side), np.linspace(0, 40, side)
+    waves = 100 + 60 * np.sin(place)[:, None, None] * np.cos(place[:, None] + np.arange(3))
+    pixels = np.clip(waves + draw.normal(0, 12, (side, side, 3)), 0, 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_photographs_that_are_resized(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = {"type": "image_url", "image_url": {"url": photograph(2048)}}
+    peaks, smaller = [], {"rule": "longest_side", "max_side": 1024}
+    for name, records in (("few", 6), ("many", 120)):
+        source = {"kind": "chat-jsonl", "path": f"{name}.jsonl"}
+        Path("config.yaml").write_text(
+            yaml.safe_dump({"datasets": {name: {"source": source, "pictures": smaller}}})
+        )
+        with Path(f"{name}.jsonl").open("w") as out:
+            for number in range(records):
+                turns = [{"role": "user", "content": [shown]}, {"role": "assistant", "content": "waves"}]
+                out.write(json.dumps({"id": f"p-{number}", "messages": turns}) + "\n")
+        peak("raw", f"data/raw/{name}")
+        peaks.append(peak("chat", f"data/raw/{name}", f"data/processed/{name}/shard_00000.jsonl.gz"))
+
+    assert peaks[1] < min(peaks[0] + GROWN, MOST), peaks
