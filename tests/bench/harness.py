@@ -124,13 +124,14 @@ def _first_two(found: tuple[float, str]) -> tuple[float, float, str]:
 
 def _timed(row: Row, what: str, source: Path, target: Path) -> Told:
     row.warm()
-    wall, before = time.perf_counter(), _processor()
+    wall, before = time.perf_counter(), processor()
     own = getattr(row, what)(source, target)
-    seconds = _processor() - before if row.per == "core" else time.perf_counter() - wall
+    seconds = processor() - before if row.per == "core" else time.perf_counter() - wall
     return Told(own.seconds, own.memory or peak(), "") if own else Told(seconds, peak(), "")
 
 
-def _processor() -> float:
+def processor() -> float:
+    """Seconds that this process and its children, as far as they have ended, had of a processor."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(one.ru_utime + one.ru_stime for one in used)
 
@@ -227,13 +228,12 @@ def pace() -> str:
 HEAD = f"{'row':34}{'ratio':>8}{'least':>8}{'':8}{'MB':>7}   where the time goes"
 
 
-def printed(row: Row | Figure) -> bool:
-    """Measure a row and print its line; whether it meets its target."""
+def printed(row: Row | Figure) -> None:
+    """Measure a row and print its line."""
     ratios, memory, where, said = measured(row)
     ratio = statistics.median(ratios)
     least = "" if row.target is None else f"{row.target:.4g}"
-    met = row.target is None or ratio >= row.target
+    missed = "" if row.target is None or ratio >= row.target else " missed"
     words = "; ".join(filter(None, (said, where)))
-    line = f"{row.name:34}{ratio:8.4g}{least:>8}{'' if met else ' missed':8}{memory:7.0f}   {words}"
+    line = f"{row.name:34}{ratio:8.4g}{least:>8}{missed:8}{memory:7.0f}   {words}"
     print(line, flush=True)  # noqa: T201
-    return met

@@ -71,8 +71,10 @@ def weights(ranks: Iterable[Rank]) -> list[Placed]:
 
 
 def rank_file(folder: Path, grid: Grid, tp_rank: int, pp_rank: int, *, ep: int | None = None) -> Path:
-    """The file of a rank in a released checkpoint."""
-    return folder / RELEASE / grid.folder(tp=tp_rank, pp=pp_rank, ep=ep) / FILE
+    """The file of a rank; Megatron-LLM's distributed optimizer leaves the model in one of another name."""
+    place = saved(folder) / grid.folder(tp=tp_rank, pp=pp_rank, ep=ep)
+    other = place / OTHER_FILE
+    return other if other.is_file() and not (place / FILE).is_file() else place / FILE
 
 
 def saved(folder: Path) -> Path:
@@ -220,7 +222,7 @@ def read_rank(folder: Path | str, grid: Grid, tp_rank: int, pp_rank: int) -> Map
     """
     folder = Path(folder)
     spec = Spec.of(folder, HF_CONFIG)
-    path = saved(folder) / grid.folder(tp=tp_rank, pp=pp_rank) / FILE
+    path = rank_file(folder, grid, tp_rank, pp_rank)
     content = _read(path)
     state = _local(content["model"], spec, grid)
     refuse_padding(path, content["args"], spec, grid)
@@ -245,7 +247,7 @@ def sources(folder: Path | str, spec: Spec, grid: Grid | None = None) -> list[Pl
 
 
 def ranks(folder: Path | str, spec: Spec, grid: Grid | None = None) -> Iterator[Rank]:
-    """The files of a checkpoint's ranks; see :func:`sources`."""
+    """The files of a checkpoint's ranks; arguments and errors are those of :func:`sources`."""
     folder = Path(folder)
     if not saved(folder).is_dir() or not ((folder / TRACKER).is_file() or saved(folder) == folder):
         raise CheckpointError(
@@ -259,7 +261,7 @@ def ranks(folder: Path | str, spec: Spec, grid: Grid | None = None) -> Iterator[
     divisor = _divisor(first["args"])
     for number in range(ep if spec.num_experts else 1):
         for tp, pp in size:
-            path = _file(saved(folder) / size.folder(tp=tp, pp=pp, ep=number if ep > 1 else None))
+            path = rank_file(folder, size, tp, pp, ep=number if ep > 1 else None)
             content = _read(path)
             _check_rank(path, content, first, spec)
             if old.is_megatron_llm(content.get("model")):
@@ -283,12 +285,6 @@ def ranks(folder: Path | str, spec: Spec, grid: Grid | None = None) -> Iterator[
                 else:
                     parts[_model(chunk, chunks)] = _placed(path, state, form)
             yield Rank(path, content, parts, is_old=combined)
-
-
-def _file(folder: Path) -> Path:
-    """A rank's file: Megatron-LLM's distributed optimizer leaves the model in one of another name."""
-    other = folder / OTHER_FILE
-    return other if other.is_file() and not (folder / FILE).is_file() else folder / FILE
 
 
 def _placed(path: Path, state: Mapping[str, Stored], form: Form) -> list[Placed]:
@@ -340,7 +336,7 @@ def refuse_padding(path: Path, args: argparse.Namespace, spec: Spec, grid: Grid)
 
 def read_args(folder: Path | str, grid: Grid) -> argparse.Namespace:
     """Megatron's arguments, as the first rank's file records them."""
-    args: argparse.Namespace = _read(saved(Path(folder)) / grid.folder(tp=0, pp=0) / FILE)["args"]
+    args: argparse.Namespace = _read(rank_file(Path(folder), grid, 0, 0))["args"]
     return args
 
 
@@ -422,7 +418,7 @@ def megatron_args(spec: Spec, grid: Grid | None) -> argparse.Namespace:
         decoder_last_pipeline_num_layers=size.last,
         vocab_size=spec.vocab_size,
         padded_vocab_size=padded_vocab_size(spec.vocab_size, size.tp) if grid else spec.vocab_size,
-        make_vocab_size_divisible_by=128 if grid else 1,
+        make_vocab_size_divisible_by=DIVISOR if grid else 1,
         params_dtype=getattr(torch, spec.dtype),
         bf16=spec.dtype == "bfloat16",
         fp16=spec.dtype == "float16",

@@ -242,7 +242,11 @@ def _where(model: Model, name: str) -> str:
 
 
 def digest_of_tokenizer(source: Path) -> str:
-    """What `plait tokenizer` would write of it: a folder that was adopted may have an older form."""
+    """What `plait tokenizer` would write of it: a folder that was adopted may have an older form.
+
+    Raises:
+        CheckpointError: the folder has no tokenizer.
+    """
     if (source / MANIFEST).is_file():
         known = files.read_manifest(source)["facts"].get(TOKENIZER)
         if known:

@@ -6,12 +6,9 @@ do not exist and merges samples of one key. Each of these is checked here, by wh
 samples.
 """
 
-import json
 import logging
 import os
 import re
-import subprocess
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +17,7 @@ from typing import Any, Self
 
 from plait import files
 from plait.config.paths import SPLIT
-from plait.data import images, ledger, llava, meta, prepare
+from plait.data import images, ledger, llava, meta, prepare, probe
 from plait.data.chat import Sample
 from plait.data.fields import WHOLE_TALK, check_whole, of_parts
 from plait.data.meta import CRUDE, DATASET, INFO, LEFT_OUT, META, PARTS, VQA
@@ -307,19 +304,12 @@ def _run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         pairs = (":".join(part) for part in settings["split_parts"].items())
         chosen = [word for pair in pairs for word in ("--split-parts", pair)]
     exclude = ["--exclude", settings["exclude"]] if settings["exclude"] else []
-    command = [sys.executable, "-m", "plait.data.probe", str(folder), *chosen, *exclude]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
-    )
-    said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    if done.returncode or not (folder / INFO).is_file():
-        last = said[-1] if said else "it said nothing"
+    found = probe.run(folder, *chosen, *exclude)
+    if "failed" in found:
         raise DataError(
-            f"energon could not prepare {files.final_name(folder)}: {last}",
+            f"energon could not prepare {files.final_name(folder)}: {found['failed']}",
             hint="look at split, split_parts and exclude of the dataset's energon keys",
         )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -531,7 +521,7 @@ def blend(
     Args:
         sources: weight by the path of a dataset.
         validation: datasets that validate, by their val split; one that does not train and has none does so
-            as a whole. None: the val splits of the sources.
+            as a whole. Where none is given, the val splits of the sources.
         relative_to: the folder of the file; energon takes paths from there.
 
     Raises:

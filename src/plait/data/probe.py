@@ -6,6 +6,8 @@ and ends by ``sys.exit``.
 """
 
 import json
+import os
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -22,6 +24,20 @@ QUIET = ("--non-interactive", "--no-progress", "--num-workers", "1", "--skip-dat
 """Options that keep ``energon prepare`` from asking."""
 FAULTS = (AssertionError, ValueError, TypeError, LookupError)
 """What energon raises where fields and samples do not fit."""
+
+
+def run(folder: Path, *options: str) -> dict[str, Any]:
+    """What :func:`main` finds, in a process; ``failed``, its last words, where that ends by an error."""
+    command = [sys.executable, "-m", "plait.data.probe", str(folder), *options]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode:
+        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        return {"failed": said[-1] if said else "it said nothing"}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main(arguments: Sequence[str]) -> int:

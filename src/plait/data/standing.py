@@ -1,17 +1,12 @@
 """Data that a user has put where plait would write them: checked as the stages would have made them."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from plait.config.paths import JSONL, SPLIT
-from plait.data import chat, energon, images, meta, shards
+from plait.data import chat, energon, images, meta, probe, shards
 from plait.data.lines import read_lines
-from plait.data.probe import AS_IT_IS
 from plait.errors import DataError, PlaitError, RecordError
 from plait.fetch.lfs import refuse_pointers
 from plait.foreign import Found
@@ -159,14 +154,11 @@ def _as_prepared(folder: Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
     survey = energon.surveyed(folder, chosen, description, meta.read_split(folder / SPLIT))
     survey.refuse_rejects()
     counts = survey.counts
-    command = [sys.executable, "-m", "plait.data.probe", str(folder), AS_IT_IS]
-    quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=quiet, check=False)
-    said = done.stdout.splitlines() or done.stderr.splitlines() or ["it said nothing"]
-    answer = json.loads(said[-1]) if done.returncode == 0 else {"wrong": said[-1]}
-    if answer["wrong"]:
+    answer = probe.run(folder, probe.AS_IT_IS)
+    wrong = answer.get("failed") or answer["wrong"]
+    if wrong:
         raise DataError(
-            f"energon cannot read {folder} as it is described: {answer['wrong']}",
+            f"energon cannot read {folder} as it is described: {wrong}",
             hint=f"look at {folder / meta.DATASET} and run `energon prepare` again",
         )
     return {"samples": sum(counts.values()), "shards": counts, "splits": answer["splits"]}

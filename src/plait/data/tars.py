@@ -153,6 +153,9 @@ class _Entries:
 
     Attributes:
         end: where the last one ends, once all were given.
+
+    Raises:
+        DataError: a sample's file is a link: its bytes stand elsewhere, and readers pass it over.
     """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
@@ -194,11 +197,7 @@ def _of_sample(name: str) -> re.Match[str] | None:
 
 
 def _members(entries: Iterable[tuple[str, int, int]]) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Key, part and place of every file that is a sample's, as webdataset and energon name them.
-
-    Raises:
-        DataError: one is a link: its bytes stand elsewhere, and readers pass it over without a word.
-    """
+    """Key, part and place of every file that is a sample's, as webdataset and energon name them."""
     for name, start, size in entries:
         found = _of_sample(name)
         if found:

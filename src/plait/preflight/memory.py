@@ -42,7 +42,8 @@ class Run:
         grid: its grid.
         copies: data parallel size.
         sequence: S.
-        gpu: whether torch's norms and dropouts are those of a GPU, which keep less.
+        gpu: whether kernels are those of a GPU: their dropouts keep a byte of each value, their attention no
+            scores, their rotation cosines and sines of queries and of keys.
     """
 
     settings: Mapping[str, Any]
@@ -88,10 +89,6 @@ class Run:
             yield tuple(counts)
             if number >= ahead:
                 counts[chunks - 1 - order[number - ahead]] -= 1
-
-    def under_way(self, stage: int) -> int:
-        """Passes through a chunk whose activations a stage holds at once; without chunks, micro-batches."""
-        return max(map(sum, self.waiting(stage)))
 
 
 def estimate(chunks: Sequence[Rank], spec: Spec, run: Run) -> dict[str, float]:
@@ -192,7 +189,6 @@ class Layer:
         heads: attention heads.
         gated: whether the feed-forward part has a gate.
         rotary: size of a head whose angles are kept, 0 where there are none.
-        norm: bytes that a norm keeps of each value.
         mask: bytes that a dropout keeps of each value.
         own: s x b, tokens of a rank.
         seen: S, keys that each of them sees.
@@ -206,7 +202,8 @@ class Layer:
         masked: whether attention has a mask of every token; another kernel is told of documents.
         weighed: whether attention keeps the weight of every key for every query; a kernel that does not
             keeps a sum for each query, and repeats no keys.
-        gates: widths of ``inner`` that a gated product keeps.
+        gates: widths of ``inner`` that a gated product keeps: both halves, the opened gate, the product; and
+            a copy of the half that is let through, where Megatron adds its offset.
         angles: cosines and sines that queries and keys keep of each angle.
         scored: tokens side by side whose scores are kept where attention is computed by documents, 0 where
             a kernel computes it. As many are counted, though shorter documents have fewer.
@@ -219,7 +216,6 @@ class Layer:
     heads: int
     gated: bool
     rotary: int
-    norm: int
     mask: int
     own: int
     seen: int
@@ -240,11 +236,6 @@ class Layer:
     def passed(self) -> float:
         """A hidden state, as it is passed from layer to layer."""
         return self.own * self.hidden * self.size / self.parted
-
-    @property
-    def normed(self) -> float:
-        """What a norm keeps."""
-        return self.passed / self.size * self.norm
 
     @property
     def projected(self) -> float:
@@ -302,7 +293,7 @@ class Layer:
         if self.experts:
             inner = self.experts * (inner + 2 * self.own * self.hidden * self.size)
         masks = 2 * self.passed / self.size * self.mask * self.drops[0]
-        return 2 * (self.normed + self.passed) + self.of_heads + context + angles + inner + masks
+        return 4 * self.passed + self.of_heads + context + angles + inner + masks
 
     @property
     def whole(self) -> float:
@@ -322,7 +313,6 @@ def language_layer(spec: Spec, run: Run) -> Layer:
         heads=spec.num_attention_heads,
         gated=True,
         rotary=spec.head_dim,
-        norm=run.size,
         mask=1 if run.gpu else run.size,
         own=run.sequence // run.cp * settings["micro_batch_size"],
         seen=run.sequence,
@@ -360,7 +350,6 @@ def tower_layer(tower: Tower, run: Run) -> Layer:
         heads=tower.num_attention_heads,
         gated=False,
         rotary=0,
-        norm=run.size,
         mask=0,
         own=tower.positions * pictures,
         seen=tower.positions,
@@ -384,7 +373,7 @@ def activations(stage: int, spec: Spec, run: Run) -> dict[str, float]:
     vocabulary = padded_vocab_size(spec.vocab_size, layer.tp) // layer.tp
     logits = layer.own * vocabulary * (FULL + (layer.size if layer.size < FULL else 0))
     return {
-        "activations": held + (layer.normed + layer.passed) * last,
+        "activations": held + 2 * layer.passed * last,
         "recomputed": again,
         "logits": float(logits * last),
     }

@@ -110,7 +110,7 @@ class Fast:
         """Take the content of a tokenizer.json, and who reads what this one cannot place.
 
         Raises:
-            ValueError, TypeError, KeyError, RuntimeError: gigatoken does not know its kind.
+            Exception: one of :data:`UNKNOWN`, gigatoken does not know its kind.
         """
         _check_kind(described)
         self._slow = slow

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.bench.harness import ROOT, Figure
+from tests.bench.harness import ROOT, Figure, processor
 
 SIZES = {
     "num_hidden_layers": 8, "hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12,
@@ -45,6 +45,9 @@ class Clock:
 
 
 WORK = 0.1
+CORES = 2
+MOST = 2.5
+"""How many times the ideal a thousand jobs may take by the clock."""
 RECORD = json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}])
 
 
@@ -85,15 +88,6 @@ def project_of(folder, records, source, shards, **keys):
         "mixtures": {"many": {"format": "chatml", "pack": 256, "datasets": ["many"]}},
     }
     return project, config, [f"data/processed/many/shard_{n:05d}.jsonl.gz" for n in range(shards)]
-
-
-def seconds(run):
-    """Wall and processor seconds of a command's processes."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    run()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return time.monotonic() - start, spent
 
 
 def own_step(seed):
@@ -145,17 +139,18 @@ def planned(seed, *, shards, each, runs, cpu, memory):
     """What a dry run may take, of a processor in s and of memory in MB, to what it takes: the lesser."""
     with tempfile.TemporaryDirectory() as folder:
         project, config, _ = many(folder, shards, shards_per_job=each)
-        words, spent = ["-n", "--quiet", "all", "--cores", "2"], []
+        words = ["-n", "--quiet", "all", "--cores", "2"]
         target = ["data/analysis/many/plait.json"]
         if runs:
             config |= trained(runs)
             target = [f"data/ckpts/r{number}/hf/model_iter_100" for number in range(runs)]
-        done = []
-        spent = seconds(lambda: done.append(project.snakemake(*words, *target, config=config, timeout=900)))
-    assert done[0].code == 0, done[0].text
+        before = processor()
+        done = project.snakemake(*words, *target, config=config, timeout=900)
+        spent = processor() - before
+    assert done.code == 0, done.text
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
-    told = f"{shards} shards, {each} a job, {runs} runs: {spent[1]:.1f} s of processor, {most:.0f} MB"
-    return min(cpu / spent[1], memory / most), told
+    told = f"{shards} shards, {each} a job, {runs} runs: {spent:.1f} s of processor, {most:.0f} MB"
+    return min(cpu / spent, memory / most), told
 
 
 def trained(runs):
@@ -166,7 +161,7 @@ def trained(runs):
 
 
 def local(seed, *, jobs, shards):
-    """What WORK seconds for each shard would take on two cores at best, 2.5 times, to what their jobs take.
+    """What WORK seconds for each shard would take at best, MOST times, to what their jobs take.
 
     A shard is one record, whose reader keeps a processor busy for WORK seconds: so much of each job is its
     work. All else is counted: Snakemake's start and plan, the raw source, a shell and a Python for each job,
@@ -176,10 +171,12 @@ def local(seed, *, jobs, shards):
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
         project, config, targets = busy(folder, shards, shards_per_job=shards // jobs)
-        wall, spent = seconds(lambda: project.run(*targets, config=config, timeout=3000))
-    ideal = WORK * shards / 2
+        begun, before = time.monotonic(), processor()
+        project.run(*targets, config=config, timeout=3000)
+        wall, spent = time.monotonic() - begun, processor() - before
+    ideal = WORK * shards / CORES
     return (
-        2.5 * ideal / wall,
+        MOST * ideal / wall,
         f"{jobs} jobs of {shards} shards: {wall:.0f} s, {spent:.0f} s of processor; {wall / ideal:.2f}x",
     )
 

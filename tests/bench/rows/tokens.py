@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bench.harness import Own, Row, peak
+from tests.bench.harness import Own, Row, peak, processor
 
 PROCESSES = 2
 BYTES = 200_000_000
@@ -223,11 +223,6 @@ def pool(source, target):
         workers.close()
         workers.join()
     return Own((processor() - before) / PROCESSES)
-
-
-def processor():
-    """Seconds of processor of this process and of its children that have ended."""
-    return sum(os.times()[:4])
 
 
 def worker(read):
