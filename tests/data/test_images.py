@@ -209,6 +209,35 @@ def test_a_resized_picture_keeps_the_tag_that_turns_it(kind):
     assert 0x0112 not in Image.open(io.BytesIO(plain)).getexif()
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("tag", "turned"),
+    [
+        ((1, 1, b"\6"), None),
+        ((2, 2, b"6\0"), None),
+        ((3, 1, b"\0\0"), None),
+        ((3, 1, b"\6\0"), 6),
+        ((4, 1, b"\xff\xff\xff\xff"), None),
+        ((8, 1, b"\xff\xff"), None),
+        ((11, 1, struct.pack("<f", 6)), 6),
+    ],
+    ids=["byte", "text", "0", "6", "large", "negative", "fraction"],
+)
+def test_a_tag_that_turns_nothing_is_left_out(kind, tag, turned):
+    """As Pillow, and so transformers, read it: any number from 1 to 8, whatever its type."""
+    number, count, value = tag
+    entry = struct.pack("<HHHI", 1, 0x0112, number, count) + value.ljust(4, b"\0") + bytes(4)
+    out = io.BytesIO()
+    noise(100, 40).save(out, kind, exif=b"Exif\0\0II*\0\x08\0\0\0" + entry)
+    rule = {"rule": "longest_side", "patch_size": 32, "max_side": 50}
+
+    smaller = images.resized(out.getvalue(), rule)
+
+    assert Image.open(io.BytesIO(smaller)).getexif().get(0x0112) == turned
+    assert images.upright(smaller).size == ((20, 50) if turned else (50, 20))
+    images.check_tags(out.getvalue())
+
+
 @pytest.mark.parametrize("tags", [b"XX*\0\0\0\0\x08", b"I"], ids=["no TIFF", "cut short"])
 def test_a_jpeg_that_decodes_and_whose_tags_do_not_is_a_rejected_record(tags):
     out = io.BytesIO()

@@ -59,6 +59,25 @@ def test_several_streams_in_one_file_are_read_one_after_the_other(tmp_path, suff
     assert list(read_lines(path)) == [(1, b"one"), (2, b"two")]
 
 
+@pytest.mark.parametrize("suffix", [".lz4", ".zst"])
+def test_frames_that_readers_pass_over_are_no_lines(tmp_path, suffix):
+    """Parallel compressors put one first, with sizes of the others."""
+    skipped = b"\x53\x2a\x4d\x18\x05\0\0\0notes"
+    path = written(
+        tmp_path, suffix, skipped + PACKERS[suffix](b"one\n") + skipped + PACKERS[suffix](b"two\n")
+    )
+    assert list(read_lines(path)) == [(1, b"one"), (2, b"two")]
+
+
+@pytest.mark.parametrize("window", [27, 28, 31])
+def test_frames_that_look_far_back_are_read(tmp_path, window):
+    """As `zstd --long` writes them, above all of large collections of text."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=window, compression_level=1)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = written(tmp_path, ".zst", stream.compress(b"one\ntwo\n") + stream.flush())
+    assert list(read_lines(path)) == [(1, b"one"), (2, b"two")]
+
+
 @pytest.mark.parametrize("suffix", PACKED)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.9999])
 def test_a_file_cut_short_is_named(tmp_path, suffix, share):

@@ -150,6 +150,16 @@ def test_rows_of_other_records_are_refused(shard, tmp_path, change):
     assert packed(path, tmp_path / "i")["read"] >= len(lines) - 1
 
 
+@pytest.mark.parametrize("left", [4, said.ROW.itemsize - 1])
+def test_a_last_row_that_is_cut_short_is_refused(shard, tmp_path, left):
+    path = shard(SAMPLES * 2)
+    rows = Path(layout.said_of(str(path)))
+    content = rows.read_bytes()
+    rows.write_bytes(content[: len(content) - said.ROW.itemsize + left])
+    with pytest.raises(DataError, match=r"shard_00000\.said is not of the records beside it"):
+        packed(path, tmp_path / "i")
+
+
 def test_each_number_of_a_row_is_in_its_place():
     sample = Sample((Message("user", (Text("abc"),)),))
     row = said.rows([sample], [b"123456789"])

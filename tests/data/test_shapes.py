@@ -731,6 +731,15 @@ def test_what_json_has_not_is_rejected_by_the_place_of_its_record(value):
     assert (line["file"], line["line"]) == ("files/a.json", 2)
 
 
+@pytest.mark.parametrize("depth", [500, 990, 1000, 1010, 1020, 3000])
+def test_a_record_that_is_nested_deeper_than_json_goes_is_rejected(depth):
+    deep = b'{"text": "x", "n": ' + b"[" * depth + b"]" * depth + b"}"
+    folder_of("mine", {"a.jsonl": b'{"text": "x"}\n' + deep + b"\n", "b.json": b'[{"text": "y"}]'})
+    found, reasons, _ = ledger(files_of("text"))
+    assert len(found) + sum(reasons.values()) == 3
+    assert set(reasons) <= {"bad_json"}
+
+
 DAMAGED = {
     "a.parquet": (b"PAR1 no", "cannot be read as parquet"),
     "a.jsonl.zst": (b"no", "is named .zst but does not hold such data"),

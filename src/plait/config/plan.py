@@ -46,13 +46,13 @@ from plait.files import adopted, canonical, digest, digest_now, pruned, read_jso
 
 VERSIONS = {
     "raw": 3,
-    "chat": 10,
+    "chat": 11,
     "lock": 1,
     "fetch": 1,
     "tokenizer": 3,
-    "index": 5,
-    "energon": 8,
-    "analyse": 10,
+    "index": 6,
+    "energon": 9,
+    "analyse": 11,
     "build": 4,
     "convert": 5,
     "shard": 5,

@@ -209,7 +209,7 @@ def _of_tar(archive: Path) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
         with tarfile.open(archive, "r:") as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined] # it would keep every one of them
-                if info.isreg():
+                if info.isreg() and not info.issparse():
                     name = os.path.normpath(info.name)
                     yield name, (info.offset_data, info.size, zipped.STORED, info.size)
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -35,7 +35,7 @@ PATCH_SIZE = 32
 MAX_RESOLUTION = 1024
 MAX_PIXELS = 100_000_000
 JPEG_QUALITY = 90
-ORIENTATION = 0x0112
+ORIENTATION, ORIENTATIONS = 0x0112, range(1, 9)
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -193,10 +193,9 @@ def check_tags(encoded: bytes) -> None:
     if head and head.plain:
         _check_pixels(*head.size)
         return
-    from PIL import Image
-
+    image = _opened(encoded)
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             turned = image.getexif().get(ORIENTATION, 1) != 1
     except DAMAGE:
@@ -332,11 +331,12 @@ def _encode(pixels: "Pixels", source: "Image.Image") -> bytes:
 
     exif = Image.Exif()
     try:
-        turned = source.getexif().get(ORIENTATION)
+        told = source.getexif().get(ORIENTATION)
     except DAMAGE as error:
         raise RecordError(
             f"the tags of a picture cannot be read: {error}", reason="undecodable_picture"
         ) from error
+    turned = next((one for one in ORIENTATIONS if one == told), None)  # readers pass over what says nothing
     if turned is not None:
         exif[ORIENTATION] = turned
     if source.format in JPEGS:

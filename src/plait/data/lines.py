@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import zstandard
 
 MAGIC = {".gz": b"\x1f\x8b", ".lz4": b"\x04\x22\x4d\x18", ".zst": b"\x28\xb5\x2f\xfd"}
+SKIPPED, SKIPPABLE, SKIPPING = bytes(range(0x50, 0x60)), b"\x2a\x4d\x18", (".lz4", ".zst")
+"""How a frame begins that readers of both pass over, as parallel compressors put one before the others."""
+WINDOW = 1 << 31
+"""Bytes that a frame of zstd may look back, at most: what ``zstd --long=31`` writes. It is in memory then."""
 CHUNK = 1 << 11
 """Bytes of zstd unpacked at a time; a chunk of the most repetitive text grows a thousandfold."""
 BUFFER = 1 << 18
@@ -67,6 +71,8 @@ def _unpacked(file: BinaryIO, path: Path) -> Iterator[Iterable[bytes]]:
     head = file.read(4)
     file.seek(0)
     found = next((kind for kind, magic in MAGIC.items() if head.startswith(magic)), "")
+    if path.suffix in SKIPPING and head[0:1] in SKIPPED and head.endswith(SKIPPABLE):
+        found = path.suffix
     if path.suffix in MAGIC and path.suffix != found:
         raise DataError(f"{path} is named {path.suffix} but does not hold such data")
     opener, damage = KINDS[found]
@@ -152,7 +158,7 @@ class ZstdFile(io.RawIOBase):
     def _next_frame(self) -> "zstandard.ZstdDecompressionObj":
         import zstandard
 
-        return zstandard.ZstdDecompressor().decompressobj()
+        return zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
 
 
 KINDS: dict[str, tuple[Callable[[BinaryIO], io.RawIOBase], Callable[[], tuple[type[Exception], ...]]]] = {

@@ -141,8 +141,8 @@ class Reader:
         """
         if not self._known:
             return None
-        found = next(self._rows, None)
-        if found is None or int.from_bytes(found[:4], "little") != isal_zlib.crc32(line):
+        found = next(self._rows, b"")
+        if len(found) < ROW.itemsize or int.from_bytes(found[:4], "little") != isal_zlib.crc32(line):
             self._refuse()
         return found
 

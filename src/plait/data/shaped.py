@@ -186,13 +186,17 @@ def _find(album: albums.Album, name: Any) -> albums.Place | None:
 
 
 def _note(out: BinaryIO, row: dict[str, Any]) -> None:
+    """Write down a record; what is wrong with it, where it is nested deeper than json goes."""
     try:
-        out.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+        line = json.dumps(row, separators=(",", ":"))
+    except RecursionError:
+        line = json.dumps({"from": row["from"], "error": "not JSON: nested too deeply", "reason": "bad_json"})
     except TypeError as error:
         raise DataError(
             f"{row['from'][0]}, record {row['from'][1]}, has in it what JSON has not: {error}",
             hint="pictures that lie in parquet files themselves need no `pictures` and no archives beside",
         ) from error
+    out.write(line.encode() + b"\n")
 
 
 def _make_tars(source: Mapping[str, Any], folder: Path, shape: Shape) -> Counted:  # noqa: ARG001

@@ -155,7 +155,7 @@ class _Entries:
         end: where the last one ends, once all were given.
 
     Raises:
-        DataError: a sample's file is a link: its bytes stand elsewhere, and readers pass it over.
+        DataError: a sample's file is a link, whose bytes stand elsewhere, or sparse, with holes.
     """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
@@ -172,12 +172,12 @@ class _Entries:
         with tarfile.open(fileobj=self.file, mode="r:") as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined] # or it would keep every one of them
-                if info.isreg():
+                if info.isreg() and not info.issparse():
                     yield info.name, info.offset_data, info.size
                 elif not info.isdir() and _of_sample(info.name):
                     raise DataError(
-                        f"{self.path}: {info.name} is a link or a device, no file with bytes of its own",
-                        hint="write the shard again; GNU tar: --dereference --hard-dereference",
+                        f"{self.path}: {info.name} is a link, a device or sparse: its bytes are not in it",
+                        hint="write the shard again; GNU tar: --dereference --hard-dereference, no --sparse",
                     )
             self.end = tar.offset
 

@@ -329,7 +329,7 @@ def decoded(name: str, content: Any, key: str) -> Any:
         return content
     try:
         return _from_json(content) if kind == "json" else content.decode()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         what = "JSON" if kind == "json" else "text in UTF-8"
         reason = "bad_json" if kind == "json" else "not_text"
         raise RecordError(f"{key}.{name} is not {what}: {error}", reason=reason) from error
@@ -337,8 +337,8 @@ def decoded(name: str, content: Any, key: str) -> Any:
 
 def _from_json(content: bytes) -> Any:
     """A value whose texts can be written: json lets halves of surrogate pairs through."""
-    found = json.loads(content)
-    if b"\\u" in content or not content.isascii():
+    found = json.loads(content.decode("utf-8-sig"))
+    if b"\\u" in content:
         json.dumps(found, ensure_ascii=False).encode()
     return found
 

@@ -82,7 +82,7 @@ def read(path: Path, place: Place) -> bytes:
         with path.open("rb") as file:
             content = os.pread(file.fileno(), packed, begin)
         if kind == DEFLATED:
-            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size)
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size or 1)  # 0: no limit
     except (OSError, zlib.error) as error:
         raise RecordError(f"picture cannot be read: {error}", reason="missing_picture") from error
     if len(content) != size:

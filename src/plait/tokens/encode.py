@@ -80,7 +80,9 @@ class Slow:
         added = [one.content for one in self._tokenizer.get_added_tokens_decoder().values()]
         some = [*added[:PROBED], *added[-1:]]
         near = [text for name in some for text in (name, f"a{name}b", f" {name} {name}{name}\n")]
-        return [*([text] for text in (*SAMPLES, *near)), SAMPLES, some, [*SAMPLES, *near]]
+        beside = [["日本", *more] for name in some for more in ([f"回{name} "], [f"回 {name}"])]
+        beside += [[name, "日本"] for name in some]
+        return [*([text] for text in (*SAMPLES, *near)), SAMPLES, some, [*SAMPLES, *near], *beside]
 
     def let_go(self) -> None:
         """Give the tokenizer's memory back; it is read again if it is needed again."""
@@ -116,6 +118,8 @@ class Fast:
         self._slow = slow
         added = [one for one in described["added_tokens"] if slow.specials or not one["special"]]
         self._content = orjson.dumps({**described, "added_tokens": added})
+        self._stripping = [one["id"] for one in added if one["lstrip"] or one["rstrip"]]
+        self._parting = [one["id"] for one in added if _puts_spaces(described["pre_tokenizer"])]
         self._make()
 
     @cached_property
@@ -154,11 +158,16 @@ class Fast:
         bounds = [0, *accumulate(len(text.encode()) for text in texts)]
         ends = np.cumsum(self._sizes[ids])
         more = int(ends[-1]) - bounds[-1] if len(ids) else -bounds[-1]
-        if more not in (0, 1):  # a character that stands for others: only the other library says where it is
-            return self._slow.whole([texts])[0]
+        if more not in (0, 1) or self._unclear(ids, more):
+            return self._slow.whole([texts])[0]  # only the other library says where each token begins
         # one more is the space that is put before the first character
         places = [bound + more if bound else 0 for bound in bounds[1:-1]]
         return ids, [0, *np.searchsorted(ends, places, side="right").tolist(), len(ids)]
+
+    def _unclear(self, ids: Ids, more: int) -> bool:
+        """Whether spaces were taken away beside added tokens, or may have been put behind them."""
+        told = self._stripping + (self._parting if more else [])
+        return bool(told) and bool(np.isin(ids, told).any())
 
 
 def _trim() -> None:
@@ -305,6 +314,14 @@ def _check_kind(described: Mapping[str, Any]) -> None:
     """
     if described["model"]["type"] != "BPE" or described["normalizer"]:
         raise ValueError("it is no BPE without a normaliser")
+
+
+def _puts_spaces(pre_tokenizer: Mapping[str, Any] | None) -> bool:
+    """Whether a space is put before what stands behind an added token, not only before a text."""
+    found = pre_tokenizer or {}
+    if any(map(_puts_spaces, found.get("pretokenizers", ()))):
+        return True
+    return bool(found.get("prepend_scheme", "always" if found.get("add_prefix_space") else "") == "always")
 
 
 def _sizes(described: Mapping[str, Any]) -> NDArray[np.int64]:
