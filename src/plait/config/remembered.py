@@ -6,7 +6,7 @@ from typing import Any
 
 from plait.errors import DataError
 from plait.files import canonical, read_manifest
-from plait.layout import MANIFEST
+from plait.layout import MANIFEST, Iteration
 
 
 def remembered(run: str) -> str:
@@ -26,7 +26,7 @@ def remembered(run: str) -> str:
         hf = _origin(newest, "hf_model")
     except (DataError, LookupError):
         return f"{newest} stands, and what it was made from does not: bring its entry in runs back"
-    target = f"data/ckpts/{run}/hf/model_iter_{int(newest.name.removeprefix('iter_'))}"
+    target = str(Iteration.parse(str(newest)).export)
     words = ["plait", "export", hf, str(newest), target, "--settings", canonical(settings)]
     return f"bring its entry in runs back, or export what stands: {shlex.join(words)}"
 

@@ -121,7 +121,7 @@ def found(path: Path, *, step: int | None = None, hf: Path | None = None) -> tup
     Raises:
         CheckpointError: it is none of these, or is not whole; or ``hf`` is of another model.
     """
-    place = path / f"iter_{step:07d}" if step is not None else path
+    place = path / checkpoint.ITERATION.format(step) if step is not None else path
     if not place.is_dir():
         raise CheckpointError(
             f"{place} is no folder", hint="give a model's folder, and --step for an iteration"

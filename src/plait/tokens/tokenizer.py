@@ -18,6 +18,7 @@ from plait import files
 from plait.config.paths import local
 from plait.errors import ConfigError, DataError
 from plait.fetch.lfs import refuse_pointers
+from plait.layout import HfModel, Tokenizer
 from plait.tokens import pictures
 from plait.tokens.templates import chat_template
 from plait.tokens.vocabulary import GROUPS, PADDING
@@ -52,11 +53,8 @@ def build(folder: Path, source: Mapping[str, Any], base: Path | None = None) -> 
     elif source["kind"] == "folder":
         tokenizer = _from_folder(folder, local(source["path"]))
     elif base is None:
-        of = (
-            f"data/tokenizers/{source['base']}"
-            if source["kind"] == "extend"
-            else f"data/models/raw_hf/{source['model']}"
-        )
+        extends = source["kind"] == "extend"
+        of = Tokenizer(tokenizer=source["base"]) if extends else HfModel(model=source["model"])
         raise ConfigError(
             f"the tokenizer is made from {of}, and that was not given", hint=f"plait tokenizer {of} OUTPUT"
         )

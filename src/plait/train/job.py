@@ -189,12 +189,13 @@ class Job:
         before = self.saved.previous(target.iteration)
         run, iteration = self.settings["start_run"], self.settings["start_iteration"]
         first = 0 if self.settings["finetune"] else iteration
+        wanted: layout.Iteration | str
         if before > first:
-            wanted = f"data/ckpts/{target.run}/iter_{before:07d}"
-            fits = start == layout.Iteration(run=target.run, iteration=before)
+            wanted = layout.Iteration(run=target.run, iteration=before)
+            fits = start == wanted
         elif run:
-            wanted = f"data/ckpts/{run}/iter_{iteration:07d}"
-            fits = start == layout.Iteration(run=run, iteration=iteration)
+            wanted = layout.Iteration(run=run, iteration=iteration)
+            fits = start == wanted
         else:
             wanted = f"the sharded model {self.settings['model']}"
             fits = isinstance(start, layout.Sharded) and start.model == self.settings["model"]

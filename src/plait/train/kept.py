@@ -47,7 +47,7 @@ class Kept:
     def path(self, iteration: int) -> Path:
         """Where an iteration is kept: where the run saves it, as a checkpoint that waits."""
         where = self.waiting if iteration in self.saves else self.folder
-        return where / f"iter_{iteration:07d}"
+        return where / Path(str(layout.Iteration(run=self.job.run.run, iteration=iteration))).name
 
     @cached_property
     def saves(self) -> tuple[int, ...]:
