@@ -37,5 +37,5 @@ def test_another_text_of_the_file_makes_the_data_again(tmp_path):
     broken = project.snakemake("--cores", "1", SHARD, config=CONFIG)
     assert broken.code == 1
     log = (project.folder / "data/logs/raw/mine.log").read_text()
-    assert "error: my_reader.py cannot be loaded: SyntaxError" in log
+    assert "error: my_reader.py cannot be used: SyntaxError" in log
     assert "Traceback" not in log

@@ -24,7 +24,8 @@ PLAN = ("--config", "plan=smollm2-135m")
 RUN, BASE = "smollm2-135m-pp2-chat", "data/models/raw_hf/SmolLM2-135M-Instruct"
 EXPORT = f"data/ckpts/{RUN}/hf/model_iter_10"
 GRIDS = ("tp1-pp2", "tp1-pp3", "tp3-pp1")
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
+"""One whose answer is no near tie: its first word has four times the probability of the next."""
 TEXTS = (
     QUESTION, "def f(x):\n    return x ** 2\n", "Ünïcode 日本語 🙂, don't", "pi is 3.14159, e is 2.71828",
     "<|im_start|>user\nHello<|im_end|>\n", "  two  spaces\tand a tab\n\n\nlines",
