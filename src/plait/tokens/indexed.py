@@ -28,7 +28,9 @@ An indexed shard is a folder of such pairs and a manifest. Item i is pack i, but
 
 import json
 import mmap
+import os
 import struct
+import weakref
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,10 +132,10 @@ class IndexedWriter:
 
 
 class IndexedReader:
-    """Reads a pair; items are views of the mapped file."""
+    """Reads a pair; the index is mapped, items are read: mapped ones would stay in memory."""
 
     def __init__(self, prefix: Path, names: Mapping[int, str] = NAMES) -> None:
-        """Map both files.
+        """Open both files.
 
         Args:
             prefix: path of the pair without ``.bin`` and ``.idx``.
@@ -142,7 +144,6 @@ class IndexedReader:
         Raises:
             DataError: a file is missing, is not of this format, or has another size than its index.
         """
-        self._prefix = prefix
         index = _mapped(_with(prefix, ".idx"))
         if bytes(index[:9]) != MAGIC or len(index) < len(MAGIC) + HEADER.size:
             raise DataError(f"{prefix}.idx is not an index of Megatron's indexed dataset")
@@ -156,23 +157,28 @@ class IndexedReader:
         self.sizes: NDArray[np.int32] = np.frombuffer(index, "<i4", items, 34)
         self.starts: NDArray[np.int64] = np.frombuffer(index, "<i8", items, 34 + 4 * items)
         self.bounds: NDArray[np.int64] = np.frombuffer(index, "<i8", bounds, 34 + 12 * items)
-        self._data = _mapped(_with(prefix, ".bin"))
+        self._data = _opened(_with(prefix, ".bin"))
+        weakref.finalize(self, os.close, self._data)
+        self._end = os.fstat(self._data).st_size
         expected = int(self.sizes.sum(dtype=np.int64)) * self.dtype.itemsize
-        if len(self._data) != expected:
-            raise DataError(f"{prefix}.bin has {len(self._data)} bytes, its index says {expected}")
+        if self._end != expected:
+            raise DataError(f"{prefix}.bin has {self._end} bytes, its index says {expected}")
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __getitem__(self, item: int) -> NDArray[Any]:
         """The elements of an item."""
-        return np.frombuffer(self._data, self.dtype, int(self.sizes[item]), int(self.starts[item]))
+        return self._read(int(self.starts[item]), int(self.sizes[item]))
 
     def stretches(self, size: int = STRETCH) -> Iterator[NDArray[Any]]:
-        """All elements, item after item, so many at a time: what is mapped would stay in memory."""
-        with _with(self._prefix, ".bin").open("rb") as file:
-            while len(found := np.fromfile(file, self.dtype, size)):
-                yield found
+        """All elements, item after item, so many at a time."""
+        for start in range(0, self._end, size * self.dtype.itemsize):
+            yield self._read(start, size)
+
+    def _read(self, start: int, size: int) -> NDArray[Any]:
+        """Elements from a byte on: so many, or as many as there are."""
+        return np.frombuffer(os.pread(self._data, size * self.dtype.itemsize, start), self.dtype)
 
     @property
     def documents(self) -> int:
@@ -324,8 +330,16 @@ def _with(prefix: Path, suffix: str) -> Path:
 
 def _mapped(path: Path) -> mmap.mmap | bytes:
     """Map a file; an empty one cannot be mapped and needs no mapping."""
+    number = _opened(path)
     try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        return mmap.mmap(number, 0, access=mmap.ACCESS_READ) if os.fstat(number).st_size else b""
+    finally:
+        os.close(number)
+
+
+def _opened(path: Path) -> int:
+    """The number of a file that is open."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
