@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from folders import tokenizer_folder
 from PIL import Image
 from talks import noise
 
@@ -19,6 +20,10 @@ PICTURES = 10
 """Of a record: its line has about 30 kB, so all lines of the larger source are more than MOST."""
 GROWN, MOST = 20, 300
 """MB that a stage may need more of the larger source, and in all."""
+SMALL = 20_000, 80_000
+"""Records of a few words."""
+A_RECORD = {"index": 200, "analyse": 150, "energon": 100, "analyse energon": 200}
+"""Bytes that a stage may need more for each of them."""
 TOKENIZERS = {
     "base": {"kind": "package", "package": "mistral_common", "file": "data/tokenizer.model.v1"},
     "solo": {"kind": "extend", "base": "base", "add": ["vision", "chatml"]},
@@ -87,6 +92,56 @@ def test_memory_does_not_grow_with_the_records(tmp_path, monkeypatch):
     assert held[SIZES[1]] > MOST
     assert max(many.values()) < MOST, peaks
     assert all(many[stage] < few[stage] + GROWN for stage in few), peaks
+
+
+def talk(path, records):
+    """Conversations of a few words, each another one."""
+    draw = np.random.default_rng(records)
+    with path.open("w") as out:
+        for number, words in enumerate(draw.integers(0, 500, (records, 12)).tolist()):
+            asked, *said = (" ".join(f"word{word}" for word in some) for some in (words[:4], words[4:]))
+            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said[0]}]
+            out.write(json.dumps({"id": f"s-{number}", "messages": turns}) + "\n")
+
+
+@pytest.mark.long
+def test_a_small_record_takes_few_bytes_in_each_stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = "data/tokenizers/byte"
+    tokenizer_folder(Path(tokenizer), vision=True, chatml=True, image=True)
+    names = {f"d{size}": size for size in SMALL}
+    sources = {name: {"kind": "chat-jsonl", "path": f"{name}.jsonl"} for name in names}
+    packs = {f"p-{name}": {"format": "packs", "pack": 512, "datasets": [name]} for name in names}
+    samples = {
+        f"s-{name}": {"format": "samples", "decoder_seq_length": 512, "datasets": [name]} for name in names
+    }
+    config = {
+        "datasets": {name: {"source": one, "energon": {"split": [1, 0, 0]}} for name, one in sources.items()},
+        "tokenizers": {"byte": {"kind": "folder", "path": tokenizer}},
+        "formats": {
+            "packs": {"tokenizer": "byte", "template": "chatml"},
+            "samples": {"tokenizer": "byte", "template": "llava", "picture_tokens": 4},
+        },
+        "mixtures": {**packs, **samples},
+    }
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    peaks = {}
+    for name, size in names.items():
+        talk(Path(f"{name}.jsonl"), size)
+        chat = f"data/processed/{name}/shard_00000.jsonl.gz"
+        shard, dataset = f"data/megatron_format/packs_{name}_pack512/shard_00000", f"data/energon/{name}"
+        peak("raw", f"data/raw/{name}")
+        peak("chat", f"data/raw/{name}", chat)
+        peaks[size] = {
+            "index": peak("index", tokenizer, chat, shard),
+            "analyse": peak("analyse", shard, f"data/analysis/p-{name}"),
+            "energon": peak("energon", chat, dataset),
+            "analyse energon": peak("analyse", tokenizer, dataset, f"data/analysis/s-{name}"),
+        }
+    few, many = (peaks[size] for size in SMALL)
+    grown = {stage: (many[stage] - few[stage]) * 1e6 / (SMALL[1] - SMALL[0]) for stage in few}
+    assert max(many.values()) < MOST, peaks
+    assert all(grown[stage] < A_RECORD[stage] for stage in few), (grown, peaks)
 
 
 def photograph(side):

@@ -103,7 +103,7 @@ def test_prints_are_written_when_their_pictures_are_large(tmp_path, monkeypatch,
             out.append(sample, f"{number}")
 
     assert sizes == [2, 2, count % 2]
-    found = prints.read(tmp_path)
+    found = prints.Printed(tmp_path)[:]
     assert (len(found), {*found["count"].tolist()}) == (count, {1})
     assert [*prints.ids(tmp_path, range(count))] == [str(number) for number in range(count)]
 

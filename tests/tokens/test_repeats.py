@@ -44,7 +44,7 @@ def test_equal_records_are_counted_or_rejected(tokenizers, tmp_path, policy):
 
     assert facts["duplicates"] == 2
     assert facts["rejected"] == ({"duplicate": 2} if policy == "reject" else {})
-    assert len(prints.read(folder)) == facts["documents"] == (2 if policy == "reject" else 4)
+    assert len(prints.Printed(folder)) == facts["documents"] == (2 if policy == "reject" else 4)
 
 
 def shards(root, dataset, *several):

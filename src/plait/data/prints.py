@@ -5,6 +5,7 @@ right?
 """
 
 import io
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
@@ -123,18 +124,38 @@ def stand(folder: Path | str) -> bool:
     return Path(folder, f"{NAME}.bin").is_file()
 
 
-def read(folder: Path | str) -> NDArray[Any]:
-    """The rows of a folder, mapped.
+class Printed:
+    """The rows of a folder as an array, read where they are looked at: were they mapped, all would stay."""
 
-    Raises:
-        DataError: it has none: another version or program packed it.
-    """
-    path = Path(folder, f"{NAME}.bin")
-    if not path.is_file():
-        raise DataError(
-            f"{folder} does not say which of its samples are alike", hint="remove it and ask for it again"
-        )
-    return np.memmap(path, ROW, "r") if path.stat().st_size else np.zeros(0, ROW)
+    def __init__(self, folder: Path | str) -> None:
+        """Take the folder.
+
+        Raises:
+            DataError: it has none: another version or program packed it.
+        """
+        self._path = Path(folder, f"{NAME}.bin")
+        if not stand(folder):
+            raise DataError(
+                f"{folder} does not say which of its samples are alike",
+                hint="remove it and ask for it again",
+            )
+        self._size = self._path.stat().st_size // ROW.itemsize
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, which: slice | NDArray[np.int64]) -> NDArray[Any]:
+        """Rows that stand together, or some by their numbers."""
+        if isinstance(which, slice):
+            start, end, _ = which.indices(len(self))
+            return np.fromfile(self._path, ROW, end - start, offset=start * ROW.itemsize)
+        found, size = np.empty(len(which), ROW), ROW.itemsize
+        room = found.view(np.uint8).data
+        with self._path.open("rb") as file:
+            number = file.fileno()
+            for place, row in enumerate(which.tolist()):
+                os.preadv(number, [room[place * size : (place + 1) * size]], row * size)
+        return found
 
 
 def ids(folder: Path | str, rows: Sequence[int]) -> Iterator[str]:
@@ -148,7 +169,7 @@ def ids(folder: Path | str, rows: Sequence[int]) -> Iterator[str]:
                 number = next(wanted, None)
 
 
-HELD = 1 << 17
+HELD = 1 << 14
 """Keys that are in memory; more than these go to a file."""
 
 

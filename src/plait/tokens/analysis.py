@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from plait import files, layout
 from plait.data import ledger
 from plait.errors import DataError
-from plait.tokens import mixture, solver
-from plait.tokens.indexed import ROLE, TEXT, IndexedReader, read_rows
+from plait.tokens import indexed, mixture, solver
+from plait.tokens.indexed import ROLE, TEXT, IndexedReader
 from plait.tokens.lineage import Lineage
 from plait.tokens.roles import PACK_SEP
 
@@ -27,6 +27,7 @@ SHOWN = "page.json"
 log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
+Counts = NDArray[np.int32]
 MEASURES: dict[str, str] = {
     "document_tokens": "tokens of a document",
     "n_tokens": "tokens of a sequence",
@@ -50,8 +51,6 @@ QUANTILES = 200
 """Equal shares that a distribution is described by: more would not be seen."""
 BINS = 32
 """Bins of a histogram, about."""
-STRETCH = 1 << 17
-"""Values that are looked through at once."""
 FILLS = 20
 """Bins of the histogram of fill, exactly."""
 TAIL = 30
@@ -65,7 +64,7 @@ class Counted:
     """One indexed shard, or one energon dataset, measured."""
 
     source: layout.Indexed | layout.Energon
-    measures: Mapping[str, Ints]
+    measures: Mapping[str, Counts]
     counts: Mapping[str, int]
     """How many packs and documents (one that was split is one); or samples, rejected ones beside them,
     clipped ones, and ones of which no trained token is left."""
@@ -126,36 +125,30 @@ def measure(shard: layout.Indexed) -> Counted:
     """
     folder = Path(str(shard))
     facts = files.read_manifest(folder, kind="indexed")["facts"]
-    rows = read_rows(folder / "data.jsonl")
-    keys = ("n_tokens", "n_image_tokens", "n_loss_tokens", "n_images")
-    found = {key: np.array([row[key] for row in rows], np.int64) for key in keys}
+    found = indexed.read_columns(folder)
+    counted = _check_rows(folder, facts, found)
     found["n_text_tokens"] = found["n_tokens"] - found["n_image_tokens"]
     starts, ends = document_bounds(folder, own_separators=facts["own_separators"])
-    found["document_tokens"] = ends - starts
-    _check_rows(folder, facts, rows)
-    counts = {"packs": len(rows), "documents": facts["documents"]}
+    found["document_tokens"] = (ends - starts).astype(np.int32)
+    counts = {"packs": counted["packs"], "documents": facts["documents"]}
     return Counted(shard, found, counts, facts["fill"], shard.seq)
 
 
-ROWS = {"packs": None, "tokens": "n_tokens", "image_tokens": "n_image_tokens", "images": "n_images"}
-"""Counts of a shard's manifest, and the key of data.jsonl that sums up to each; None: its rows."""
-
-
-def _check_rows(folder: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, int]]) -> None:
-    """The manifest of a shard, its rows and its tokens say the same.
+def _check_rows(folder: Path, facts: Mapping[str, Any], columns: Mapping[str, Counts]) -> dict[str, int]:
+    """The manifest of a shard, its rows and its tokens say the same; what the rows sum up to.
 
     Raises:
         DataError: two of them do not.
     """
-    for key, column in ROWS.items():
-        counted = sum(row[column] for row in rows) if column else len(rows)
-        ledger.balance(f"index -> mixture, {key} of {folder}", facts[key], {"in_data.jsonl": counted})
-    sizes = IndexedReader(folder / TEXT).sizes
-    if sizes.tolist() != [row["n_tokens"] for row in rows]:
+    counted = indexed.totals(columns)
+    for key in ("packs", "tokens", "image_tokens", "images"):
+        ledger.balance(f"index -> mixture, {key} of {folder}", facts[key], {"in_data.jsonl": counted[key]})
+    if not np.array_equal(IndexedReader(folder / TEXT).sizes, columns["n_tokens"]):
         raise DataError(
             f"index -> mixture: the packs of {folder / TEXT} are not of the sizes that data.jsonl has",
             hint=f"remove {folder} and ask for it again",
         )
+    return counted
 
 
 def document_bounds(folder: Path, *, own_separators: bool) -> tuple[Ints, Ints]:
@@ -172,26 +165,27 @@ def document_bounds(folder: Path, *, own_separators: bool) -> tuple[Ints, Ints]:
         DataError: its lineage has not the documents that its roles have.
     """
     roles = IndexedReader(folder / ROLE)
-    breaks = places(roles.flat, PACK_SEP)
-    skip = np.full(len(breaks), not own_separators, np.int64)
     # a pack ends behind its last token, where no separator is
-    ends = np.concatenate([breaks, np.cumsum(roles.sizes, dtype=np.int64)])
-    skips = np.concatenate([skip, np.zeros(len(roles), np.int64)])
+    ends = np.concatenate([places(roles, PACK_SEP), np.cumsum(roles.sizes, dtype=np.int64)])
+    if Lineage.stands(folder):
+        lengths = Lineage(folder).lengths
+        came = f"index -> mixture, documents of {folder}"
+        ledger.balance(came, len(ends), {"in_data-lineage": len(lengths)})
+        ends.sort()
+        return np.asarray(ends - lengths, np.int64), ends
     order = np.argsort(ends, kind="stable")
-    starts = np.concatenate([[0], (ends + skips)[order][:-1]])
+    put = (order < len(ends) - len(roles)) & (not own_separators)
     ends = np.asarray(ends[order], np.int64)
-    if not Lineage.stands(folder):
-        return np.asarray(starts, np.int64), ends
-    lengths = Lineage(folder).lengths
-    ledger.balance(f"index -> mixture, documents of {folder}", len(ends), {"in_data-lineage": len(lengths)})
-    return ends - lengths, ends
+    return np.concatenate([np.zeros(1, np.int64), ends[:-1] + put[:-1]]), ends
 
 
-def places(values: NDArray[Any], wanted: int) -> Ints:
-    """Where a value stands; a stretch at a time, that what is compared stays in the processor's memory."""
-    stretches = range(0, len(values), STRETCH)
-    found = [np.flatnonzero(values[start : start + STRETCH] == wanted) + start for start in stretches]
-    return np.concatenate([np.empty(0, np.int64), *found])
+def places(items: IndexedReader, wanted: int) -> Ints:
+    """Where a value stands among all elements."""
+    found, before = [np.empty(0, np.int64)], 0
+    for stretch in items.stretches():
+        found.append(np.flatnonzero(stretch == wanted) + before)
+        before += len(stretch)
+    return np.concatenate(found)
 
 
 def weigh(
@@ -234,9 +228,9 @@ def by_dataset(counted: Sequence[Counted]) -> dict[str, list[Counted]]:
     return found
 
 
-def together(shards: Sequence[Counted]) -> dict[str, Ints]:
-    """The measures of several shards as one."""
-    return {key: np.concatenate([shard.measures[key] for shard in shards]) for key in MEASURES}
+def together(shards: Sequence[Counted], key: str) -> Counts:
+    """A measure of several shards as one."""
+    return np.concatenate([shard.measures[key] for shard in shards])
 
 
 # Figures
@@ -250,7 +244,7 @@ def totals(shards: Sequence[Counted]) -> dict[str, int]:
     }
 
 
-def statistics(values: Ints) -> dict[str, float]:
+def statistics(values: Counts) -> dict[str, float]:
     """What pandas' describe gives: standard deviation of a sample, quartiles by interpolation."""
     low, quarter, half, three, high = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
     deviation = values.std(ddof=1) if len(values) > 1 else 0.0
@@ -261,13 +255,13 @@ def statistics(values: Ints) -> dict[str, float]:
     return {name: round(float(figure), 6) for name, figure in figures.items()}
 
 
-def quantiles(values: Ints) -> list[int]:
+def quantiles(values: Counts) -> list[int]:
     """The least, and the values that 1/200, 2/200, ... all of them do not exceed."""
     places = -(-np.arange(QUANTILES + 1) * len(values) // QUANTILES) - 1
     return [int(value) for value in np.sort(values)[np.maximum(places, 0)]]
 
 
-def histogram(values: Ints) -> dict[str, list[int]]:
+def histogram(values: Counts) -> dict[str, list[int]]:
     """How many values fall between bounds: an upper bound belongs to the next bin.
 
     Args:
@@ -282,7 +276,7 @@ def histogram(values: Ints) -> dict[str, list[int]]:
     return {"edges": edges.tolist(), "counts": np.histogram(values, edges)[0].tolist()}
 
 
-def filled(sizes: Ints, limit: int) -> dict[str, Any]:
+def filled(sizes: Counts, limit: int) -> dict[str, Any]:
     """How full sequences are: the mean, and how many are 0 to 5 %, 5 to 10 %, ... full."""
     bins = np.minimum(sizes * FILLS // limit, FILLS - 1)
     return {
@@ -297,13 +291,12 @@ def to_json(counted: Sequence[Counted]) -> dict[str, Any]:
     """The content of tokens.json."""
     datasets = {}
     for name, shards in by_dataset(counted).items():
-        measures = together(shards)
         datasets[name] = {
             **totals(shards),
-            "statistics": {key: statistics(measures[key]) for key in MEASURES},
-            "quantiles": {key: quantiles(measures[key]) for key in MEASURES},
-            "histograms": {key: histogram(measures[key]) for key in HISTOGRAMS},
-            "fill": filled(measures["n_tokens"], shards[0].limit),
+            "statistics": {key: statistics(together(shards, key)) for key in MEASURES},
+            "quantiles": {key: quantiles(together(shards, key)) for key in MEASURES},
+            "histograms": {key: histogram(together(shards, key)) for key in HISTOGRAMS},
+            "fill": filled(together(shards, "n_tokens"), shards[0].limit),
             "shards": {str(shard.source): totals([shard]) | {"fill": shard.fill} for shard in shards},
         }
     return {"schema": files.SCHEMA, "datasets": datasets, "total": totals(counted)}

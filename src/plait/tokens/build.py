@@ -69,6 +69,7 @@ def build(
     with Documents(dtype) as documents, Prints(folder) as prints:
         origins = Origins()
         rejected, without_loss = _collect(documents, origins, prints, renderer, records, folder / NAME, form)
+        renderer.let_go()  # packing needs the room
         cuts = cut(documents.lengths, limit, form["overlong"])
         begins = documents.tokens_at(cuts.document, cuts.start) == renderer.separator
         packing = pack(cuts.lengths, limit, form["packing"], separators=~begins)
@@ -78,10 +79,10 @@ def build(
                 f"rejected are {rejected}, {records.others} are of the dataset's other part",
                 hint=split.EMPTY if records.others else "look at the ledgers of the chat shards",
             )
-        rows = PackWriter(folder, renderer, form).write(Packs(documents, cuts, packing, renderer.separator))
+        totals = PackWriter(folder, renderer, form).write(Packs(documents, cuts, packing, renderer.separator))
         origins.write(folder, cuts, packing)
         facts = {
-            **_counts(rows, packing, cuts, documents.lengths),
+            **_counts(totals, packing, cuts, documents.lengths),
             "documents": len(documents) - cuts.dropped,
             "without_loss": without_loss,
             "own_separators": bool(begins[cuts.start == 0].all()),
@@ -93,7 +94,6 @@ def build(
             **{key: renderer.facts[key] for key in ("vocab_size", "bos_id", "eos_id", "vision")},
             **{key: form[key] for key in ("patch_size", "max_resolution")},
         }
-    indexed.write_rows(folder / "data.jsonl", rows)
     files.write_json(folder / "data_stats.json", facts)
     _report(facts, packing)
     return facts
@@ -250,25 +250,17 @@ def _size(one: tuple[Read, list[Piece]]) -> int:
 # Figures
 
 
-def totals(rows: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """What the rows of packs sum up to."""
-    names = {"tokens": "n_tokens", "image_tokens": "n_image_tokens", "images": "n_images"}
-    names |= {"loss_tokens": "n_loss_tokens"}
-    return {"packs": len(rows), **{name: sum(row[key] for row in rows) for name, key in names.items()}}
-
-
 def _counts(
-    rows: list[dict[str, int]], packing: Packing, cuts: Pieces, lengths: NDArray[np.int64]
+    totals: Mapping[str, int], packing: Packing, cuts: Pieces, lengths: NDArray[np.int32]
 ) -> dict[str, Any]:
-    found = totals(rows)
     separators = packing.tokens - int(cuts.lengths.sum())
     ledger.balance(
         "documents -> packs, in tokens",
         int(lengths.sum()) + separators,
-        {"packed": found["tokens"], "too_long": cuts.dropped_tokens},
+        {"packed": totals["tokens"], "too_long": cuts.dropped_tokens},
     )
     return {
-        **found,
+        **totals,
         "limit": packing.limit,
         "lower_bound": packing.lower_bound,
         "fill": round(packing.fill, 6),

@@ -3,9 +3,10 @@
 import os
 import tempfile
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, repeat
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
 
@@ -118,10 +119,11 @@ class Documents:
             dtype: of a token, in the file and of what is read from it.
         """
         self.dtype = dtype
-        self._lengths, self._firsts = array("q"), array("i")
-        self._texts, self._roles, self._indices = array("q"), array("q"), array("q")
-        self._patches = array("q")
-        self._picture_ends, self._first_picture = array("q"), array("q", [0])
+        self._lengths, self._firsts = array("i"), array(dtype.char)
+        self._texts, self._roles = array("q"), array("q")
+        # of those with pictures only
+        self._pictured, self._indices, self._first_picture = array("i"), array("q"), array("q", [0])
+        self._patches, self._picture_ends = array("i"), array("q")
         self._end = 0
         self._spool = tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115 - closed by __exit__
 
@@ -141,20 +143,23 @@ class Documents:
         return len(self._lengths)
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> NDArray[np.int32]:
         """Tokens of each document."""
-        return np.array(self._lengths, np.int64)
+        return np.array(self._lengths, np.int32)
 
     @property
     def pictured(self) -> NDArray[np.bool_]:
         """Whether each document has pictures."""
-        return np.diff(np.array(self._first_picture, np.int64)) > 0
+        found = np.zeros(len(self), bool)
+        found[np.asarray(self._pictured, np.int32)] = True
+        return found
 
-    def tokens_at(self, documents: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[Any]:
+    def tokens_at(self, documents: NDArray[np.int32], places: NDArray[np.int32]) -> NDArray[Any]:
         """The token at a place of each of some documents."""
-        found = np.array(self._firsts, np.int32)[documents]
+        found = np.asarray(self._firsts, self.dtype)[documents]
         inner = np.flatnonzero(places)  # few: first tokens are in memory
-        starts = np.array(self._texts, np.int64)[documents[inner]] + places[inner] * self.dtype.itemsize
+        before = places[inner].astype(np.int64) * self.dtype.itemsize
+        starts = np.asarray(self._texts, np.int64)[documents[inner]] + before
         read = b"".join(self._read(start, self.dtype.itemsize) for start in starts.tolist())
         found[inner] = np.frombuffer(read, self.dtype)
         return found
@@ -179,7 +184,7 @@ class Documents:
         columns: tuple[tuple[NDArray[Any], array[int]], ...] = (text, self._texts), (role, self._roles)
         for column, begins in columns:
             size, room = column.itemsize, column.view(np.uint8).data
-            offsets = np.array(begins, np.int64)[documents] + size * starts
+            offsets = np.asarray(begins, np.int64)[documents] + size * starts
             firsts, lasts = size * places, size * (places + ends - starts)
             for offset, first, last in zip(offsets.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
                 os.preadv(file, [room[first:last]], offset)
@@ -197,9 +202,9 @@ class Documents:
             raise
 
     def _extend(self, batch: Batch, numbers: Sequence[int]) -> None:
-        bounds, kept = np.array(batch.starts, np.int64), np.array(numbers, np.int64)
-        starts, lengths = bounds[kept], np.diff(bounds)[kept]
-        firsts = np.zeros(len(numbers), np.int32)
+        before, bounds, kept = len(self), np.array(batch.starts, np.int64), np.array(numbers, np.int64)
+        starts, lengths = bounds[kept], np.diff(bounds)[kept].astype(np.int32)
+        firsts = np.zeros(len(numbers), self.dtype)
         firsts[lengths > 0] = batch.text[starts[lengths > 0]]
         text = self._write(batch.text.astype(self.dtype).data)
         role = self._write(batch.role.data)
@@ -211,21 +216,18 @@ class Documents:
         )
         for column, values in columns:
             column.frombytes(values.tobytes())
-        if any(batch.pictures):
-            for number in numbers:
+        for place, number in enumerate(numbers, before):
+            if batch.pictures[number]:
+                self._pictured.append(place)
                 self._extend_pictures(batch, number)
-        else:
-            self._indices.extend(repeat(self._end, len(numbers)))
-            self._first_picture.extend(repeat(len(self._patches), len(numbers)))
         self._spool.flush()
 
     def _extend_pictures(self, batch: Batch, number: int) -> None:
         """Take in the pictures of a document, and the indices of their patches."""
         self._indices.append(self._end)
-        pictures = batch.pictures[number]
-        if pictures and batch.patch_indices is not None:
-            self._write(batch.patch_indices[batch.starts[number] : batch.starts[number + 1]].data)
-        for picture in pictures:
+        assert batch.patch_indices is not None
+        self._write(batch.patch_indices[batch.starts[number] : batch.starts[number + 1]].data)
+        for picture in batch.pictures[number]:
             self._write(picture.encoded)
             self._patches.append(picture.patches)
             self._picture_ends.append(self._end)
@@ -236,10 +238,11 @@ class Documents:
         size = self._lengths[number]
         text = np.frombuffer(self._read(self._texts[number], self.dtype.itemsize * size), self.dtype)
         role = np.frombuffer(self._read(self._roles[number], size), np.uint8)
-        first, last = self._first_picture[number], self._first_picture[number + 1]
-        if last == first:
+        place = bisect_left(self._pictured, number)
+        if self._pictured[place : place + 1] != array("i", [number]):
             return Document(text, role, no_patches(size), [])
-        start = self._indices[number]
+        first, last = self._first_picture[place : place + 2]
+        start = self._indices[place]
         begin = start + INDEX * size
         indices = np.frombuffer(self._read(start, begin - start), np.int32)
         begins = [begin, *self._picture_ends[first : last - 1]]

@@ -43,7 +43,7 @@ SAMPLES = (
     "<0x0A> \u2581 \u2581a", "Ġ Ċ", "https://example.org/a?b=c&d=%20",
     "\U0001d518 \U0002070e \U0010ffff", "----====____....", "\t\t  \n \n  end  ",
 )  # fmt: skip
-MOST, MORE = 270_000_000, 32_000_000
+MOST, MORE = 160_000_000, 32_000_000
 """Bytes that this process may have until gigatoken has to forget the words that it has seen, and by how many
 it must have grown since it last had."""
 UNKNOWN = (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError)
@@ -205,6 +205,11 @@ class Choice:
         if self._chosen is None:
             self._chosen = chosen(self._folder, first, specials=self._specials, described=self._taken())
         return self._chosen
+
+    def let_go(self) -> None:
+        """Give the memory of a tokenizer and of its words back; it is read again if it is needed again."""
+        self._chosen = None
+        _trim()
 
     def _taken(self) -> Mapping[str, Any] | None:
         found, self._described = self._described, None

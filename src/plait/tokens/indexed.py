@@ -28,8 +28,12 @@ An indexed shard is a folder of such pairs and a manifest. Item i is pack i, but
 
 import json
 import mmap
+import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +55,8 @@ NAMES = {code: name for name, code in CODES.items()}
 LARGEST_UINT16_VOCABULARY = 65_499
 BUFFER = 1 << 20
 """Bytes that are written at once."""
+STRETCH = 1 << 17
+"""Elements that are read at once."""
 
 TEXT, ROLE, INDICES, IMAGE, PATCHES = (
     "data-text", "data-role", "data-vision_patch_indices", "data-image", "data-vision_patch",
@@ -79,8 +85,7 @@ class IndexedWriter:
         """
         self.prefix = prefix
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        self._sizes: list[int] = []
-        self._bounds: list[int] = [0]
+        self._sizes, self._bounds = array("i"), array("q", [0])
         self._bin = _with(prefix, ".bin").open("wb", BUFFER)
 
     def __enter__(self) -> Self:
@@ -91,13 +96,13 @@ class IndexedWriter:
     ) -> None:
         self._bin.close()
         if kind is None:
-            _with(self.prefix, ".idx").write_bytes(self._index())
+            self._write_index()
 
     def item(self, values: NDArray[Any] | bytes) -> None:
         """Append an item to the open document."""
-        array = np.frombuffer(values, np.uint8) if isinstance(values, bytes) else values.ravel()
-        self._bin.write(np.ascontiguousarray(array, self.dtype).data)
-        self._sizes.append(array.size)
+        flat = np.frombuffer(values, np.uint8) if isinstance(values, bytes) else values.ravel()
+        self._bin.write(np.ascontiguousarray(flat, self.dtype).data)
+        self._sizes.append(flat.size)
 
     def end_document(self) -> None:
         """Close the open document, which may be empty."""
@@ -113,22 +118,24 @@ class IndexedWriter:
         """Append documents of one item each: items of these sizes stand end to end in ``values`` (n,)."""
         self._bin.write(np.ascontiguousarray(values, self.dtype).data)
         self._bounds.extend(range(len(self._sizes) + 1, len(self._sizes) + len(sizes) + 1))
-        self._sizes.extend(sizes.tolist())
+        self._sizes.frombytes(sizes.astype(np.int32).tobytes())
 
-    def _index(self) -> bytes:
-        sizes = np.array(self._sizes, "<i8")
+    def _write_index(self) -> None:
+        sizes = np.asarray(self._sizes, "<i4")
         starts = np.zeros(len(sizes), "<i8")
-        np.cumsum(sizes[:-1] * self.dtype.itemsize, out=starts[1:])
-        header = HEADER.pack(1, CODES[self.dtype.name], len(sizes), len(self._bounds))
-        bounds = np.array(self._bounds, "<i8")
-        return MAGIC + header + sizes.astype("<i4").tobytes() + starts.tobytes() + bounds.tobytes()
+        np.cumsum(sizes[:-1], out=starts[1:])
+        starts *= self.dtype.itemsize
+        with _with(self.prefix, ".idx").open("wb") as out:
+            out.write(MAGIC + HEADER.pack(1, CODES[self.dtype.name], len(sizes), len(self._bounds)))
+            for column in (sizes, starts, np.asarray(self._bounds, "<i8")):
+                out.write(column.data)
 
 
 class IndexedReader:
-    """Reads a pair; items are views of the mapped file."""
+    """Reads a pair; the index is mapped, items are read: mapped ones would stay in memory."""
 
     def __init__(self, prefix: Path, names: Mapping[int, str] = NAMES) -> None:
-        """Map both files.
+        """Open both files.
 
         Args:
             prefix: path of the pair without ``.bin`` and ``.idx``.
@@ -137,7 +144,6 @@ class IndexedReader:
         Raises:
             DataError: a file is missing, is not of this format, or has another size than its index.
         """
-        self._prefix = prefix
         index = _mapped(_with(prefix, ".idx"))
         if bytes(index[:9]) != MAGIC or len(index) < len(MAGIC) + HEADER.size:
             raise DataError(f"{prefix}.idx is not an index of Megatron's indexed dataset")
@@ -151,22 +157,28 @@ class IndexedReader:
         self.sizes: NDArray[np.int32] = np.frombuffer(index, "<i4", items, 34)
         self.starts: NDArray[np.int64] = np.frombuffer(index, "<i8", items, 34 + 4 * items)
         self.bounds: NDArray[np.int64] = np.frombuffer(index, "<i8", bounds, 34 + 12 * items)
-        self._data = _mapped(_with(prefix, ".bin"))
+        self._data = _opened(_with(prefix, ".bin"))
+        weakref.finalize(self, os.close, self._data)
+        self._end = os.fstat(self._data).st_size
         expected = int(self.sizes.sum(dtype=np.int64)) * self.dtype.itemsize
-        if len(self._data) != expected:
-            raise DataError(f"{prefix}.bin has {len(self._data)} bytes, its index says {expected}")
+        if self._end != expected:
+            raise DataError(f"{prefix}.bin has {self._end} bytes, its index says {expected}")
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __getitem__(self, item: int) -> NDArray[Any]:
         """The elements of an item."""
-        return np.frombuffer(self._data, self.dtype, int(self.sizes[item]), int(self.starts[item]))
+        return self._read(int(self.starts[item]), int(self.sizes[item]))
 
-    @property
-    def flat(self) -> NDArray[Any]:
-        """All elements, item after item."""
-        return np.frombuffer(self._data, self.dtype)
+    def stretches(self, size: int = STRETCH) -> Iterator[NDArray[Any]]:
+        """All elements, item after item, so many at a time."""
+        for start in range(0, self._end, size * self.dtype.itemsize):
+            yield self._read(start, size)
+
+    def _read(self, start: int, size: int) -> NDArray[Any]:
+        """Elements from a byte on: so many, or as many as there are."""
+        return np.frombuffer(os.pread(self._data, size * self.dtype.itemsize, start), self.dtype)
 
     @property
     def documents(self) -> int:
@@ -239,7 +251,7 @@ class PackedShard:
 
     def rows(self) -> list[dict[str, int]]:
         """The counts of each pack, as data.jsonl has them."""
-        return read_rows(self.folder / "data.jsonl")
+        return [*read_rows(self.folder)]
 
     def _optional(self, name: str) -> IndexedReader | None:
         return IndexedReader(self.folder / name) if (self.folder / f"{name}.idx").is_file() else None
@@ -248,16 +260,68 @@ class PackedShard:
         return bits.view(np.float16).reshape(-1, 3 * self.facts["patch_size"] ** 2).copy()
 
 
-def read_rows(path: Path) -> list[dict[str, int]]:
-    """Read data.jsonl: one row of counts a pack."""
-    with path.open("rb") as lines:
-        return [orjson.loads(line) for line in lines]
+# Counts of packs
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, int]]) -> None:
-    """Write data.jsonl."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+ROWS = "data.jsonl"
+COUNTS: dict[str, str] = {
+    "tokens": "n_tokens",
+    "image_tokens": "n_image_tokens",
+    "images": "n_images",
+    "loss_tokens": "n_loss_tokens",
+}
+"""What is counted of each pack, by the name of what it sums up to."""
+
+
+class RowsWriter:
+    """Writes data.jsonl, a row of counts a pack.
+
+    Attributes:
+        totals: what they sum up to, and how many ``packs`` they are of.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Start the file."""
+        self.totals: Counter[str] = Counter()
+        self._file = (folder / ROWS).open("w", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def packs(self, *columns: Sequence[int]) -> None:
+        """Append packs by their counts, a column for each of COUNTS."""
+        names = COUNTS.values()
+        rows = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+        self._file.writelines(json.dumps(row) + "\n" for row in rows)
+        self.totals.update(totals(dict(zip(names, columns, strict=True))))
+
+
+def totals(columns: Mapping[str, Sequence[int] | NDArray[Any]]) -> dict[str, int]:
+    """What the counts of packs sum up to, and how many packs they are of."""
+    return {
+        "packs": len(columns["n_tokens"]),
+        **{name: int(np.sum(columns[key], dtype=np.int64)) for name, key in COUNTS.items()},
+    }
+
+
+def read_rows(folder: Path) -> Iterator[dict[str, int]]:
+    """The rows of data.jsonl."""
+    with (folder / ROWS).open("rb") as lines:
+        yield from map(orjson.loads, lines)
+
+
+def read_columns(folder: Path) -> dict[str, NDArray[np.int32]]:
+    """Each of COUNTS, pack by pack."""
+    columns = {key: array("i") for key in COUNTS.values()}
+    for row in read_rows(folder):
+        for key, column in columns.items():
+            column.append(row[key])
+    return {key: np.asarray(column, np.int32) for key, column in columns.items()}
 
 
 def _with(prefix: Path, suffix: str) -> Path:
@@ -266,8 +330,16 @@ def _with(prefix: Path, suffix: str) -> Path:
 
 def _mapped(path: Path) -> mmap.mmap | bytes:
     """Map a file; an empty one cannot be mapped and needs no mapping."""
+    number = _opened(path)
     try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        return mmap.mmap(number, 0, access=mmap.ACCESS_READ) if os.fstat(number).st_size else b""
+    finally:
+        os.close(number)
+
+
+def _opened(path: Path) -> int:
+    """The number of a file that is open."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error

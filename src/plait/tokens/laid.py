@@ -77,10 +77,11 @@ class Packs:
         put = self.packing.separators[pieces]
         put[opening] = 0
         lengths = self.packing.lengths[pieces]
-        places = np.cumsum(put + lengths) - lengths
+        places = np.cumsum(put + lengths, dtype=np.int64) - lengths
         text = np.full(places[-1] + lengths[-1], self.separator, self.documents.dtype)
         role = np.zeros(len(text), np.uint8)
-        stretches = np.column_stack([self.cuts.document, self.cuts.start, self.cuts.end])[pieces]
+        columns = (self.cuts.document, self.cuts.start, self.cuts.end)
+        stretches = np.column_stack([column[pieces] for column in columns]).astype(np.int64)
         self.documents.copy(stretches, places, text, role)
         wide = role.astype(np.uint16)
         wide[np.delete(places - put, opening)] = PACK_SEP
@@ -112,8 +113,8 @@ class PackWriter:
         self.grid = {key: form[key] for key in ("patch_size", "max_resolution")}
         self.encoded = form["pictures"] == "encoded"
 
-    def write(self, packs: Packs) -> list[dict[str, int]]:
-        """Write all packs and give a row of counts for each."""
+    def write(self, packs: Packs) -> Mapping[str, int]:
+        """Write all packs and a row of counts for each; what these sum up to."""
         with ExitStack() as stack:
 
             def opened(name: str, dtype: Any) -> indexed.IndexedWriter:
@@ -124,7 +125,7 @@ class PackWriter:
                 indices = opened(indexed.INDICES, np.int32)
                 name, dtype = (indexed.IMAGE, np.uint8) if self.encoded else (indexed.PATCHES, np.uint16)
                 pictures = opened(name, dtype)
-            rows = []
+            rows = stack.enter_context(indexed.RowsWriter(self.folder))
             for laid in packs:
                 images = [0] * len(laid.starts)
                 text.documents(laid.text, laid.sizes)
@@ -134,8 +135,10 @@ class PackWriter:
                         pictures.document(*self._items(found))
                         images[number] = len(found)
                     indices.documents(laid.indices, laid.sizes)
-                rows += self._rows(laid, images)
-        return rows
+                patches = laid.counts(laid.role == IMAGE) if self.renderer.vision else images
+                learnt = laid.counts(trained(laid.text, laid.role, self.renderer.vision))
+                rows.packs(laid.sizes.tolist(), patches, images, learnt)
+        return rows.totals
 
     def _items(self, pictures: list[Picture]) -> list[NDArray[Any] | bytes]:
         """Each picture's file, or the patches of all of them as the bits of halves."""
@@ -145,12 +148,3 @@ class PackWriter:
         empty = np.empty((0, 3 * self.grid["patch_size"] ** 2), np.float16)
         values = np.concatenate([empty, *(patches(one, **self.grid, halves=True) for one in encoded)])
         return [values.view("<u2")]
-
-    def _rows(self, laid: Laid, images: list[int]) -> list[dict[str, int]]:
-        columns = {
-            "n_tokens": laid.sizes.tolist(),
-            "n_image_tokens": laid.counts(laid.role == IMAGE) if self.renderer.vision else images,
-            "n_images": images,
-            "n_loss_tokens": laid.counts(trained(laid.text, laid.role, self.renderer.vision)),
-        }
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

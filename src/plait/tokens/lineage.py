@@ -23,6 +23,8 @@ from plait.tokens.indexed import IndexedReader, IndexedWriter
 from plait.tokens.pack import Packing, Pieces
 
 LINEAGE = "data-lineage"
+AT_ONCE = 1 << 14
+"""Packs that are written, and documents that are read, at once."""
 COLUMNS = ("chat", "line", "raw", "raw_line", "start", "end")
 """Files by their numbers, lines from 1; ``start`` and ``end`` are tokens of the document, if it was cut."""
 UNKNOWN = -1
@@ -51,7 +53,7 @@ class Origins:
         """Start with none."""
         self._chats: dict[str, int] = {}
         self._raws: dict[str, int] = {}
-        self._rows = array("q")
+        self._files, self._lines = array("i"), array("q")
         self._inside = cache(layout.inside)
 
     def append(self, record: Record, source: Source | None) -> None:
@@ -61,14 +63,21 @@ class Origins:
         if source is not None:
             path = source.path(record.file)
             raw, line = self._raws.setdefault(path, len(self._raws)), source.line
-        self._rows.extend((chat, record.line or UNKNOWN, raw, line))
+        self._files.extend((chat, raw))
+        self._lines.extend((record.line or UNKNOWN, line))
 
     def write(self, folder: Path, cuts: Pieces, packing: Packing) -> None:
         """Write the lineage of packed pieces of the documents into a shard's folder."""
-        rows = np.array(self._rows, np.int64).reshape(-1, 4)[cuts.document]
-        pieces = np.column_stack([rows, cuts.start, cuts.end])[packing.order]
+        (chats, raws), (lines, raw_lines) = (
+            np.asarray(both).reshape(-1, 2).T for both in (self._files, self._lines)
+        )
         with IndexedWriter(folder / LINEAGE, np.int64) as out:
-            out.documents(pieces.ravel(), np.diff(packing.offsets) * len(COLUMNS))
+            for first in range(0, len(packing), AT_ONCE):
+                offsets = packing.offsets[first : first + AT_ONCE + 1]
+                pieces = packing.order[offsets[0] : offsets[-1]]
+                origins = (column[cuts.document[pieces]] for column in (chats, lines, raws, raw_lines))
+                rows = np.column_stack([*origins, cuts.start[pieces], cuts.end[pieces]])
+                out.documents(rows.ravel(), np.diff(offsets) * len(COLUMNS))
         files.write_json(folder / f"{LINEAGE}.json", {"chats": [*self._chats], "raw": [*self._raws]})
 
 
@@ -96,11 +105,13 @@ class Lineage:
         return Path(folder, f"{LINEAGE}.json").is_file()
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> NDArray[np.int32]:
         """Tokens of each document, or part of one, pack by pack, without separators that were put before."""
         start, end = (COLUMNS.index(name) for name in ("start", "end"))
-        rows = self._items.flat.reshape(-1, len(COLUMNS))
-        return np.asarray(rows[:, end] - rows[:, start], np.int64)
+        stretches = self._items.stretches(AT_ONCE * len(COLUMNS))
+        tables = (stretch.reshape(-1, len(COLUMNS)) for stretch in stretches)
+        found = [(rows[:, end] - rows[:, start]).astype(np.int32) for rows in tables]
+        return np.concatenate([np.empty(0, np.int32), *found])
 
     def __len__(self) -> int:
         """The number of packs."""

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from plait import files
 from plait.errors import DataError
 from plait.tokens import indexed, roles
-from plait.tokens.build import totals
 from plait.tokens.indexed import INDICES, PATCHES, ROLE, TEXT, IndexedReader, IndexedWriter
 from plait.tokens.made_by import made_by
 from plait.tokens.vocabulary import VISION_START
@@ -60,7 +59,8 @@ class Originals:
 
     def _open(self, name: str) -> IndexedReader:
         found = IndexedReader(self.folder / name, CODES)
-        if found.bounds.tolist() not in ([0], [0, len(found)], list(range(len(found) + 1))):
+        possible = ([0], [0, len(found)], np.arange(len(found) + 1))
+        if not any(np.array_equal(found.bounds, bounds) for bounds in possible):
             raise DataError(f"{self.folder / name}.idx has documents of several packs", hint=HINT)
         return found
 
@@ -143,11 +143,7 @@ def repack(
             f"{source} has a pack of {packs.longest} tokens, longer than {limit}; training would cut it",
             hint=f"name a target of pack{packs.longest}, or pack the chat records again",
         )
-    rows = _write(folder, packs, facts)
-    indexed.write_rows(
-        folder / "data.jsonl", [{k: v for k, v in row.items() if k != "documents"} for row in rows]
-    )
-    found = _facts(rows, limit) | {
+    found = _facts(*_write(folder, packs, facts), limit) | {
         **{key: digest for key, digest in made_by(tokenizer, "pretrain").items() if key != "template"},
         **{key: facts[key] for key in ("vocab_size", "bos_id", "eos_id", "vision")},
         "patch_size": patch_size,
@@ -160,8 +156,9 @@ def repack(
     return found
 
 
-def _write(folder: Path, packs: Originals, facts: Mapping[str, Any]) -> list[dict[str, int]]:
-    rows = []
+def _write(folder: Path, packs: Originals, facts: Mapping[str, Any]) -> tuple[Mapping[str, int], int]:
+    """What the packs sum up to, and how many documents they have."""
+    documents = 0
     with ExitStack() as stack:
 
         def opened(name: str, dtype: Any) -> IndexedWriter:
@@ -170,6 +167,7 @@ def _write(folder: Path, packs: Originals, facts: Mapping[str, Any]) -> list[dic
         out = [opened(TEXT, indexed.text_dtype(facts["vocab_size"])), opened(ROLE, np.uint16)]
         if packs.pictured:
             out += [opened(INDICES, np.int32), opened(PATCHES, np.uint16)]
+        rows = stack.enter_context(indexed.RowsWriter(folder))
         for number in range(len(packs)):
             columns = packs.pack(number)
             if columns[0].min(initial=0) < 0 or columns[0].max(initial=0) >= facts["vocab_size"]:
@@ -180,26 +178,19 @@ def _write(folder: Path, packs: Originals, facts: Mapping[str, Any]) -> list[dic
                 )
             for file, column in zip(out, columns, strict=False):
                 file.document(column)
-            rows.append(_row(*columns[:2], facts["vision"]))
-    return rows
+            text, role, *_ = columns
+            images = int(np.count_nonzero(text == facts["vision"][VISION_START])) if facts["vision"] else 0
+            learnt = roles.loss_tokens(text, role, facts["vision"])
+            rows.packs([len(text)], [int(np.count_nonzero(role == roles.IMAGE))], [images], [learnt])
+            documents += int(np.count_nonzero(role == roles.PACK_SEP)) + 1
+    return rows.totals, documents
 
 
-def _row(text: NDArray[Any], role: NDArray[Any], vision: Mapping[str, int]) -> dict[str, int]:
+def _facts(totals: Mapping[str, int], documents: int, limit: int) -> dict[str, Any]:
     return {
-        "n_tokens": len(text),
-        "n_image_tokens": int(np.count_nonzero(role == roles.IMAGE)),
-        "n_images": int(np.count_nonzero(text == vision[VISION_START])) if vision else 0,
-        "n_loss_tokens": roles.loss_tokens(text, role, vision),
-        "documents": int(np.count_nonzero(role == roles.PACK_SEP)) + 1,
-    }
-
-
-def _facts(rows: list[dict[str, int]], limit: int) -> dict[str, Any]:
-    found = totals(rows)
-    return {
-        **found,
-        "documents": sum(row["documents"] for row in rows),
+        **totals,
+        "documents": documents,
         "limit": limit,
-        "fill": round(found["tokens"] / (len(rows) * limit), 6),
+        "fill": round(totals["tokens"] / (totals["packs"] * limit), 6),
         "own_separators": False,
     }

@@ -13,6 +13,7 @@ separator that the first document does not need is the one more that the pack ha
 D = documents, P = packs
 """
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Small = NDArray[np.int32]
+"""Of as many documents as fit a shard: each number takes four bytes."""
 Mode = Literal["best_fit", "next_fit", "sorted_next_fit"]
 
 
@@ -33,9 +36,9 @@ Mode = Literal["best_fit", "next_fit", "sorted_next_fit"]
 class Pieces:
     """The stretches of documents that are packed: piece i is document[i][start[i] : end[i]]."""
 
-    document: Ints
-    start: Ints
-    end: Ints
+    document: Small
+    start: Small
+    end: Small
     split: int
     """Documents cut into several pieces."""
     dropped: int
@@ -43,7 +46,7 @@ class Pieces:
     dropped_tokens: int
 
     @property
-    def lengths(self) -> Ints:
+    def lengths(self) -> Small:
         """Tokens of each piece, all from 1 to the limit."""
         return self.end - self.start
 
@@ -58,13 +61,14 @@ def cut(lengths: NDArray[Any], limit: int, overlong: Literal["split", "drop"] = 
         limit: tokens of a sequence.
         overlong: what happens to a longer document.
     """
-    lengths = np.asarray(lengths, np.int64)
+    lengths = np.asarray(lengths, np.int32)
     longer = lengths > limit
     count = -(-lengths // limit)
     if overlong == "drop":
         count[longer] = 0
-    document = np.repeat(np.arange(len(lengths)), count)
-    number = np.arange(len(document)) - np.repeat(count.cumsum() - count, count)
+    document = np.repeat(np.arange(len(lengths), dtype=np.int32), count)
+    number = np.arange(len(document), dtype=np.int32)
+    number -= np.repeat(count.cumsum(dtype=np.int32) - count, count)
     start = number * limit
     dropped = overlong == "drop"
     return Pieces(
@@ -84,13 +88,13 @@ def cut(lengths: NDArray[Any], limit: int, overlong: Literal["split", "drop"] = 
 class Packing:
     """Documents of each pack: pack p holds order[offsets[p] : offsets[p + 1]], in file order."""
 
-    order: Ints
+    order: Small
     """Every document once, (D,)."""
     offsets: Ints
     """Where each pack begins in ``order``, (P + 1,)."""
-    lengths: Ints
+    lengths: Small
     """Tokens of each document, (D,)."""
-    separators: Ints
+    separators: NDArray[np.int8]
     """Tokens put before each document that is not the first of its pack, (D,): 1 or 0."""
     limit: int
     """Tokens that a pack may hold."""
@@ -99,11 +103,11 @@ class Packing:
         """Number of packs."""
         return len(self.offsets) - 1
 
-    def __getitem__(self, pack: int) -> Ints:
+    def __getitem__(self, pack: int) -> Small:
         """The documents of one pack."""
         return self.order[self.offsets[pack] : self.offsets[pack + 1]]
 
-    def __iter__(self) -> Iterator[Ints]:
+    def __iter__(self) -> Iterator[Small]:
         """The documents of each pack."""
         return (self[pack] for pack in range(len(self)))
 
@@ -158,47 +162,48 @@ def pack(
     Raises:
         ValueError: a document is empty or longer than the limit.
     """
-    lengths = np.asarray(lengths, np.int64)
+    lengths = np.asarray(lengths, np.int32)
     if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= limit:
         sentence = f"documents of {lengths.min()} to {lengths.max()} tokens; expected 1 to {limit}: cut them"
         raise ValueError(sentence)
-    needed = np.broadcast_to(np.asarray(separators, np.int64), lengths.shape)
+    needed = np.broadcast_to(np.asarray(separators, np.int8), lengths.shape)
     capacity = limit + int(needed.min(initial=1))
     # where one document of a pack needs a separator and another does not, a full one is alone anyway
     costs = np.minimum(lengths + needed, capacity)
-    turn = np.arange(len(lengths)) if mode == "next_fit" else _longest_first(costs)
+    turn = np.arange(len(lengths), dtype=np.int32) if mode == "next_fit" else _longest_first(costs)
     assign = _best_fit if mode == "best_fit" else _next_fit
     order, offsets = _listed(*assign(costs, turn, capacity))
     return Packing(order=order, offsets=offsets, lengths=lengths, separators=needed, limit=limit)
 
 
-def _longest_first(costs: Ints) -> Ints:
+def _longest_first(costs: Small) -> Small:
     small = costs.max(initial=0) < 1 << 16
-    keys = (costs.max(initial=0) - costs).astype(np.uint16 if small else np.int64)
-    return np.argsort(keys, kind="stable")
+    keys = (costs.max(initial=0) - costs).astype(np.uint16 if small else np.int32)
+    return np.argsort(keys, kind="stable").astype(np.int32)
 
 
-def _next_fit(costs: Ints, turn: Ints, capacity: int) -> tuple[Ints, int]:
+def _next_fit(costs: Small, turn: Small, capacity: int) -> tuple[Small, int]:
     """The pack of each document, and the number of packs."""
     ends = np.concatenate([[0], costs[turn].cumsum()]).data
-    starts = [0]
+    starts = array("q", [0])
     while starts[-1] < len(turn):
         starts.append(bisect_right(ends, ends[starts[-1]] + capacity, starts[-1]) - 1)
-    pack_of = np.empty(len(turn), np.int64)
-    pack_of[turn] = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    pack_of = np.empty(len(turn), np.int32)
+    pack_of[turn] = np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))
     return pack_of, len(starts) - 1
 
 
-def _best_fit(costs: Ints, turn: Ints, capacity: int) -> tuple[Ints, int]:
+def _best_fit(costs: Small, turn: Small, capacity: int) -> tuple[Small, int]:
     """The pack of each document, and the number of packs.
 
     Documents of one cost are dealt out together: a pack that takes one takes as many as fit, since it is
     then still the fullest of those with room. So the work grows with the costs that there are, not with
     the documents.
     """
-    pack_of = np.empty(len(costs), np.int64)
+    pack_of = np.empty(len(costs), np.int32)
     rooms, packs = _Rooms(), 0
-    bounds = np.flatnonzero(np.diff(costs[turn], prepend=0, append=0)).tolist()
+    none = np.zeros(1, np.int32)
+    bounds = np.flatnonzero(np.diff(costs[turn], prepend=none, append=none)).tolist()
     for start, end in pairwise(bounds):
         left = turn[start:end]
         cost = int(costs[left[0]])
@@ -209,7 +214,7 @@ def _best_fit(costs: Ints, turn: Ints, capacity: int) -> tuple[Ints, int]:
             if room in rooms:
                 chosen = rooms.take(room, wanted)
             else:
-                chosen, packs = np.arange(packs, packs + wanted), packs + wanted
+                chosen, packs = np.arange(packs, packs + wanted, dtype=np.int32), packs + wanted
             documents, left = left[: each * len(chosen)], left[each * len(chosen) :]
             pack_of[documents] = np.repeat(chosen, each)[: len(documents)]
             full, rest = divmod(len(documents), each)
@@ -222,7 +227,7 @@ class _Rooms:
     """Packs by their room: stacks of arrays, and a number whose bit r says whether a pack has room r."""
 
     def __init__(self) -> None:
-        self._stacks: dict[int, list[Ints]] = {}
+        self._stacks: dict[int, list[Small]] = {}
         self._bits = 0
 
     def __contains__(self, room: int) -> bool:
@@ -233,7 +238,7 @@ class _Rooms:
         above = self._bits >> cost
         return cost + (above & -above).bit_length() - 1 if above else 0
 
-    def take(self, room: int, most: int) -> Ints:
+    def take(self, room: int, most: int) -> Small:
         """Packs of a room, the latest first: at most so many, and maybe fewer than there are."""
         stack = self._stacks[room]
         packs = stack.pop()
@@ -244,19 +249,19 @@ class _Rooms:
             self._bits ^= 1 << room
         return packs[: -most - 1 : -1]
 
-    def add(self, room: int, packs: Ints) -> None:
+    def add(self, room: int, packs: Small) -> None:
         """Note what room some packs have now."""
         if room and len(packs):
             self._stacks.setdefault(room, []).append(packs)
             self._bits |= 1 << room
 
 
-def _listed(pack_of: Ints, packs: int) -> tuple[Ints, Ints]:
+def _listed(pack_of: Small, packs: int) -> tuple[Small, Ints]:
     """Documents by pack, packs by their first document."""
-    first = np.empty(packs, np.int64)
-    first[pack_of[::-1]] = np.arange(len(pack_of))[::-1]  # of several, the last one stays
-    rank = np.empty(packs, np.int64)
+    first = np.empty(packs, np.int32)
+    first[pack_of[::-1]] = np.arange(len(pack_of), dtype=np.int32)[::-1]  # of several, the last one stays
+    rank = np.empty(packs, np.int32)
     rank[np.argsort(first)] = np.arange(packs)
     number = rank[pack_of]
     offsets = np.concatenate([[0], np.bincount(number, minlength=packs).cumsum()])
-    return np.argsort(number, kind="stable"), offsets
+    return np.argsort(number, kind="stable").astype(np.int32), offsets

@@ -77,6 +77,10 @@ class Renderer:
         tokenised = self._whole if self.template.whole else self._apart
         return self._batch(*tokenised(batch, grids), batch, grids)
 
+    def let_go(self) -> None:
+        """Give the tokenizer's memory back, until another batch comes."""
+        self._encoder.let_go()
+
     def _check_pictures(self, sample: chat.Sample) -> None:
         if not self.vision:
             raise DataError(

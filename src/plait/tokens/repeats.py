@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from plait import files, layout
 from plait.data import alike, prints
 from plait.data.alike import Alike
+from plait.data.prints import Printed
 from plait.errors import DataError
 
 DUPLICATES, LEAKS = "duplicates.json", "leaks.jsonl"
@@ -27,7 +28,7 @@ NONE = -1
 log = logging.getLogger(__name__)
 
 
-def counts(sets: Sequence[NDArray[Any]]) -> dict[str, int]:
+def counts(sets: Sequence[Printed | NDArray[Any]]) -> dict[str, int]:
     """How many samples of one dataset repeat earlier ones.
 
     Returns:
@@ -37,10 +38,10 @@ def counts(sets: Sequence[NDArray[Any]]) -> dict[str, int]:
     several = Alike(sets)
     size = len(several)
     equal = {field: alike.later(several.equal(field), size) for field in ("id", "sample", "text")}
-    texts, whole = np.zeros(size, bool), np.zeros(size, bool)
-    for earlier, later in several.similar_texts():
+    texts, whole = equal["text"].copy(), equal["sample"].copy()
+    for _, later, alike_pictures in several.similar_texts(lambda _, other: ~(texts[other] & whole[other])):
         texts[later] = True
-        whole[later[several.same_pictures(earlier, later)]] = True
+        whole[later[alike_pictures]] = True
     pictures, looks = alike.picture_repeats(sets)
     return {
         "samples": size,
@@ -55,16 +56,20 @@ def counts(sets: Sequence[NDArray[Any]]) -> dict[str, int]:
 
 
 def leaked(
-    train: Sequence[NDArray[Any]], validation: Sequence[NDArray[Any]]
+    train: Sequence[Printed | NDArray[Any]], validation: Sequence[Printed | NDArray[Any]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each sample that validates, an equal one that trains, and a similar one; NONE where none is."""
     both = Alike([*train, *validation])
     first = sum(map(len, train))
     found = tuple(np.full(len(both) - first, NONE, np.int64) for _ in range(2))
-    for partners, pairs in zip(found, (both.equal("sample"), both.similar()), strict=True):
+
+    def across(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return (one < first) & (other >= first)
+
+    for partners, pairs in zip(found, (both.equal("sample"), both.similar(across)), strict=True):
         for one, other in pairs:
-            across = (one < first) & (other >= first)
-            partners[other[across] - first] = one[across]
+            some = across(one, other)
+            partners[other[some] - first] = one[some]
     return found[0], found[1]
 
 
@@ -99,7 +104,7 @@ def write(
     Raises:
         DataError: more leak, or two samples of a dataset have one id; the first are named.
     """
-    found = {name: counts([prints.read(one) for one in several]) for name, several in datasets.items()}
+    found = {name: counts([Printed(one) for one in several]) for name, several in datasets.items()}
     for name, repeats in found.items():
         _log(name, repeats)
         if repeats["equal_ids"]:
@@ -114,7 +119,7 @@ def write(
 
 def _together(folders: Sequence[Path]) -> dict[str, int]:
     """What repeats in all datasets as one; ids are of a dataset, so theirs say nothing."""
-    found = counts([prints.read(one) for one in folders])
+    found = counts([Printed(one) for one in folders])
     del found["equal_ids"]
     _log("all", found)
     return found
@@ -138,7 +143,7 @@ def _refuse_ids(dataset: str, folders: Sequence[Path]) -> None:
     Raises:
         DataError: always; it names ids.
     """
-    pairs = Alike([prints.read(one) for one in folders]).equal("id")
+    pairs = Alike([Printed(one) for one in folders]).equal("id")
     rows = np.sort(np.concatenate([later for _, later in pairs]))
     some = ", ".join(id_ for _, id_ in _ids(folders, rows[:SHOWN]))
     raise DataError(
@@ -155,7 +160,7 @@ def check_leaks(
     Raises:
         DataError: they are more than ``limit`` allows.
     """
-    equal, similar = leaked([prints.read(one) for one in train], [prints.read(one) for one in validation])
+    equal, similar = leaked([Printed(one) for one in train], [Printed(one) for one in validation])
     partner = np.where(equal != NONE, equal, similar)
     rows = np.flatnonzero(partner != NONE)
     kinds = ["equal" if equal[number] != NONE else "similar" for number in rows]
@@ -185,7 +190,7 @@ def _ids(folders: Sequence[Path], rows: Iterable[int]) -> list[tuple[int, str]]:
     """Some samples of several folders, in order, with their ids."""
     wanted, before, found = np.asarray(list(rows), np.int64), 0, []
     for folder in folders:
-        size = len(prints.read(folder))
+        size = len(Printed(folder))
         own = wanted[(wanted >= before) & (wanted < before + size)]
         names = prints.ids(folder, (own - before).tolist())
         found += list(zip(own.tolist(), names, strict=True))

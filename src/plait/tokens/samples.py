@@ -1,5 +1,6 @@
 """Counting the tokens of energon datasets: every training sample, as training will see it."""
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -122,8 +123,16 @@ Batch = tuple[energon.Prepared, list[energon.Place]]
 """Samples of a dataset, which are read where they are looked at."""
 Printed = tuple[NDArray[Any], list[str]]
 """What samples are compared by, and their ids."""
-Counts = tuple[int, int, int, int, int]
-"""Tokens, those of pictures, trained ones, pictures, and tokens before clipping."""
+
+
+class Counts(NamedTuple):
+    """Tokens of a sample, those of pictures, trained ones, pictures, and tokens before clipping."""
+
+    tokens: int
+    pictures: int
+    trained: int
+    images: int
+    original: int
 
 
 @dataclass(frozen=True)
@@ -153,7 +162,7 @@ class Looker:
         dataset, places = batch
         samples = [dataset.sample(place) for place in places]
         found = [self._counted(sample) for sample in samples]
-        taken = [one for one, counts in zip(samples, found, strict=True) if isinstance(counts, tuple)]
+        taken = [one for one, counts in zip(samples, found, strict=True) if isinstance(counts, Counts)]
         rows = prints.rows([(one, one.id) for one in taken])
         return Looked(found, [one.id for one in samples], rows)
 
@@ -176,7 +185,7 @@ class Looker:
             return error
         pictures, trained = int((kept.picture_rows >= 0).sum()), int(kept.trained[1:].sum())
         size = len(kept.input_ids)
-        return size, pictures, trained, len(kept.pictures), size + kept.clipped
+        return Counts(size, pictures, trained, len(kept.pictures), size + kept.clipped)
 
     def shown(self, dataset: energon.Prepared, place: energon.Place) -> shown.Shown:
         """A sample as it is shown."""
@@ -208,7 +217,7 @@ def measure(
     """
     folder, length = Path(str(dataset)), looker.length
     expected = _expected(dataset)
-    kept: list[Counts] = []
+    kept = array("i")
     beside.mkdir(parents=True)
     with prints.Prints(beside) as out:
         for (source, places), looked in looking.in_order(_batches(folder, "train")):
@@ -217,11 +226,11 @@ def measure(
                 if isinstance(one, RecordError):
                     rejects.add(Record(folder / place.tar, None, id_), one.reason, str(one))
                     continue
-                draw.offer(len(kept), partial(looker.shown, source, place))
-                kept.append(one)
+                draw.offer(len(kept) // len(one), partial(looker.shown, source, place))
+                kept.extend(one)
                 ids.append(id_)
             out.extend(looked.rows, ids)
-    whole = np.array(kept, np.int64)
+    whole = np.asarray(kept, np.int32).reshape(-1, len(Counts._fields))
     ledger.balance(
         f"energon -> mixture, training samples of {folder}",
         expected,

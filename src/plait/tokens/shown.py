@@ -159,7 +159,7 @@ def _documents(folder: Path, numbers: Sequence[int]) -> Iterator[Shown]:
     shard, roles = PackedShard(folder), IndexedReader(folder / ROLE)
     lineage = Lineage(folder) if Lineage.stands(folder) else None
     starts, ends = document_bounds(folder, own_separators=shard.facts["own_separators"])
-    packs = np.cumsum([0, *roles.sizes], dtype=np.int64)
+    packs = np.concatenate([[0], np.cumsum(roles.sizes, dtype=np.int64)])
     for number in numbers:
         start, end = int(starts[number]), int(ends[number])
         pack = int(np.searchsorted(packs, start, "right")) - 1

@@ -32,7 +32,7 @@ def packed(target: Indexed, tokenizer: Path) -> Found:
     refuse_pointers(found)
     facts: dict[str, Any] = files.read_json(folder / STATS)
     text, role = IndexedReader(folder / TEXT), IndexedReader(folder / ROLE)
-    most = int(text.flat.max(initial=0))
+    most = max((int(stretch.max()) for stretch in text.stretches()), default=0)
     checks = {
         f"{facts.get('packs')} packs": facts.get("packs") == len(text),
         f"at most {target.seq} tokens a pack": int(text.sizes.max(initial=0)) <= target.seq,

@@ -53,21 +53,23 @@ def quick(seed, limit):
 def indexed(folder, seed):
     """A packed shard of noise, with the manifest that counting reads."""
     from plait import files
-    from plait.tokens.build import totals
-    from plait.tokens.indexed import ROLE, TEXT, IndexedWriter, write_rows
+    from plait.tokens.indexed import ROLE, TEXT, IndexedWriter, RowsWriter
     from plait.tokens.roles import ASSISTANT, PACK_SEP
 
-    draw, rows = np.random.default_rng(seed), []
-    with IndexedWriter(folder / TEXT, np.uint16) as text, IndexedWriter(folder / ROLE, np.uint16) as roles:
+    draw = np.random.default_rng(seed)
+    with (
+        IndexedWriter(folder / TEXT, np.uint16) as text,
+        IndexedWriter(folder / ROLE, np.uint16) as roles,
+        RowsWriter(folder) as rows,
+    ):
         for _ in range(3000):
             size = int(draw.integers(14_000, 16_385))
             role = np.full(size, ASSISTANT, np.uint16)
             role[draw.integers(1, size, 18)] = PACK_SEP
             text.document(draw.integers(0, 32_000, size, np.uint16))
             roles.document(role)
-            rows.append({"n_tokens": size, "n_image_tokens": 0, "n_images": 0, "n_loss_tokens": size - 18})
-    write_rows(folder / "data.jsonl", rows)
-    facts = {**totals(rows), "own_separators": True, "documents": 0, "fill": 1}
+            rows.packs([size], [0], [0], [size - 18])
+    facts = {**rows.totals, "own_separators": True, "documents": 0, "fill": 1}
     files.write_manifest(folder, kind="indexed", settings={}, facts=facts)
 
 
@@ -103,10 +105,9 @@ def by_bincount(source, target):
     """numpy's count of each token, a stretch at a time."""
     from plait.tokens.indexed import TEXT, IndexedReader
 
-    flat, before = IndexedReader(source / TEXT).flat, time.process_time()
-    counts = np.zeros(1 << 16, np.int64)
-    for start in range(0, len(flat), 1 << 22):
-        counts += np.bincount(flat[start : start + (1 << 22)], minlength=1 << 16)
+    before, counts = time.process_time(), np.zeros(1 << 16, np.int64)
+    for stretch in IndexedReader(source / TEXT).stretches(1 << 22):
+        counts += np.bincount(stretch, minlength=1 << 16)
     seconds = time.process_time() - before
     np.save(target / "n.npy", counts.sum())
     return Own(seconds)
