@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from tests.bench.harness import Figure, Own, Row
+from tests.bench.harness import Figure, Own, Row, Told
 
 DOCUMENTS = 1_000_000
 SECONDS = 0.5
@@ -33,7 +33,7 @@ def full(seed, limit):
 
     packing = pack(lengths(seed, limit), limit, MODE, separators(seed))
     more = len(packing) - packing.lower_bound
-    return packing.lower_bound / len(packing), f"{more} packs more than {packing.lower_bound}"
+    return Told(packing.lower_bound / len(packing), f"{more} packs more than {packing.lower_bound}")
 
 
 def quick(seed, limit):
@@ -44,7 +44,7 @@ def quick(seed, limit):
     before = time.process_time()
     pack(given, limit, MODE, needed)
     seconds = time.process_time() - before
-    return SECONDS / seconds, f"{seconds:.2f} s of processor for {DOCUMENTS:,} lengths"
+    return Told(SECONDS / seconds, f"{seconds:.2f} s of processor for {DOCUMENTS:,} lengths")
 
 
 # Counting

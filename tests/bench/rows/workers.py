@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.bench.harness import Figure
+from tests.bench.harness import Figure, Told, peak, peak_of_children
 from tests.bench.rows.pictures import jpegs
 
 WORKERS = 2
@@ -126,7 +126,7 @@ def works(folder, warm, jobs, taken, barrier, told):
         if number >= len(jobs):
             break
         run(jobs[number])
-    told.put((began, time.monotonic(), queued() - waited))
+    told.put((began, time.monotonic(), queued() - waited, max(peak(), peak_of_children())))
 
 
 def queued():
@@ -135,7 +135,7 @@ def queued():
 
 
 def seconds(folder, warm, jobs, workers):
-    """Of the worker that needed most, and how long workers waited for a core besides.
+    """Of the worker that needed most; how long workers waited for a core besides; MB of the largest.
 
     Args:
         folder: the project.
@@ -156,7 +156,8 @@ def seconds(folder, warm, jobs, workers):
         process.join()
         assert not process.exitcode
     found = [told.get() for _ in started]
-    return max(ended - began - waited for began, ended, waited in found), max(one[2] for one in found)
+    needed = max(ended - began - waited for began, ended, waited, _ in found)
+    return needed, max(one[2] for one in found), max(one[3] for one in found)
 
 
 def by_jobs(seed, *, stage):
@@ -190,11 +191,9 @@ def ratio(seed, said, timed):
     """The time of one worker to that of two; seeds begin with either in turn."""
     order = (1, WORKERS) if seed % 2 == 0 else (WORKERS, 1)
     found = {count: timed(count) for count in order}
-    (alone, _), (both, waited) = found[1], found[WORKERS]
-    return (
-        alone / both,
-        f"{said}: {alone:.1f} s alone, {both:.1f} s by two, and {waited:.1f} s without a core",
-    )
+    (alone, *_), (both, waited, _) = found[1], found[WORKERS]
+    told = f"{said}: {alone:.1f} s alone, {both:.1f} s by two, and {waited:.1f} s without a core"
+    return Told(alone / both, told, max(memory for *_, memory in found.values()))
 
 
 ROWS = [
