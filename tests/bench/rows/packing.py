@@ -55,20 +55,29 @@ def indexed(folder, seed):
     from plait import files
     from plait.tokens.build import totals
     from plait.tokens.indexed import ROLE, TEXT, IndexedWriter, write_rows
-    from plait.tokens.roles import ASSISTANT, PACK_SEP
+    from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP, USER
 
+    spoken = np.array([USER, ASSISTANT, ASSISTANT, IMAGE], np.uint16)
     draw, rows = np.random.default_rng(seed), []
     with IndexedWriter(folder / TEXT, np.uint16) as text, IndexedWriter(folder / ROLE, np.uint16) as roles:
         for _ in range(3000):
             size = int(draw.integers(14_000, 16_385))
-            role = np.full(size, ASSISTANT, np.uint16)
+            role = np.repeat(draw.choice(spoken, size // 64 + 1), 64)[:size]
             role[draw.integers(1, size, 18)] = PACK_SEP
             text.document(draw.integers(0, 32_000, size, np.uint16))
             roles.document(role)
-            rows.append({"n_tokens": size, "n_image_tokens": 0, "n_images": 0, "n_loss_tokens": size - 18})
+            counts = {"n_image_tokens": int((role == IMAGE).sum()), "n_loss_tokens": trained_of(role)}
+            rows.append({"n_tokens": size, **counts, "n_images": 0})
     write_rows(folder / "data.jsonl", rows)
     facts = {**totals(rows), "own_separators": True, "documents": 0, "fill": 1}
     files.write_manifest(folder, kind="indexed", settings={}, facts=facts)
+
+
+def trained_of(role):
+    """Tokens of answers."""
+    from plait.tokens.roles import ASSISTANT
+
+    return int((role == ASSISTANT).sum())
 
 
 def loaded():
@@ -77,7 +86,7 @@ def loaded():
 
 
 def counted(source, target):
-    """Ours: all that the analysis knows of a shard."""
+    """Ours: all that the analysis knows of a shard, of its roles, rows and indexes; no token is read."""
     from plait import layout
     from plait.tokens.analysis import measure
 
@@ -85,7 +94,7 @@ def counted(source, target):
     before = time.process_time()
     measured = measure(shard)
     seconds = time.process_time() - before
-    np.save(target / "n.npy", measured.measures["n_tokens"].sum())
+    np.savez(target / "n.npz", **measured.measures)
     return Own(seconds)
 
 
@@ -108,14 +117,35 @@ def by_bincount(source, target):
     for start in range(0, len(flat), 1 << 22):
         counts += np.bincount(flat[start : start + (1 << 22)], minlength=1 << 16)
     seconds = time.process_time() - before
-    np.save(target / "n.npy", counts.sum())
+    np.save(target / "n.npy", counts)
     return Own(seconds)
 
 
 def equal(source, ours, peer):
-    count = np.load(ours / "n.npy")
-    assert count == np.load(peer / "n.npy")
-    return f"{count / 1e6:.0f} M tokens"
+    """Each pack's and each document's counts are those of the ids and roles."""
+    from plait.tokens.indexed import ROLE, TEXT, IndexedReader
+    from plait.tokens.roles import IMAGE, PACK_SEP
+
+    found, text, role = np.load(ours / "n.npz"), IndexedReader(source / TEXT), IndexedReader(source / ROLE)
+    packs = [(len(text[number]), role[number]) for number in range(len(text))]
+    separators = np.flatnonzero(role.flat == PACK_SEP)
+    ends = np.cumsum([size for size, _ in packs])
+    images = [int((one == IMAGE).sum()) for _, one in packs]
+    wanted = {
+        "document_tokens": np.diff(np.unique([0, *separators, *ends])),
+        "n_tokens": [size for size, _ in packs],
+        "n_text_tokens": [size - image for (size, _), image in zip(packs, images, strict=True)],
+        "n_image_tokens": images,
+        "n_loss_tokens": [trained_of(one) for _, one in packs],
+        "n_images": [0] * len(packs),
+    }
+    assert set(found) == set(wanted)
+    for key, counts in wanted.items():
+        assert np.array_equal(found[key], counts), key
+    ids = np.load(peer / "n.npy")
+    assert ids.sum() == len(text.flat) == found["n_tokens"].sum()
+    documents = len(wanted["document_tokens"])
+    return f"{len(text.flat) / 1e6:.0f} M tokens, {len(packs):,} packs and {documents:,} documents"
 
 
 ROWS = [

@@ -29,6 +29,8 @@ WARM = [f"warm{number}" for number in range(WORKERS)]
 SHARDS = 2
 LEAST, MOST = 1500, 2500
 """Records of a dataset: so many for a seed."""
+LISTED = 20
+"""Times as many are in a LLaVA json, of which a raw source is made: it is parsed, its pictures are read."""
 FORM = {"tokenizer": "byte"}
 CHAT, PACKS = (
     "data/processed/{}/shard_{:05d}.jsonl.gz",
@@ -75,6 +77,26 @@ def project(folder, seed):
     (folder / "config.yaml").write_text(yaml.safe_dump(config()))
     tokenizer_folder(folder / TOKENIZER, vision=True, chatml=True, image=True)
     return f"{len(DATASETS)} datasets of {size:,} records"
+
+
+def lists(folder, seed):
+    """A project of LLaVA jsons of one size: a picture, a question and an answer in each record."""
+    draw, pictures = random.Random(seed), folder / "pictures"
+    pictures.mkdir()
+    jpegs(pictures, seed, side=336, count=50)
+    names = [one.name for one in pictures.iterdir()]
+    size = draw.randint(LEAST, MOST) * LISTED
+    for name in (*DATASETS, *WARM):
+        records = []
+        for number in range(8 if name in WARM else size):
+            words = " ".join(draw.choices(names, k=20))
+            turns = [{"from": "human", "value": f"<image>\n{number}?"}, {"from": "gpt", "value": words}]
+            records.append({"id": f"{number}", "image": draw.choice(names), "conversations": turns})
+        (folder / f"{name}.json").write_text(json.dumps(records))
+    source = {"kind": "llava-json", "images": "pictures"}
+    datasets = {name: {"source": {**source, "path": f"{name}.json"}} for name in (*DATASETS, *WARM)}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
+    return f"{len(DATASETS)} LLaVA jsons of {size:,} records"
 
 
 def config():
@@ -160,7 +182,7 @@ def seconds(folder, warm, jobs, workers):
     return needed, max(one[2] for one in found), max(one[3] for one in found)
 
 
-def by_jobs(seed, *, stage):
+def by_jobs(seed, *, stage, project=project):
     """Two workers with a job each, as Snakemake starts them on two cores."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_ROOT")) as temporary:
         said = project(Path(temporary), seed)
@@ -197,6 +219,7 @@ def ratio(seed, said, timed):
 
 
 ROWS = [
+    Figure("workers-raw", 1.6, partial(by_jobs, stage="raw", project=lists)),
     *(
         Figure(f"workers-{stage}", 1.6, partial(by_jobs, stage=stage))
         for stage in ("chat", "index", "energon")
