@@ -116,26 +116,10 @@ def sentencepiece(folder):
 
 
 def byte_level(folder):
-    """The words and the pattern of Mistral's tekken, as a Hugging Face tokenizer."""
-    import mistral_common
-    from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import TikTokenConverter
+    """Mistral's tekken."""
+    from tokenizer_folders import tekken
 
-    from plait import files
-
-    data = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
-    found = json.loads(data.read_text())
-    size = found["config"]["default_vocab_size"] - found["config"]["default_num_special_tokens"]
-    folder.mkdir()
-    ranks = folder / "words.tiktoken"
-    ranks.write_text("".join(f"{one['token_bytes']} {one['rank']}\n" for one in found["vocab"][:size]))
-    inner = TikTokenConverter(str(ranks), pattern=found["config"]["pattern"]).converted()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
-    tokenizer.save_pretrained(folder)
-    ranks.unlink()
-    ids = {"bos_id": tokenizer.bos_token_id, "eos_id": tokenizer.eos_token_id}
-    facts = {"vocab_size": len(tokenizer), **ids, "vision": {}, "chatml": {}}
-    files.write_manifest(folder, kind="tokenizer", settings={}, facts=facts)
+    tekken(folder)
 
 
 TOKENIZERS = {"spm": sentencepiece, "bpe": byte_level}
