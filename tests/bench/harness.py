@@ -9,6 +9,7 @@ import contextlib
 import cProfile
 import io
 import json
+import math
 import os
 import pstats
 import resource
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +40,13 @@ class Row:
         make: writes the input of a seed into an empty folder.
         ours, peer: read the input and write into an empty folder. They may return what they have timed
             themselves.
-        check: compares what ours and the peer wrote, of the last round, and returns a few words.
+        check: compares what ours and the peer wrote, in each round, and returns a few words.
         warm: what both have done before the clock starts, besides loading modules.
         per: "core", seconds of processor of all processes, or "wall", seconds.
         cold: files of the input are not in memory when the clock starts.
         rounds: how many seeds.
         looked_at: what is profiled in place of ours, where that works in processes of its own.
+        most: MB that ours may have.
     """
 
     name: str
@@ -57,6 +60,22 @@ class Row:
     cold: bool = False
     rounds: int = 3
     looked_at: Callable[[Path, Path], None] | None = None
+    most: float = math.inf
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a child found out.
+
+    Attributes:
+        value: ratio or seconds.
+        where: the time goes, in words.
+        memory: MB of the process of ours that had most; 0: this one.
+    """
+
+    value: float
+    where: str = ""
+    memory: float = 0
 
 
 @dataclass(frozen=True)
@@ -66,23 +85,16 @@ class Figure:
     Attributes:
         name: without spaces, for the command line.
         target: the least ratio.
-        measure: a seed's ratio, and where the time goes.
+        measure: what a seed gives.
         rounds: how many seeds.
+        most: MB that ours may have.
     """
 
     name: str
     target: float | None
-    measure: Callable[[int], tuple[float, str]]
+    measure: Callable[[int], Told]
     rounds: int = 3
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a child found out: ratio or seconds, MB, and words."""
-
-    value: float
-    memory: float
-    where: str
+    most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -104,22 +116,26 @@ def peak() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 
+def peak_of_children() -> float:
+    """MB of the process that had most, of those that this one has started and that have ended.
+
+    What this one had when it started them counts too: it is to be smaller than they are.
+    """
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+
+
 # In a child
 
 
 def child(row: Row | Figure, what: str, words: list[str]) -> None:
     """Do one thing of a row, and print what came of it as the last line."""
     if isinstance(row, Figure):
-        told = Told(*_first_two(row.measure(int(words[0]))))
+        told = row.measure(int(words[0]))
     elif what in ("ours", "peer"):
         told = _timed(row, what, *map(Path, words))
     else:
-        told = Told(0.0, 0.0, _profiled(row, *map(Path, words)))
-    print(json.dumps([told.value, told.memory, told.where]))  # noqa: T201
-
-
-def _first_two(found: tuple[float, str]) -> tuple[float, float, str]:
-    return found[0], peak(), found[1]
+        told = Told(0.0, _profiled(row, *map(Path, words)))
+    print(json.dumps([told.value, told.where, told.memory or peak()]))  # noqa: T201
 
 
 def _timed(row: Row, what: str, source: Path, target: Path) -> Told:
@@ -127,7 +143,7 @@ def _timed(row: Row, what: str, source: Path, target: Path) -> Told:
     wall, before = time.perf_counter(), processor()
     own = getattr(row, what)(source, target)
     seconds = processor() - before if row.per == "core" else time.perf_counter() - wall
-    return Told(own.seconds, own.memory or peak(), "") if own else Told(seconds, peak(), "")
+    return Told(own.seconds, memory=own.memory) if own else Told(seconds)
 
 
 def processor() -> float:
@@ -172,7 +188,7 @@ def measured(row: Row | Figure) -> tuple[list[float], float, str, str]:
             found = {what: _round(row, what, root) for what in turn}
             ratios.append(found["peer"].value / found["ours"].value)
             memory = max(memory, found["ours"].memory)
-        said = row.check(root / "input", root / "ours", root / "peer")
+            said = row.check(root / "input", root / "ours", root / "peer")
         where = _told(row.name, "profile", str(root / "input"), str(_emptied(root / "ours"))).where
     return ratios, memory, where, said
 
@@ -210,7 +226,9 @@ def _told(*words: str) -> Told:
     command = [sys.executable, "-m", "tests.bench", "--child", *words]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
     if ended.returncode:
-        raise SystemExit(f"{' '.join(words)}:\n{ended.stderr}")
+        sys.stderr.write(ended.stderr)
+        last = (ended.stderr.strip() or f"status {ended.returncode}").splitlines()[-1]
+        raise RuntimeError(f"{' '.join(words[:2])}: {last}")
     return Told(*json.loads(ended.stdout.splitlines()[-1]))
 
 
@@ -228,12 +246,18 @@ def pace() -> str:
 HEAD = f"{'row':34}{'ratio':>8}{'least':>8}{'':8}{'MB':>7}   where the time goes"
 
 
-def printed(row: Row | Figure) -> None:
-    """Measure a row and print its line."""
-    ratios, memory, where, said = measured(row)
+def printed(row: Row | Figure) -> bool:
+    """Measure a row and print its line; whether it is as it has to be."""
+    try:
+        ratios, memory, where, said = measured(row)
+    except Exception as error:  # noqa: BLE001 - the rows after it are measured all the same
+        traceback.print_exc()
+        print(f"{row.name:34}failed: {str(error) or repr(error)}".splitlines()[0], flush=True)  # noqa: T201
+        return False
     ratio = statistics.median(ratios)
     least = "" if row.target is None else f"{row.target:.4g}"
-    missed = "" if row.target is None or ratio >= row.target else " missed"
+    met = (row.target is None or ratio >= row.target) and memory <= row.most
     words = "; ".join(filter(None, (said, where)))
-    line = f"{row.name:34}{ratio:8.4g}{least:>8}{missed:8}{memory:7.0f}   {words}"
+    line = f"{row.name:34}{ratio:8.4g}{least:>8}{'' if met else ' missed':8}{memory:7.0f}   {words}"
     print(line, flush=True)  # noqa: T201
+    return met

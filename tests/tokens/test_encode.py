@@ -1,7 +1,8 @@
-"""The ids of gigatoken are those of tokenizers, and so is the first token of each text within a whole."""
+"""Ids of gigatoken are those of tokenizers and transformers, and so is each text's first within a whole."""
 
 import json
 import logging
+import re
 import shutil
 from functools import cache
 from itertools import pairwise
@@ -11,12 +12,16 @@ import pytest
 from folders import tokenizer_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_folders import tekken
 from tokenizers import Tokenizer, normalizers
+from transformers import AutoTokenizer
 
 from plait import files
 from plait.tokens import encode
 
 KINDS = ("base", "solo", "chatml", "bytes")
+ALL = (*KINDS, "tekken")
+MILLION = 1_000_000
 MARKS = [
     "<s>",
     "</s>",
@@ -50,9 +55,19 @@ TEXTS = st.lists(st.one_of(st.sampled_from(MARKS + NEAR), st.text(max_size=12)),
 
 
 @pytest.fixture(scope="module")
-def both(tokenizers, tmp_path_factory):
+def folders(tokenizers, tmp_path_factory):
+    """A tokenizer of each kind: SentencePiece's, one of bytes without merges, and byte-level BPE."""
+    root = tmp_path_factory.mktemp("t")
+    return {
+        **tokenizers,
+        "bytes": tokenizer_folder(root / "bytes", vision=True),
+        "tekken": tekken(root / "tekken"),
+    }
+
+
+@pytest.fixture(scope="module")
+def both(folders):
     """The fast and the slow encoder of a tokenizer."""
-    folders = {**tokenizers, "bytes": tokenizer_folder(tmp_path_factory.mktemp("t") / "bytes", vision=True)}
 
     @cache
     def made(kind, specials):
@@ -80,25 +95,64 @@ def test_any_texts_have_the_ids_and_the_places_of_the_slow_one(both, kind, speci
             assert np.array_equal(first, second)
 
 
+RANGES = (
+    (0, 0x20), (0x20, 0x7F), (0x7F, 0x250), (0x250, 0x3000), (0x3000, 0x10000), (0xE000, 0xF900),
+    (0xFE00, 0x10000), (0x10000, 0x20000), (0x1F000, 0x1FB00), (0x20000, 0x2FFFF), (0x30000, 0x33480),
+    (0xE0000, 0xE01F0), (0xF0000, 0x100000), (0x100000, 0x110000),
+)  # fmt: skip
+"""Characters of every plane that has any: controls, letters, emoji, tags, selectors, and for private use."""
+
+
+NEWEST = re.compile(
+    "[\u088f\u0c5c\u0cdc\u1acf-\u1add\u1ae0-\u1aeb\ua7ce\ua7cf\ua7d2\ua7d4\ua7f1"
+    "\U00010940-\U00010959\U00010ec5-\U00010ec7\U00010efa\U00010efb\U00011b60-\U00011b67"
+    "\U00011db0-\U00011ddb\U00011de0-\U00011de9\U00016ea0-\U00016eb8\U00016ebb-\U00016ed3"
+    "\U00016ff2-\U00016ff6\U000187f8-\U000187ff\U00018d09-\U00018d1e\U00018d80-\U00018df2"
+    "\U0001e6c0-\U0001e6de\U0001e6e0-\U0001e6f5\U0001e6fe\U0001e6ff\U0002b73a-\U0002b73f"
+    "\U0002cea2-\U0002cead\U000323b0-\U00033479]"
+)
+"""Letters, marks and digits of Unicode 17: gigatoken 0.10 knows them, tokenizers 0.23 does not."""
+
+
 def mixed(count, seed):
-    """Strings of a few characters of all planes, of control characters and of marks, in any order."""
+    """Strings of a few characters of all planes and of marks, in any order."""
     draw = np.random.default_rng(seed)
-    tops = draw.choice([0x20, 0x7F, 0x250, 0x3000, 0xD7FF, 0x2FFFF], (count, 12))
-    for places in (draw.random((count, 12)) * tops).astype(int).tolist():
-        letters = [chr(place) if not 0xD800 <= place < 0xE000 else " " for place in places]
-        extra = [str(draw.choice(MARKS + NEAR))] if draw.random() < 0.3 else []
-        yield "".join([*letters[: draw.integers(1, 12)], *extra, *letters[8:]])
+    low, high = np.array(RANGES)[draw.integers(len(RANGES), size=(count, 12))].transpose(2, 0, 1)
+    places, sizes = draw.integers(low, high), draw.integers(1, 13, count)
+    marks = draw.choice([*MARKS, *NEAR, *[""] * 50], count).tolist()
+    for row, size, mark in zip(places.tolist(), sizes, marks, strict=True):
+        letters = [chr(place) if not 0xD800 <= place < 0xE000 else " " for place in row[:size]]
+        cut = size // 2
+        yield "".join([*letters[:cut], mark, *letters[cut:]])
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_million_mixed_strings_have_the_same_ids(both, kind):
-    for specials in (True, False):
-        fast, slow = both(kind, specials)
-        for seed in range(125):
-            texts = list(mixed(1000, seed))
-            for text, first, second in zip(texts, fast.apart(texts), slow.apart(texts), strict=True):
-                assert np.array_equal(first, second), text
+@pytest.mark.parametrize("specials", [True, False])
+@pytest.mark.parametrize("kind", ALL)
+def test_a_million_mixed_strings_have_the_ids_of_transformers(folders, kind, specials):
+    """So many in all: other strings for each kind and either way."""
+    fast = encode.chosen(folders[kind], [], specials=specials)
+    assert isinstance(fast, encode.Fast)
+    reference = AutoTokenizer.from_pretrained(folders[kind])
+    keys = {"add_special_tokens": False, "split_special_tokens": not specials}
+    which, count = 2 * ALL.index(kind) + specials, MILLION // 1000 // (2 * len(ALL))
+    for seed in range(which * count, (which + 1) * count):
+        texts = list(mixed(1000, seed))
+        expected = reference(texts, **keys, return_attention_mask=False)["input_ids"]
+        for text, first, second in zip(texts, fast.apart(texts), expected, strict=True):
+            known = kind != "tekken" or not NEWEST.search(text)
+            assert not known or np.array_equal(first, second), text
+
+
+@pytest.mark.long
+@pytest.mark.xfail(
+    strict=True, reason="gigatoken splits by the classes of Unicode 17, tokenizers by older ones"
+)
+def test_the_newest_letters_have_the_ids_of_the_slow_one(folders):
+    """A pattern that asks for letters cuts them from what is beside them, or does not."""
+    fast = encode.chosen(folders["tekken"], [], specials=False)
+    slow = encode.Slow(folders["tekken"], specials=False)
+    assert np.array_equal(fast.apart(["\U000323b0[A"])[0], slow.apart(["\U000323b0[A"])[0])
 
 
 def described(tokenizer, folder):

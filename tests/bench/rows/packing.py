@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from tests.bench.harness import Figure, Own, Row
+from tests.bench.harness import Figure, Own, Row, Told
 
 DOCUMENTS = 1_000_000
 SECONDS = 0.5
@@ -33,7 +33,7 @@ def full(seed, limit):
 
     packing = pack(lengths(seed, limit), limit, MODE, separators(seed))
     more = len(packing) - packing.lower_bound
-    return packing.lower_bound / len(packing), f"{more} packs more than {packing.lower_bound}"
+    return Told(packing.lower_bound / len(packing), f"{more} packs more than {packing.lower_bound}")
 
 
 def quick(seed, limit):
@@ -44,7 +44,7 @@ def quick(seed, limit):
     before = time.process_time()
     pack(given, limit, MODE, needed)
     seconds = time.process_time() - before
-    return SECONDS / seconds, f"{seconds:.2f} s of processor for {DOCUMENTS:,} lengths"
+    return Told(SECONDS / seconds, f"{seconds:.2f} s of processor for {DOCUMENTS:,} lengths")
 
 
 # Counting
@@ -54,8 +54,9 @@ def indexed(folder, seed):
     """A packed shard of noise, with the manifest that counting reads."""
     from plait import files
     from plait.tokens.indexed import ROLE, TEXT, IndexedWriter, RowsWriter
-    from plait.tokens.roles import ASSISTANT, PACK_SEP
+    from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP, USER
 
+    spoken = np.array([USER, ASSISTANT, ASSISTANT, IMAGE], np.uint16)
     draw = np.random.default_rng(seed)
     with (
         IndexedWriter(folder / TEXT, np.uint16) as text,
@@ -64,13 +65,20 @@ def indexed(folder, seed):
     ):
         for _ in range(3000):
             size = int(draw.integers(14_000, 16_385))
-            role = np.full(size, ASSISTANT, np.uint16)
+            role = np.repeat(draw.choice(spoken, size // 64 + 1), 64)[:size]
             role[draw.integers(1, size, 18)] = PACK_SEP
             text.document(draw.integers(0, 32_000, size, np.uint16))
             roles.document(role)
-            rows.packs([size], [0], [0], [size - 18])
+            rows.packs([size], [int((role == IMAGE).sum())], [0], [trained_of(role)])
     facts = {**rows.totals, "own_separators": True, "documents": 0, "fill": 1}
     files.write_manifest(folder, kind="indexed", settings={}, facts=facts)
+
+
+def trained_of(role):
+    """Tokens of answers."""
+    from plait.tokens.roles import ASSISTANT
+
+    return int((role == ASSISTANT).sum())
 
 
 def loaded():
@@ -79,7 +87,7 @@ def loaded():
 
 
 def counted(source, target):
-    """Ours: all that the analysis knows of a shard."""
+    """Ours: all that the analysis knows of a shard, of its roles, rows and indexes; no token is read."""
     from plait import layout
     from plait.tokens.analysis import measure
 
@@ -87,7 +95,7 @@ def counted(source, target):
     before = time.process_time()
     measured = measure(shard)
     seconds = time.process_time() - before
-    np.save(target / "n.npy", measured.measures["n_tokens"].sum())
+    np.savez(target / "n.npz", **measured.measures)
     return Own(seconds)
 
 
@@ -109,14 +117,35 @@ def by_bincount(source, target):
     for stretch in IndexedReader(source / TEXT).stretches(1 << 22):
         counts += np.bincount(stretch, minlength=1 << 16)
     seconds = time.process_time() - before
-    np.save(target / "n.npy", counts.sum())
+    np.save(target / "n.npy", counts)
     return Own(seconds)
 
 
 def equal(source, ours, peer):
-    count = np.load(ours / "n.npy")
-    assert count == np.load(peer / "n.npy")
-    return f"{count / 1e6:.0f} M tokens"
+    """Each pack's and each document's counts are those of the ids and roles."""
+    from plait.tokens.indexed import ROLE, TEXT, IndexedReader
+    from plait.tokens.roles import IMAGE, PACK_SEP
+
+    found, text, role = np.load(ours / "n.npz"), IndexedReader(source / TEXT), IndexedReader(source / ROLE)
+    packs = [(len(text[number]), role[number]) for number in range(len(text))]
+    separators = np.flatnonzero(role.flat == PACK_SEP)
+    ends = np.cumsum([size for size, _ in packs])
+    images = [int((one == IMAGE).sum()) for _, one in packs]
+    wanted = {
+        "document_tokens": np.diff(np.unique([0, *separators, *ends])),
+        "n_tokens": [size for size, _ in packs],
+        "n_text_tokens": [size - image for (size, _), image in zip(packs, images, strict=True)],
+        "n_image_tokens": images,
+        "n_loss_tokens": [trained_of(one) for _, one in packs],
+        "n_images": [0] * len(packs),
+    }
+    assert set(found) == set(wanted)
+    for key, counts in wanted.items():
+        assert np.array_equal(found[key], counts), key
+    ids = np.load(peer / "n.npy")
+    assert ids.sum() == len(text.flat) == found["n_tokens"].sum()
+    documents = len(wanted["document_tokens"])
+    return f"{len(text.flat) / 1e6:.0f} M tokens, {len(packs):,} packs and {documents:,} documents"
 
 
 ROWS = [

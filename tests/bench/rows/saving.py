@@ -13,7 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.bench.harness import Figure
+from tests.bench.harness import Figure, Told
 from tests.bench.rows.training import inside, make, trains
 
 EVERY = 2
@@ -90,9 +90,11 @@ def blocked(seed):
         size = (folder / "state.pt").stat().st_size / 1e6
     ours, peer = statistics.median(watch.blocked[1:]), statistics.median(watch.peers)
     slowed = statistics.median(watch.steps[True]) / statistics.median(watch.steps[False][1:]) - 1
-    return peer / ours, (
-        f"{ours * 1e3:.0f} ms of {peer * 1e3:.0f} ms for {size:.0f} MB, the first {watch.blocked[0]:.2f} s; "
-        f"steps beside the writer slowed by {slowed:.1%}; the writer has {watch.memory:.0f} MB of its own"
+    return Told(
+        peer / ours,
+        f"{ours * 1e3:.0f} ms of {peer * 1e3:.0f} ms for {size:.0f} MB, {len(watch.blocked) - 1} saves, "
+        f"the first {watch.blocked[0]:.2f} s; steps beside the writer slowed by {slowed:.1%}; the writer has "
+        f"{watch.memory:.0f} MB of its own",
     )
 
 

@@ -8,7 +8,6 @@ metrics, agreeing on signals, the log of samples, TensorBoard. States and checkp
 import json
 import logging
 import os
-import resource
 import tempfile
 import time
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.bench.harness import ROOT, Figure, processor
+from tests.bench.harness import ROOT, Figure, Told, peak_of_children, processor
 
 SIZES = {
     "num_hidden_layers": 8, "hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12,
@@ -132,7 +131,7 @@ def own_step(seed):
     wall, inside, count = ended - began, after - before, len(told) - 3
     waited = sum(waits[2:-1])
     data = waited / wall
-    return inside / wall, f"{wall / count:.2f} s a step, {data:.2%} of it waiting for data"
+    return Told(inside / wall, f"{wall / count:.2f} s a step, {data:.2%} of it waiting for data")
 
 
 def planned(seed, *, shards, each, runs, cpu, memory):
@@ -148,9 +147,9 @@ def planned(seed, *, shards, each, runs, cpu, memory):
         done = project.snakemake(*words, *target, config=config, timeout=900)
         spent = processor() - before
     assert done.code == 0, done.text
-    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    most = peak_of_children()
     told = f"{shards} shards, {each} a job, {runs} runs: {spent:.1f} s of processor, {most:.0f} MB"
-    return min(cpu / spent, memory / most), told
+    return Told(min(cpu / spent, memory / most), told, most)
 
 
 def trained(runs):
@@ -175,10 +174,8 @@ def local(seed, *, jobs, shards):
         project.run(*targets, config=config, timeout=3000)
         wall, spent = time.monotonic() - begun, processor() - before
     ideal = WORK * shards / CORES
-    return (
-        MOST * ideal / wall,
-        f"{jobs} jobs of {shards} shards: {wall:.0f} s, {spent:.0f} s of processor; {wall / ideal:.2f}x",
-    )
+    told = f"{jobs} jobs of {shards} shards: {wall:.0f} s, {spent:.0f} s of processor; {wall / ideal:.2f}x"
+    return Told(MOST * ideal / wall, told, peak_of_children())
 
 
 ROWS = [

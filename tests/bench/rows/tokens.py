@@ -116,26 +116,10 @@ def sentencepiece(folder):
 
 
 def byte_level(folder):
-    """The words and the pattern of Mistral's tekken, as a Hugging Face tokenizer."""
-    import mistral_common
-    from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import TikTokenConverter
+    """Mistral's tekken."""
+    from tokenizer_folders import tekken
 
-    from plait import files
-
-    data = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
-    found = json.loads(data.read_text())
-    size = found["config"]["default_vocab_size"] - found["config"]["default_num_special_tokens"]
-    folder.mkdir()
-    ranks = folder / "words.tiktoken"
-    ranks.write_text("".join(f"{one['token_bytes']} {one['rank']}\n" for one in found["vocab"][:size]))
-    inner = TikTokenConverter(str(ranks), pattern=found["config"]["pattern"]).converted()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
-    tokenizer.save_pretrained(folder)
-    ranks.unlink()
-    ids = {"bos_id": tokenizer.bos_token_id, "eos_id": tokenizer.eos_token_id}
-    facts = {"vocab_size": len(tokenizer), **ids, "vision": {}, "chatml": {}}
-    files.write_manifest(folder, kind="tokenizer", settings={}, facts=facts)
+    tekken(folder)
 
 
 TOKENIZERS = {"spm": sentencepiece, "bpe": byte_level}
@@ -164,9 +148,10 @@ def alone(prepare, source, target, number, barrier, told):
     work = prepare(source, target, number)
     barrier.wait()
     before = time.process_time()
-    tokens = work()
+    found = work()
     told.put((time.process_time() - before, peak()))
-    (target / f"{number}.txt").write_text(str(tokens))
+    if found is not None:
+        np.asarray(found, np.int32).tofile(target / f"{number}.bin")
 
 
 def ours(source, target, number):
@@ -184,7 +169,11 @@ def ours(source, target, number):
     form, tokenizer = FORM | {"tokenizer": "t"}, source / "tokenizer"
     folder = target / str(number)
     folder.mkdir()
-    return lambda: build.build(folder, tokenizer, [source / f"{number}.jsonl.gz"], form, LIMIT)["tokens"]
+
+    def work():
+        build.build(folder, tokenizer, [source / f"{number}.jsonl.gz"], form, LIMIT)
+
+    return work
 
 
 def first_half(source, target):
@@ -202,13 +191,15 @@ def text_of(line):
 
 
 def raw(source, target, number):
-    """Nothing but gigatoken, on texts in memory."""
+    """Nothing but gigatoken, on texts in memory; as with ours, what a text has of special tokens is text."""
     import awkward  # noqa: F401
     import gigatoken
 
     given = list(records(source, number))
-    tokenizer = gigatoken.Tokenizer(source / "tokenizer" / "tokenizer.json")
-    return lambda: len(tokenizer.encode_batch(given, parallel=False).layout.content)
+    described = json.loads((source / "tokenizer" / "tokenizer.json").read_text())
+    described["added_tokens"] = [one for one in described["added_tokens"] if not one["special"]]
+    tokenizer = gigatoken.Tokenizer.from_json(json.dumps(described))
+    return lambda: tokenizer.encode_batch(given, parallel=False).layout.content.data
 
 
 def pool(source, target):
@@ -216,7 +207,8 @@ def pool(source, target):
     from transformers import AutoTokenizer
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    before, read = processor(), partial(AutoTokenizer.from_pretrained, source / "tokenizer")
+    keys = {"split_special_tokens": True}
+    before, read = processor(), partial(AutoTokenizer.from_pretrained, source / "tokenizer", **keys)
     with multiprocessing.get_context("fork").Pool(PROCESSES, worker, (read,)) as workers:
         for number in range(PROCESSES):
             written(workers, source / f"{number}.jsonl.gz", target / str(number))
@@ -235,35 +227,46 @@ def encoded(line):
 
 
 def written(workers, source, target):
-    count = 0
     with gzip.open(source, "rt", encoding="utf-8") as lines, target.with_suffix(".bin").open("wb") as out:
         for ids in workers.imap(encoded, lines, CHUNK):
             out.write(np.array(ids, np.int32).tobytes())
-            count += len(ids)
-    target.with_suffix(".txt").write_text(str(count))
 
 
 def way(prepare):
     return partial(together, prepare)
 
 
-def counts(source, mine, peer):
-    """Tokens: of ours, the separators before a pack's later documents are more than those of texts."""
-    first, second = (
-        sum(int((one / f"{number}.txt").read_text()) for number in range(PROCESSES)) for one in (mine, peer)
-    )
-    assert 0 <= first - second < first / 100, (first, second)
-    return f"{first / 1e6:.0f} M tokens"
+def same_ids(source, mine, peer):
+    """The tokens of all texts: of ours, without the separators before a pack's later documents."""
+    count = 0
+    for number in range(PROCESSES):
+        found, wanted = unpacked(mine / str(number)), np.fromfile(peer / f"{number}.bin", np.int32)
+        count += len(found)
+        assert len(found) == len(wanted), f"{len(found)} tokens, {len(wanted)} of the peer"
+        assert np.array_equal(found, wanted), f"{np.count_nonzero(found != wanted)} other ids"
+    return f"{count / 1e6:.0f} M tokens, alike"
+
+
+def unpacked(folder):
+    """The tokens of a packed shard in the order of its documents."""
+    from plait.tokens.analysis import document_bounds
+    from plait.tokens.indexed import TEXT, IndexedReader
+    from plait.tokens.lineage import COLUMNS, LINEAGE
+
+    tokens, lineage = IndexedReader(folder / TEXT).flat, IndexedReader(folder / LINEAGE).flat
+    lines, begins = (lineage[COLUMNS.index(name) :: len(COLUMNS)] for name in ("line", "start"))
+    bounds = np.transpose(document_bounds(folder, own_separators=True))
+    return np.concatenate([tokens[slice(*bounds[place])] for place in np.lexsort((begins, lines))])
 
 
 def row(name, kind, peer, target, rounds):
     make = partial(corpus, kind=kind)
-    return Row(name, target, make, way(ours), peer, counts, rounds=rounds, looked_at=first_half)
+    return Row(name, target, make, way(ours), peer, same_ids, rounds=rounds, looked_at=first_half)
 
 
 ROWS = [
     row("tokens-spm-raw", "spm", way(raw), 0.65, 3),
     row("tokens-bpe-raw", "bpe", way(raw), 0.2, 3),
-    row("tokens-spm-pool", "spm", pool, 5, 1),
-    row("tokens-bpe-pool", "bpe", pool, 10, 1),
+    row("tokens-spm-pool", "spm", pool, 5, 2),
+    row("tokens-bpe-pool", "bpe", pool, 10, 2),
 ]

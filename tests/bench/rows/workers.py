@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.bench.harness import Figure
+from tests.bench.harness import Figure, Told, peak, peak_of_children
 from tests.bench.rows.pictures import jpegs
 
 WORKERS = 2
@@ -29,6 +29,8 @@ WARM = [f"warm{number}" for number in range(WORKERS)]
 SHARDS = 2
 LEAST, MOST = 1500, 2500
 """Records of a dataset: so many for a seed."""
+LISTED = 20
+"""Times as many are in a LLaVA json, of which a raw source is made: it is parsed, its pictures are read."""
 FORM = {"tokenizer": "byte"}
 CHAT, PACKS = (
     "data/processed/{}/shard_{:05d}.jsonl.gz",
@@ -75,6 +77,26 @@ def project(folder, seed):
     (folder / "config.yaml").write_text(yaml.safe_dump(config()))
     tokenizer_folder(folder / TOKENIZER, vision=True, chatml=True, image=True)
     return f"{len(DATASETS)} datasets of {size:,} records"
+
+
+def lists(folder, seed):
+    """A project of LLaVA jsons of one size: a picture, a question and an answer in each record."""
+    draw, pictures = random.Random(seed), folder / "pictures"
+    pictures.mkdir()
+    jpegs(pictures, seed, side=336, count=50)
+    names = [one.name for one in pictures.iterdir()]
+    size = draw.randint(LEAST, MOST) * LISTED
+    for name in (*DATASETS, *WARM):
+        records = []
+        for number in range(8 if name in WARM else size):
+            words = " ".join(draw.choices(names, k=20))
+            turns = [{"from": "human", "value": f"<image>\n{number}?"}, {"from": "gpt", "value": words}]
+            records.append({"id": f"{number}", "image": draw.choice(names), "conversations": turns})
+        (folder / f"{name}.json").write_text(json.dumps(records))
+    source = {"kind": "llava-json", "images": "pictures"}
+    datasets = {name: {"source": {**source, "path": f"{name}.json"}} for name in (*DATASETS, *WARM)}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
+    return f"{len(DATASETS)} LLaVA jsons of {size:,} records"
 
 
 def config():
@@ -126,7 +148,7 @@ def works(folder, warm, jobs, taken, barrier, told):
         if number >= len(jobs):
             break
         run(jobs[number])
-    told.put((began, time.monotonic(), queued() - waited))
+    told.put((began, time.monotonic(), queued() - waited, max(peak(), peak_of_children())))
 
 
 def queued():
@@ -135,7 +157,7 @@ def queued():
 
 
 def seconds(folder, warm, jobs, workers):
-    """Of the worker that needed most, and how long workers waited for a core besides.
+    """Of the worker that needed most; how long workers waited for a core besides; MB of the largest.
 
     Args:
         folder: the project.
@@ -156,10 +178,11 @@ def seconds(folder, warm, jobs, workers):
         process.join()
         assert not process.exitcode
     found = [told.get() for _ in started]
-    return max(ended - began - waited for began, ended, waited in found), max(one[2] for one in found)
+    needed = max(ended - began - waited for began, ended, waited, _ in found)
+    return needed, max(one[2] for one in found), max(one[3] for one in found)
 
 
-def by_jobs(seed, *, stage):
+def by_jobs(seed, *, stage, project=project):
     """Two workers with a job each, as Snakemake starts them on two cores."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_ROOT")) as temporary:
         said = project(Path(temporary), seed)
@@ -190,14 +213,13 @@ def ratio(seed, said, timed):
     """The time of one worker to that of two; seeds begin with either in turn."""
     order = (1, WORKERS) if seed % 2 == 0 else (WORKERS, 1)
     found = {count: timed(count) for count in order}
-    (alone, _), (both, waited) = found[1], found[WORKERS]
-    return (
-        alone / both,
-        f"{said}: {alone:.1f} s alone, {both:.1f} s by two, and {waited:.1f} s without a core",
-    )
+    (alone, *_), (both, waited, _) = found[1], found[WORKERS]
+    told = f"{said}: {alone:.1f} s alone, {both:.1f} s by two, and {waited:.1f} s without a core"
+    return Told(alone / both, told, max(memory for *_, memory in found.values()))
 
 
 ROWS = [
+    Figure("workers-raw", 1.6, partial(by_jobs, stage="raw", project=lists)),
     *(
         Figure(f"workers-{stage}", 1.6, partial(by_jobs, stage=stage))
         for stage in ("chat", "index", "energon")
