@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bench.harness import Figure, Told
 from tests.bench.rows.training import inside, make, trains
 
-EVERY = 2
+EVERY, ITERATIONS = 2, 12
 LEAST = 1 / 0.3
 
 
@@ -83,7 +83,7 @@ def blocked(seed):
 
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_ROOT")) as temporary:
         folder = Path(temporary)
-        make(folder, seed, shape="60m", dtype="bf16")
+        make(folder, seed, shape="60m", dtype="bf16", iterations=ITERATIONS)
         watch = Watch(loop.Trainer, saves.Saves, folder)
         with inside(folder) as known:
             trains(known, non_persistent_save_interval=EVERY)
@@ -92,7 +92,7 @@ def blocked(seed):
     slowed = statistics.median(watch.steps[True]) / statistics.median(watch.steps[False][1:]) - 1
     return Told(
         peer / ours,
-        f"{ours * 1e3:.0f} ms of {peer * 1e3:.0f} ms for {size:.0f} MB, {len(watch.blocked) - 1} saves, "
+        f"{ours * 1e3:.0f} ms of {peer * 1e3:.0f} ms for {size:.0f} MB, in {len(watch.blocked) - 1} saves; "
         f"the first {watch.blocked[0]:.2f} s; steps beside the writer slowed by {slowed:.1%}; the writer has "
         f"{watch.memory:.0f} MB of its own",
     )
