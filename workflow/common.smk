@@ -245,6 +245,9 @@ around = in_snakemakes_frame(
     lambda wildcards: files.canonical(asking.around(made(layout.Iteration, wildcards)))
 )
 
+# How many processes tokenise the samples of a mixture; packed shards are counted by one, which reads no token.
+tokenising = lambda wildcards, input: 2 if input.tokenizer else 1
+
 # How many parts of a conversion its job joins; 0 where it was not split.
 joined = lambda wildcards, input: len(input.get("parts", ()))
 

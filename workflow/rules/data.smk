@@ -151,7 +151,7 @@ rule analyse:
         "data/logs/analyse/{mixture}.log",
     benchmark:
         "data/benchmarks/analyse/{mixture}.tsv"
-    threads: 2
+    threads: tokenising
     resources:
         **asks("analyse"),
     params:
