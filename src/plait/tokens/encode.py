@@ -10,11 +10,12 @@ import logging
 import mmap
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol
+from unicodedata import category
 
 import numpy as np
 import orjson
@@ -120,6 +121,7 @@ class Fast:
         self._content = orjson.dumps({**described, "added_tokens": added})
         self._stripping = [one["id"] for one in added if one["lstrip"] or one["rstrip"]]
         self._parting = [one["id"] for one in added if _puts_spaces(described["pre_tokenizer"])]
+        self._by_class = not described["model"].get("byte_fallback")
         self._make()
 
     @cached_property
@@ -142,7 +144,7 @@ class Fast:
     def apart(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
         self._forget()
-        return [self._ids(text) for text in texts]
+        return [self._slow.apart([text])[0] if self._unknown(text) else self._ids(text) for text in texts]
 
     def whole(self, documents: Sequence[Sequence[str]]) -> list[tuple[Ids, list[int]]]:
         """Of texts that are tokenised as one: its ids, the first token of each text, and their number."""
@@ -154,7 +156,10 @@ class Fast:
         return ids
 
     def _placed(self, texts: Sequence[str]) -> tuple[Ids, list[int]]:
-        ids = self._ids("".join(texts))
+        whole = "".join(texts)
+        if self._unknown(whole):
+            return self._slow.whole([texts])[0]
+        ids = self._ids(whole)
         bounds = [0, *accumulate(len(text.encode()) for text in texts)]
         ends = np.cumsum(self._sizes[ids])
         more = int(ends[-1]) - bounds[-1] if len(ids) else -bounds[-1]
@@ -164,10 +169,26 @@ class Fast:
         places = [bound + more if bound else 0 for bound in bounds[1:-1]]
         return ids, [0, *np.searchsorted(ends, places, side="right").tolist(), len(ids)]
 
+    def _unknown(self, text: str) -> bool:
+        """Whether texts are cut by classes of letters, and one is of none, or of a Unicode that not all know.
+
+        The other library's may be older: gigatoken 0.10 has version 17, tokenizers 0.23 has not.
+        """
+        if not self._by_class or text.isascii():
+            return False
+        letters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        return bool(_unassigned(int(letters.max() >> 16) + 1)[letters].any())
+
     def _unclear(self, ids: Ids, more: int) -> bool:
         """Whether spaces were taken away beside added tokens, or may have been put behind them."""
         told = self._stripping + (self._parting if more else [])
         return bool(told) and bool(np.isin(ids, told).any())
+
+
+@cache
+def _unassigned(planes: int) -> NDArray[np.bool_]:
+    """(65536 * planes,) whether a letter is of no class, by the Unicode of this Python."""
+    return np.array([category(chr(letter)) == "Cn" for letter in range(planes << 16)])
 
 
 def _trim() -> None:
