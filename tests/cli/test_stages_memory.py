@@ -20,9 +20,9 @@ PICTURES = 10
 """Of a record: its line has about 30 kB, so all lines of the larger source are more than MOST."""
 GROWN, MOST = 20, 300
 """MB that a stage may need more of the larger source, and in all."""
-SMALL = 20_000, 80_000
+SMALL = 40_000, 120_000
 """Records of a few words."""
-A_RECORD = {"index": 200, "analyse": 150, "energon": 100, "analyse energon": 200}
+A_RECORD = {"index": 200, "analyse": 150, "energon": 200, "analyse energon": 180}
 """Bytes that a stage may need more for each of them."""
 TOKENIZERS = {
     "base": {"kind": "package", "package": "mistral_common", "file": "data/tokenizer.model.v1"},

@@ -169,8 +169,10 @@ def ids(folder: Path | str, rows: Sequence[int]) -> Iterator[str]:
                 number = next(wanted, None)
 
 
-HELD = 1 << 14
+HELD = 1 << 16
 """Keys that are in memory; more than these go to a file."""
+MARKS = 1 << 22
+"""Places of marks: a key of whose place none was filed is not looked for in the file."""
 
 
 class Seen:
@@ -179,7 +181,7 @@ class Seen:
     def __init__(self) -> None:
         """Begin with nothing."""
         self._held: dict[bytes, object] = {}
-        self._filed = False
+        self._marks = bytearray(MARKS)
         self._known = sqlite3.connect("")
         self._known.execute("pragma journal_mode = off")
         self._known.execute("create table seen (key blob primary key, place text) without rowid")
@@ -195,7 +197,7 @@ class Seen:
     def before(self, key: bytes, place: object) -> str | None:
         """The place that a key was seen at first, in words; None if that is now."""
         first = self._held.get(key)
-        if first is None and self._filed:
+        if first is None and self._marks[hash(key) % MARKS]:
             found = self._known.execute("select place from seen where key = ?", (key,)).fetchone()
             first = found[0] if found else None
         if first is not None:
@@ -208,4 +210,6 @@ class Seen:
     def _file(self) -> None:
         rows = ((key, str(place)) for key, place in sorted(self._held.items(), key=itemgetter(0)))
         self._known.executemany("insert into seen values (?, ?)", rows)
-        self._held, self._filed = {}, True
+        for key in self._held:
+            self._marks[hash(key) % MARKS] = True
+        self._held = {}
