@@ -246,11 +246,15 @@ def pace() -> str:
 HEAD = f"{'row':34}{'ratio':>8}{'least':>8}{'':8}{'MB':>7}   where the time goes"
 
 
+FAULTS = (AssertionError, LookupError, OSError, RuntimeError, ValueError)
+"""What a row raises whose check fails, whose process ends by an error, or whose files are not there."""
+
+
 def printed(row: Row | Figure) -> bool:
     """Measure a row and print its line; whether it is as it has to be."""
     try:
         ratios, memory, where, said = measured(row)
-    except Exception as error:  # noqa: BLE001 - the rows after it are measured all the same
+    except FAULTS as error:  # the rows after it are measured all the same
         traceback.print_exc()
         print(f"{row.name:34}failed: {str(error) or repr(error)}".splitlines()[0], flush=True)  # noqa: T201
         return False
