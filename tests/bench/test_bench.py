@@ -10,9 +10,9 @@ from tests.bench.rows import ROWS
 
 QUICK = (
     "photos-640-to-336", "pictures-kept", "solo-patches-halves", "packs-4096", "packing-seconds-4096",
-    "count-tokens", "webdataset-energon", "workers-analyse", "plan-100", "step-tiny-fp32",
+    "tokens-bpe-raw", "count-tokens", "webdataset-energon", "workers-analyse", "plan-100", "step-tiny-fp32",
 )  # fmt: skip
-"""Of each group some: those of conversion and of raw text need gigabytes and minutes."""
+"""Of each group some: those of conversion need gigabytes and minutes."""
 
 
 @pytest.mark.long

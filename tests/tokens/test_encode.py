@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from functools import cache
 from itertools import pairwise
 
@@ -131,14 +132,77 @@ def test_a_million_mixed_strings_have_the_ids_of_transformers(folders, kind, spe
             assert np.array_equal(first, second), text
 
 
-@pytest.mark.parametrize("newest", ["\U000323b0[A", "a\u0c5c!?", "\ua7d2'd", "x \U0001e6c0\U0001e6c1 1"])
-def test_the_newest_letters_have_the_ids_of_the_slow_one(folders, newest):
+LETTERS = [chr(place) for place in range(sys.maxunicode + 1) if not 0xD800 <= place < 0xE000]
+AT_ONCE = 10_000
+NEWEST = ["\U000323b0", "\u0c5c", "\ua7d2", "\U0001e6c0"]
+NO_CASE = ["\u0295"]
+SYMBOLS = ["\U0001faef", "\u20c1", "\U00010ed0"]
+SOME = [*NEWEST, *NO_CASE, *SYMBOLS]
+ISOLATED = {"type": "Split", "behavior": "Isolated", "invert": False}
+DEEPSEEK = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^RN\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[RN]*|\s*[RN]+|\s+(?!\S)|\s+".replace("RN", "\r\n"),
+)
+"""What DeepSeek-V3 splits texts by: it names punctuation and symbols, which the others do not."""
+
+
+@pytest.fixture(scope="module")
+def splitting(folders, tmp_path_factory):
+    """Byte-level BPE with tekken's pattern, which names letters, marks and numbers; with DeepSeek's."""
+    told = encode.read(folders["tekken"])
+    *_, by_bytes = told["pre_tokenizer"]["pretokenizers"]
+    splits = [{**ISOLATED, "pattern": {"Regex": one}} for one in DEEPSEEK]
+    told["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*splits, by_bytes]}
+    folder = tmp_path_factory.mktemp("deepseek")
+    (folder / encode.FAST).write_text(json.dumps(told))
+    found = {"tekken": folders["tekken"], "deepseek": folder}
+    return {kind: (fast_one(one), encode.Slow(one, specials=False)) for kind, one in found.items()}
+
+
+def fast_one(folder):
+    found = encode.chosen(folder, [], specials=False)
+    assert isinstance(found, encode.Fast)
+    return found
+
+
+def beside(letters):
+    """Each letter where its class decides on where a text is cut."""
+    return [text for one in letters for text in (f"{one}[A", f"a{one}!?", f" {one}1B", f"A{one}Ab ")]
+
+
+def check_letters(both, letters):
+    fast, slow = both
+    texts = beside(letters)
+    for text, first, second in zip(texts, fast.apart(texts), slow.apart(texts), strict=True):
+        assert np.array_equal(first, second), text
+
+
+@pytest.mark.parametrize("kind", ["tekken", "deepseek"])
+def test_the_newest_letters_have_the_ids_of_the_slow_one(splitting, kind):
     """A pattern that asks for letters cuts them from what is beside them, or does not."""
-    fast = encode.chosen(folders["tekken"], [], specials=False)
-    assert isinstance(fast, encode.Fast)
-    slow = encode.Slow(folders["tekken"], specials=False)
-    assert np.array_equal(fast.apart([newest])[0], slow.apart([newest])[0])
-    assert same(fast.whole([["so ", newest, "."]])[0], slow.whole([["so ", newest, "."]])[0])
+    fast, slow = splitting[kind]
+    check_letters((fast, slow), SOME)
+    for one in beside(SOME):
+        assert same(fast.whole([["so ", one, "."]])[0], slow.whole([["so ", one, "."]])[0])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["tekken", "deepseek"])
+def test_every_letter_has_the_ids_of_the_slow_one(splitting, kind):
+    for start in range(0, len(LETTERS), AT_ONCE):
+        check_letters(splitting[kind], LETTERS[start : start + AT_ONCE])
+
+
+def test_only_letters_that_a_pattern_names_are_read_by_the_slow_one(splitting, monkeypatch):
+    read = []
+    monkeypatch.setattr(encode.Slow, "apart", lambda _, texts: read.extend(texts) or texts)
+    old = ["\U0001f600", "\u4e2d", "\uffff", "\u05ff"]
+    for kind, newer in {"tekken": [*NEWEST, *NO_CASE], "deepseek": [*NEWEST, *SYMBOLS]}.items():
+        read.clear()
+        splitting[kind][0].apart([*old, *SOME])
+        assert read == newer
 
 
 def described(tokenizer, folder):

@@ -9,13 +9,14 @@ import ctypes
 import logging
 import mmap
 import random
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol
-from unicodedata import category
 
 import numpy as np
 import orjson
@@ -47,6 +48,17 @@ SAMPLES = (
 MOST, MORE = 270_000_000, 32_000_000
 """Bytes that this process may have until gigatoken has to forget the words that it has seen, and by how many
 it must have grown since it last had."""
+NEWER = {
+    r"": "88f c5c cdc 1acf-1add 1ae0-1aeb a7ce-a7cf a7d2 a7d4 a7f1 10940-10959 10ec5-10ec7 10efa-10efb "
+    "11b60-11b67 11db0-11ddb 11de0-11de9 16ea0-16eb8 16ebb-16ed3 16ff2-16ff6 187f8-187ff 18d09-18d1e "
+    "18d80-18df2 1e6c0-1e6de 1e6e0-1e6f5 1e6fe-1e6ff 2b73a-2b73f 2cea2-2cead 323b0-33479",
+    r"\\p\{\^?L[lo]": "295",
+    r"\\p\{\^?[PS]": "20c1 2b96 fbc3-fbd2 fd90-fd91 fdc8-fdce 10ed0-10ed8 1ccfa-1ccfc 1ceba-1ced0 "
+    "1cee0-1cef0 1f6d8 1f777-1f77a 1f8d0-1f8d8 1fa54-1fa57 1fa8a 1fa8e 1fac8 1facd 1faea 1faef 1fbfa",
+}
+"""What Unicode 17, which gigatoken 0.10 has, puts into other classes than 16, which tokenizers 0.23 has: new
+letters, marks and numbers; a small letter that has no case now; new punctuation and symbols. Each by how it
+is found that a tokenizer's patterns tell them apart; those of byte-level BPE always do it for letters."""
 UNKNOWN = (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError)
 """What gigatoken raises for a tokenizer that it does not know."""
 Ids = NDArray[np.int32]
@@ -122,6 +134,7 @@ class Fast:
         self._stripping = [one["id"] for one in added if one["lstrip"] or one["rstrip"]]
         self._parting = [one["id"] for one in added if _puts_spaces(described["pre_tokenizer"])]
         self._by_class = not described["model"].get("byte_fallback")
+        self._newer = _newer(described["pre_tokenizer"])
         self._make()
 
     @cached_property
@@ -170,14 +183,11 @@ class Fast:
         return ids, [0, *np.searchsorted(ends, places, side="right").tolist(), len(ids)]
 
     def _unknown(self, text: str) -> bool:
-        """Whether texts are cut by classes of letters, and one is of none, or of a Unicode that not all know.
-
-        The other library's may be older: gigatoken 0.10 has version 17, tokenizers 0.23 has not.
-        """
+        """Whether texts are cut by classes of letters, and one of its is of two, one for each library."""
         if not self._by_class or text.isascii():
             return False
         letters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        return bool(_unassigned(int(letters.max() >> 16) + 1)[letters].any())
+        return bool(self._newer[letters].any())
 
     def _unclear(self, ids: Ids, more: int) -> bool:
         """Whether spaces were taken away beside added tokens, or may have been put behind them."""
@@ -185,10 +195,14 @@ class Fast:
         return bool(told) and bool(np.isin(ids, told).any())
 
 
-@cache
-def _unassigned(planes: int) -> NDArray[np.bool_]:
-    """(65536 * planes,) whether a letter is of no class, by the Unicode of this Python."""
-    return np.array([category(chr(letter)) == "Cn" for letter in range(planes << 16)])
+def _newer(pre_tokenizer: Mapping[str, Any] | None) -> NDArray[np.bool_]:
+    """(1114112,) whether a letter is one of NEWER that a tokenizer's patterns tell from others."""
+    found, patterns = np.zeros(sys.maxunicode + 1, bool), orjson.dumps(pre_tokenizer).decode()
+    for named, ranges in NEWER.items():
+        if re.search(named, patterns):
+            for first, last in (one.split("-") if "-" in one else (one, one) for one in ranges.split()):
+                found[int(first, 16) : int(last, 16) + 1] = True
+    return found
 
 
 def _trim() -> None:

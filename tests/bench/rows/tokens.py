@@ -60,8 +60,11 @@ SOURCES = (packages, manuals, lambda: [*packages(), *manuals()])
 
 
 def text_in(path):
+    """What is in a file, if it is UTF-8: packed pictures and the like are no texts."""
     content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode(errors="ignore")
+    with contextlib.suppress(UnicodeDecodeError):
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+    return ""
 
 
 def texts(seed, size):
@@ -250,13 +253,20 @@ def same_ids(source, mine, peer):
 def unpacked(folder):
     """The tokens of a packed shard in the order of its documents."""
     from plait.tokens.analysis import document_bounds
-    from plait.tokens.indexed import TEXT, IndexedReader
+    from plait.tokens.indexed import TEXT
     from plait.tokens.lineage import COLUMNS, LINEAGE
 
-    tokens, lineage = IndexedReader(folder / TEXT).flat, IndexedReader(folder / LINEAGE).flat
+    tokens, lineage = flat(folder / TEXT), flat(folder / LINEAGE)
     lines, begins = (lineage[COLUMNS.index(name) :: len(COLUMNS)] for name in ("line", "start"))
     bounds = np.transpose(document_bounds(folder, own_separators=True))
     return np.concatenate([tokens[slice(*bounds[place])] for place in np.lexsort((begins, lines))])
+
+
+def flat(prefix):
+    """All elements of an indexed file."""
+    from plait.tokens.indexed import IndexedReader
+
+    return np.concatenate([*IndexedReader(prefix).stretches()])
 
 
 def row(name, kind, peer, target, rounds):
