@@ -27,6 +27,8 @@ from plait.errors import LayoutError
 TENSORS = "tensors.json"
 """Beside the files of a model: each tensor of its Hugging Face view, with type, shape and digest."""
 MANIFEST = "plait.json"
+FAST = "tokenizer.json"
+"""A tokenizer as transformers' fast ones have it."""
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 SAMPLES = "samples"

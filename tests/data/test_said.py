@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -106,6 +107,19 @@ def test_prints_are_written_when_their_pictures_are_large(tmp_path, monkeypatch,
     found = prints.Printed(tmp_path)[:]
     assert (len(found), {*found["count"].tolist()}) == (count, {1})
     assert [*prints.ids(tmp_path, range(count))] == [str(number) for number in range(count)]
+
+
+@pytest.mark.parametrize("which", [slice(None), np.array([2, 0])])
+def test_prints_that_are_cut_while_they_are_read_are_named(tmp_path, which):
+    with prints.Prints(tmp_path) as out:
+        out.extend(np.zeros(3, prints.ROW), ["a", "b", "c"])
+    found = prints.Printed(tmp_path)
+    assert len(found[which]) > 1
+    os.truncate(tmp_path / "data-prints.bin", 3 * prints.ROW.itemsize - 1)
+
+    assert len(found[:2]) == 2
+    with pytest.raises(DataError, match=r"data-prints\.bin has fewer than the 3 rows that it had"):
+        found[which]
 
 
 def test_half_a_pair_of_surrogates_is_not_written():

@@ -1,3 +1,4 @@
+import os
 from itertools import chain
 
 import numpy as np
@@ -106,3 +107,15 @@ def test_damaged_files_are_named(tmp_path, damage, words):
 
     with pytest.raises(DataError, match=words):
         IndexedReader(prefix)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_named(tmp_path):
+    write(tmp_path / "data", np.uint16, [[np.arange(6)], [np.arange(6)]])
+    reader = IndexedReader(tmp_path / "data")
+    os.truncate(tmp_path / "data.bin", 22)
+
+    assert reader[0].tolist() == [*range(6)]
+    with pytest.raises(DataError, match=r"data\.bin ends within the 12 bytes from 12 on; it had 24"):
+        reader[1]
+    with pytest.raises(DataError, match=r"data\.bin ends within the 24 bytes from 0 on"):
+        list(reader.stretches())

@@ -12,7 +12,7 @@ from plait.convert.carried import CARD, copy_beside
 from plait.convert.forms import coverage
 from plait.convert.layouts import lay_out_hf, trained
 from plait.errors import CheckpointError
-from plait.layout import HF_CONFIG
+from plait.layout import FAST, HF_CONFIG
 from plait.models.leaves import write_leaves
 from plait.models.specs import LLAVA, SOLO, Spec
 from plait.models.weights import config_text
@@ -80,7 +80,7 @@ def _set_template(folder: Path, template: str) -> None:
         _write(folder / "tokenizer_config.json", config)
     if TURN_END not in template:
         return
-    end = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(TURN_END)
+    end = Tokenizer.from_file(str(folder / FAST)).token_to_id(TURN_END)
     generation = files.read_object(folder / "generation_config.json")
     known = generation.get("eos_token_id")
     ends = [*(known if isinstance(known, list) else [known]), end]

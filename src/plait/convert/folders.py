@@ -16,14 +16,13 @@ from plait.convert.moments import Optimizer
 from plait.convert.stream import Model, Placed
 from plait.convert.tables import Layers, entries
 from plait.errors import CheckpointError
-from plait.layout import CARRIED, HF_CONFIG, MANIFEST, TENSORS
+from plait.layout import CARRIED, FAST, HF_CONFIG, MANIFEST, TENSORS
 from plait.models.leaves import Leaf, read_leaves, root, write_leaves
 from plait.models.specs import Spec
 from plait.models.weights import FolderTensors
 from plait.parallel.grid import Grid
 
 GIGA = 1e9
-TOKENIZER = "tokenizer.json"
 
 log = logging.getLogger(__name__)
 
@@ -248,12 +247,12 @@ def digest_of_tokenizer(source: Path) -> str:
         CheckpointError: the folder has no tokenizer.
     """
     if (source / MANIFEST).is_file():
-        known = files.read_manifest(source)["facts"].get(TOKENIZER)
+        known = files.read_manifest(source)["facts"].get(FAST)
         if known:
             return str(known)
-    path = source / TOKENIZER
+    path = source / FAST
     if not path.is_file():
-        raise CheckpointError(f"{source} has no {TOKENIZER}", hint="`plait build` makes or links one")
+        raise CheckpointError(f"{source} has no {FAST}", hint="`plait build` makes or links one")
     return files.digest(path)
 
 

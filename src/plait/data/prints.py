@@ -147,15 +147,25 @@ class Printed:
     def __getitem__(self, which: slice | NDArray[np.int64]) -> NDArray[Any]:
         """Rows that stand together, or some by their numbers."""
         if isinstance(which, slice):
-            start, end, _ = which.indices(len(self))
-            return np.fromfile(self._path, ROW, end - start, offset=start * ROW.itemsize)
+            places = range(*which.indices(len(self)))
+            several = np.fromfile(self._path, ROW, len(places), offset=places.start * ROW.itemsize)
+            self._check(len(several) == len(places))
+            return several
         found, size = np.empty(len(which), ROW), ROW.itemsize
         room = found.view(np.uint8).data
         with self._path.open("rb") as file:
             number = file.fileno()
             for place, row in enumerate(which.tolist()):
-                os.preadv(number, [room[place * size : (place + 1) * size]], row * size)
+                one = room[place * size : (place + 1) * size]
+                self._check(os.preadv(number, [one], row * size) == size)
         return found
+
+    def _check(self, whole: bool) -> None:
+        if not whole:
+            raise DataError(
+                f"{self._path} has fewer than the {len(self)} rows that it had",
+                hint="somebody writes it while it is read",
+            )
 
 
 def ids(folder: Path | str, rows: Sequence[int]) -> Iterator[str]:

@@ -20,10 +20,14 @@ from plait.errors import DataError
 from plait.layout import said_of
 
 PERMUTATIONS = 64
+"""Numbers of a text. The share of them that two texts have alike is the share of their pieces, give or take
+0.5 / sqrt(64) = 6 %: Broder's MinHash (On the resemblance and containment of documents, 1997)."""
 SEED = 1
+"""Of the permutations. Prints of other seeds cannot be compared: with another, VERSIONS of chat grows."""
 PIECE = 5
+"""Characters of a piece: about a word, in scripts without spaces too."""
 TEXT = 4_000
-"""Characters of a text that similar ones are found by."""
+"""Characters of a text that similar ones are found by, its first: what it costs stays within bounds."""
 ROW = np.dtype([("line", "<u4"), ("digest", "V32"), ("text", "<u8"), ("pieces", "<u4", (PERMUTATIONS,))])
 """A line: its checksum (CRC-32), the digest of its sample, and of its text; 0 where there is none."""
 DIGEST = slice(ROW.fields["digest"][1], ROW.fields["digest"][1] + ROW["digest"].itemsize)  # type: ignore[index]

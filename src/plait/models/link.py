@@ -11,7 +11,7 @@ from plait.config.model import FolderModel
 from plait.config.paths import local
 from plait.errors import CheckpointError
 from plait.fetch.lfs import refuse_pointers
-from plait.layout import MANIFEST, TENSORS
+from plait.layout import FAST, MANIFEST, TENSORS
 from plait.models.common import open_base
 from plait.models.specs import ARCHITECTURES, LLAVA, Spec
 from plait.models.tower import PREPROCESSOR, is_tower, open_tower, preprocessor_of
@@ -123,17 +123,17 @@ def _complete_tokenizer(source: Path, folder: Path) -> list[str]:
     It stays a link where the two are equal; older files are read, and so written, in another form.
     The names of the files written.
     """
-    if not any((source / name).is_file() for name in (tokenizer.FAST, tokenizer.SENTENCEPIECE)):
+    if not any((source / name).is_file() for name in (FAST, tokenizer.SENTENCEPIECE)):
         raise CheckpointError(
-            f"{source} has neither {tokenizer.FAST} nor {tokenizer.SENTENCEPIECE}",
+            f"{source} has neither {FAST} nor {tokenizer.SENTENCEPIECE}",
             hint="download the model's tokenizer files too: its export needs them",
         )
-    if (source / MANIFEST).is_file() and (source / tokenizer.FAST).is_file():
+    if (source / MANIFEST).is_file() and (source / FAST).is_file():
         return []  # plait made it, so it has that form
     written = []
     with tempfile.TemporaryDirectory() as made:
         tokenizer.save(tokenizer.read(source), Path(made))
-        for name, replaced in ((tokenizer.FAST, True), (tokenizer.CONFIG, False)):
+        for name, replaced in ((FAST, True), (tokenizer.CONFIG, False)):
             new, old = Path(made) / name, folder / name
             if not new.is_file():
                 raise CheckpointError(

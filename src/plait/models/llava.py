@@ -17,6 +17,7 @@ from torch import Tensor
 from plait import files
 from plait.config.model import LlavaModel
 from plait.errors import CheckpointError, ConfigError
+from plait.layout import FAST
 from plait.models.common import (
     EMBEDDINGS,
     check_carried,
@@ -38,7 +39,7 @@ from plait.models.weights import (
     write_safetensors,
 )
 from plait.tokens.pictures import OWN, special
-from plait.tokens.tokenizer import CONFIG, FAST, check_fast
+from plait.tokens.tokenizer import CONFIG, check_fast
 
 STD = 0.02
 WIDE = "modeling_llava_wide.py"

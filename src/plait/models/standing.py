@@ -7,9 +7,8 @@ from plait import files
 from plait.config.model import FolderModel
 from plait.errors import CheckpointError
 from plait.foreign import Found
-from plait.layout import TENSORS, HfModel
+from plait.layout import FAST, TENSORS, HfModel
 from plait.models.link import link
-from plait.tokens.tokenizer import FAST
 
 
 def model(target: HfModel, kind: str) -> Found:

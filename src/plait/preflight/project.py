@@ -116,8 +116,8 @@ def _model(root: Path, small: Small, grid: Grid, start: layout.Sharded, facts: F
     if spec.vision is not None:
         prepared = preprocessor_for(spec.vision.kind, spec.vision.image_size)
         (hf / PREPROCESSOR).write_text(config_text(prepared), encoding="utf-8")
-    fast = root / str(layout.Tokenizer(tokenizer=NAME)) / tokenizer.FAST
-    (hf / tokenizer.FAST).write_bytes(fast.read_bytes())
+    fast = root / str(layout.Tokenizer(tokenizer=NAME)) / layout.FAST
+    (hf / layout.FAST).write_bytes(fast.read_bytes())
     weights = drawn(spec.shapes, std=STD, seed=SEED)
     write_safetensors(hf, cast(weights, DTYPES[small.settings["params_dtype"]]))
     whole = root / str(layout.Megatron(model=NAME))

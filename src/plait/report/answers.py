@@ -13,11 +13,11 @@ from plait import files
 from plait.config.paths import local
 from plait.data import images
 from plait.errors import CheckpointError, ConfigError, DataError, RecordError
-from plait.layout import MANIFEST
+from plait.layout import FAST, MANIFEST
 from plait.models.specs import SOLO, Spec
 from plait.models.tower import PREPROCESSOR, PROCESSOR, preprocessor_of
 from plait.models.weights import BUFFERS, FolderTensors, check_shapes
-from plait.tokens.tokenizer import CONFIG, FAST, SENTENCEPIECE, UNREADABLE, check_fast
+from plait.tokens.tokenizer import CONFIG, SENTENCEPIECE, UNREADABLE, check_fast
 from plait.tokens.vocabulary import GROUPS, IMAGE, PICTURE
 from plait.verify.reference import carries_our_code
 

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from plait import files
-from plait.layout import MANIFEST
+from plait.layout import FAST, MANIFEST
 
-FAST = "tokenizer.json"
 SPACE = "▁"
 """What SentencePiece writes for a space."""
 PLANES = (0x20, 0x7F, 0x250, 0x3000, 0xD7FF, 0x2FFFF)

@@ -157,6 +157,7 @@ class IndexedReader:
         self.sizes: NDArray[np.int32] = np.frombuffer(index, "<i4", items, 34)
         self.starts: NDArray[np.int64] = np.frombuffer(index, "<i8", items, 34 + 4 * items)
         self.bounds: NDArray[np.int64] = np.frombuffer(index, "<i8", bounds, 34 + 12 * items)
+        self._prefix = prefix
         self._data = _opened(_with(prefix, ".bin"))
         weakref.finalize(self, os.close, self._data)
         self._end = os.fstat(self._data).st_size
@@ -178,7 +179,14 @@ class IndexedReader:
 
     def _read(self, start: int, size: int) -> NDArray[Any]:
         """Elements from a byte on: so many, or as many as there are."""
-        return np.frombuffer(os.pread(self._data, size * self.dtype.itemsize, start), self.dtype)
+        wanted = min(size * self.dtype.itemsize, self._end - start)
+        found = os.pread(self._data, wanted, start)
+        if len(found) < wanted:
+            raise DataError(
+                f"{self._prefix}.bin ends within the {wanted} bytes from {start} on; it had {self._end}",
+                hint="somebody writes it while it is read",
+            )
+        return np.frombuffer(found, self.dtype)
 
     @property
     def documents(self) -> int:

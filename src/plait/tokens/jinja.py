@@ -24,6 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from plait.data.chat import Sample
 from plait.errors import DataError, RecordError
 from plait.files import read_json
+from plait.layout import FAST
 from plait.tokens.roles import ASSISTANT, CODES, USER
 from plait.tokens.templates import Marks, Piece, Template, words
 
@@ -42,7 +43,7 @@ def own_template(folder: Path) -> Template:
     if not path.is_file():
         raise DataError(f"{folder} has no {FILE}", hint="name a template of plait in config: formats")
     source = path.read_text(encoding="utf-8")
-    added = read_json(folder / "tokenizer.json")["added_tokens"]
+    added = read_json(folder / FAST)["added_tokens"]
     tokens = {k: v for k, v in read_json(folder / "tokenizer_config.json").items() if k.endswith("_token")}
     names = {key: value["content"] if isinstance(value, dict) else value for key, value in tokens.items()}
     opens = names.get("bos_token") if names.get("bos_token") != names.get("eos_token") else None

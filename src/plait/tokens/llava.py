@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from plait.data import chat, images
 from plait.errors import DataError, RecordError
 from plait.files import read_manifest
+from plait.layout import FAST
 from plait.tokens import instructions
 from plait.tokens.encode import starts
 from plait.tokens.pictures import special
@@ -86,7 +87,7 @@ class LlavaRenderer:
         self.tokens: int = form["picture_tokens"]
         self.template = TEMPLATES[form["template"]]
         self.image_id, self._picture = special(folder, facts, "image_token_id", image_token_id)
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = Tokenizer.from_file(str(folder / FAST))
         self._marks = Marks(bos=self._name(facts["bos_id"]), eos=self._name(facts["eos_id"]))
 
     def _name(self, token: int | None) -> str:

@@ -15,6 +15,7 @@ import orjson
 from plait import files
 from plait.data.chat import Message, Sample, Text
 from plait.errors import DataError, RecordError
+from plait.layout import FAST
 from plait.tokens import encode
 from plait.tokens.jinja import own_template
 from plait.tokens.templates import TEMPLATES, Marks, Template
@@ -43,7 +44,7 @@ def made_by(folder: Path, template: str, vocabulary: str = "") -> dict[str, str]
     """
     written = TEMPLATES[template] if template in TEMPLATES else own_template(folder)
     return {
-        "tokenizer": files.digest(folder / encode.FAST),
+        "tokenizer": files.digest(folder / FAST),
         "vocabulary": vocabulary or digest(encode.ids_by_name(encode.read(folder))),
         "template": digest([_written(written, roles) for roles in TALKS]),
     }

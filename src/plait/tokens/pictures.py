@@ -11,9 +11,9 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from plait.errors import ConfigError
+from plait.layout import FAST
 from plait.tokens.vocabulary import IMAGE, PADDING
 
-FAST = "tokenizer.json"
 Key = Literal["image_token_id", "pad_token_id"]
 OWN: dict[Key, str] = {"image_token_id": IMAGE, "pad_token_id": PADDING}
 """The tokens that are made for it."""

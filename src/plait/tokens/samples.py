@@ -247,6 +247,13 @@ def measure(
         raise DataError(
             f"no sample of {folder} is left to train on", hint="a lower reject_limit of the format says why"
         )
+    return _of_dataset(dataset, whole, rejects.count, length)
+
+
+def _of_dataset(
+    dataset: layout.Energon, whole: NDArray[np.int32], refused: int, length: int
+) -> analysis.Counted:
+    """A dataset by the Counts (n, 5) of its samples."""
     tokens, pictures, trained, images, original = whole.T
     found = {
         "document_tokens": original,
@@ -258,7 +265,7 @@ def measure(
     }
     counts = {
         "samples": len(whole),
-        "rejected": rejects.count,
+        "rejected": refused,
         "clipped": int((original > tokens).sum()),
         "unanswered": int((trained == 0).sum()),
     }

@@ -19,6 +19,7 @@ from plait.data import images
 from plait.data.lines import read_lines
 from plait.data.webdataset import SAMPLES
 from plait.errors import DataError
+from plait.layout import FAST
 from plait.tokens.analysis import Counted, document_bounds
 from plait.tokens.indexed import ROLE, IndexedReader, Pack, PackedShard
 from plait.tokens.lineage import Lineage
@@ -272,7 +273,7 @@ class Words:
         """Read a tokenizer's folder."""
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = Tokenizer.from_file(str(folder / FAST))
         self.special = {
             number: token.content for number, token in self._tokenizer.get_added_tokens_decoder().items()
         }

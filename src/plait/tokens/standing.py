@@ -9,9 +9,8 @@ from plait import files
 from plait.errors import DataError
 from plait.fetch.lfs import refuse_pointers
 from plait.foreign import Found
-from plait.layout import Indexed
+from plait.layout import FAST, Indexed
 from plait.tokens.indexed import ROLE, TEXT, IndexedReader
-from plait.tokens.tokenizer import FAST
 
 STATS = "data_stats.json"
 

@@ -18,13 +18,12 @@ from plait import files
 from plait.config.paths import local
 from plait.errors import ConfigError, DataError
 from plait.fetch.lfs import refuse_pointers
-from plait.layout import HfModel, Tokenizer
+from plait.layout import FAST, HfModel, Tokenizer
 from plait.tokens import pictures
 from plait.tokens.templates import chat_template
 from plait.tokens.vocabulary import GROUPS, PADDING
 
 SENTENCEPIECE = "tokenizer.model"
-FAST = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 OF_THIS_MACHINE = ("name_or_path", "is_local", "local_files_only", "_commit_hash")
 UNREADABLE = (KeyError, TypeError, ValueError, OSError)

@@ -293,7 +293,7 @@ class Job:
 def _check_energon(mixture: dict[str, Any], start: str, model: Spec, tokenizer: str) -> None:
     """Refuse data that the model was not made for."""
     where = f"the mixture's tokenizer {mixture['tokenizer']}"
-    found = files.digest(Path(mixture["tokenizer"]) / "tokenizer.json")
+    found = files.digest(Path(mixture["tokenizer"]) / layout.FAST)
     if found != tokenizer:
         raise DataError(
             f"{where} is {found[:12]}, {start} has {tokenizer[:12]}",

@@ -18,6 +18,7 @@ from plait.train.kept import Kept
 
 if TYPE_CHECKING:
     from plait.train.saves import Saves
+    from plait.train.writer import Origin
 
 SAME_RANKS = (*AXES, "expert_model_parallel_size", "version")
 """Keys of a checkpoint that decide which rank each state of a generator belongs to."""
@@ -57,7 +58,6 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     from plait.train.figures import flops_per_token
     from plait.train.loop import Trainer
     from plait.train.state import TrainState
-    from plait.train.writer import Origin
 
     spec, dtype = Spec.of(job.start, layout.HF_CONFIG), DTYPES[job.settings["params_dtype"]]
     if job.settings["tp_comm_overlap"]:
@@ -82,17 +82,7 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
     if before is not None:
         state.load(before, generators=same_ranks, optimizer=job.takes_optimizer(before))
         feed.resume(before)
-    origin = Origin(
-        start=Path(job.start),
-        spec=spec,
-        grid=job.grid,
-        settings=job.settings,
-        inputs={},
-        tokenizer=files.read_manifest(job.start)["facts"]["tokenizer"],
-        facts=files.stamp(job.start),
-    )
-
-    saves = _saves(job, kept, allowed)
+    origin, saves = _origin(job, spec), _saves(job, kept, allowed)
 
     def keep(goes_on: bool) -> None:
         saves.settle()
@@ -123,6 +113,21 @@ def _train(job: Job, allowed: Callable[[], None]) -> None:
         allowed()
         kept.publish()
     dist.barrier()
+
+
+def _origin(job: Job, spec: Spec) -> "Origin":
+    """What checkpoints of the job say of where they are from."""
+    from plait.train.writer import Origin
+
+    return Origin(
+        start=Path(job.start),
+        spec=spec,
+        grid=job.grid,
+        settings=job.settings,
+        inputs={},
+        tokenizer=files.read_manifest(job.start)["facts"]["tokenizer"],
+        facts=files.stamp(job.start),
+    )
 
 
 def _saves(job: Job, kept: Kept, allowed: Callable[[], None]) -> "Saves":
