@@ -86,27 +86,56 @@ def test_no_byte_of_a_head_can_be_another_so_that_a_whole_file_does_not_decode(k
             if whole(changed):
                 believed += 1
                 assert decodes(changed), (place, value)
-                if jpeg.head(changed).plain:
-                    assert images.upright(changed).size == jpeg.head(changed).size
+                if (head := jpeg.head(changed)).plain:
+                    assert images.upright(changed).size == head.size
+                    with Image.open(io.BytesIO(changed)) as opened:
+                        assert (opened.format, opened.mode) == ("JPEG", head.mode)
     assert believed > 100
 
 
-@given(st.sampled_from(sorted(KINDS)), st.data())
+@st.composite
+def damaged(draw):
+    """A file with some other bytes, of which a few may be gone."""
+    encoded = bytearray(KINDS[draw(st.sampled_from(sorted(KINDS)))])
+    for _ in range(draw(st.integers(1, 4))):
+        encoded[draw(st.integers(0, len(encoded) - 1))] = draw(st.integers(0, 255))
+    start = draw(st.integers(0, len(encoded)))
+    del encoded[start : start + draw(st.sampled_from([0, 0, 1, 2, 50]))]
+    return bytes(encoded)
+
+
+@given(damaged())
 @settings(max_examples=300)
-def test_damage_is_seen_or_does_no_harm(kind, data):
-    encoded = bytearray(KINDS[kind])
-    for _ in range(data.draw(st.integers(1, 4))):
-        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
-    start = data.draw(st.integers(0, len(encoded)))
-    del encoded[start : start + data.draw(st.sampled_from([0, 0, 1, 2, 50]))]
-    assert not whole(bytes(encoded)) or decodes(bytes(encoded))
+def test_damage_is_seen_or_does_no_harm(encoded):
+    assert not whole(encoded) or decodes(encoded)
+
+
+@given(damaged() | st.sampled_from([*KINDS.values(), *OTHERS.values()]))
+@settings(max_examples=300)
+def test_pictures_are_the_same_whether_pillow_has_read_their_heads_or_not(encoded):
+    def found(head):
+        try:
+            opened = images.Opened.of(encoded, head)
+            return opened.size, opened.jpeg_mode, images._pixels(opened).tobytes(), opened.orientation
+        except RecordError as error:
+            return error.reason
+
+    assert found(jpeg.head(encoded)) == found(None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pillow_reads_only_heads_with_more_in_them(kind):
+    with patch.object(images, "_opened", wraps=images._opened) as opened:
+        images.patches(KINDS[kind])
+        images.resized(KINDS[kind], {"rule": "longest_side", "patch_size": 32, "max_side": 10})
+    assert opened.call_count == (2 if kind == "tags" else 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pixels_are_those_that_pillow_decodes(kind):
     """The exported processor decodes by Pillow."""
     encoded = KINDS[kind]
-    found = images._pixels(images.open_picture(encoded), encoded)
+    found = images._pixels(images.Opened.of(encoded, jpeg.head(encoded)))
     assert np.array_equal(found[:, :, :3].squeeze(), np.asarray(Image.open(io.BytesIO(encoded))))
 
 

@@ -17,6 +17,8 @@ import io
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import pybase64
@@ -121,6 +123,64 @@ def _opened(encoded: bytes) -> "Image.Image":
     return image
 
 
+@dataclass
+class Opened:
+    """A picture of which the head was read, by Pillow where its segments do not tell all: that takes longer.
+
+    Attributes:
+        encoded: its file.
+        head: of a plain JPEG.
+    """
+
+    encoded: bytes
+    head: jpeg.Head | None
+
+    @classmethod
+    def of(cls, encoded: bytes, head: jpeg.Head | None) -> "Opened":
+        """Check a picture by its head, if there is one, or by Pillow.
+
+        Raises:
+            RecordError: it is of no known format, or too large.
+        """
+        plain = head if head and head.plain else None
+        found = cls(encoded, plain)
+        _check_pixels(*(plain.size if plain else found.image.size))
+        return found
+
+    @cached_property
+    def image(self) -> "Image.Image":
+        """The picture as Pillow opens it."""
+        return _opened(self.encoded)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.head.size if self.head else self.image.size
+
+    @property
+    def jpeg_mode(self) -> str | None:
+        """Pillow's name of a JPEG's colours; None if it is no JPEG."""
+        if self.head:
+            return self.head.mode
+        return self.image.mode if self.image.format in JPEGS else None
+
+    @property
+    def orientation(self) -> int | None:
+        """How it is turned, if a tag of it says so.
+
+        Raises:
+            RecordError: its tags are damaged.
+        """
+        if self.head:
+            return None
+        try:
+            told = self.image.getexif().get(ORIENTATION)
+        except DAMAGE as error:
+            sentence = f"the tags of a picture cannot be read: {error}"
+            raise RecordError(sentence, reason="undecodable_picture") from error
+        return next((one for one in ORIENTATIONS if one == told), None)  # readers pass over what says nothing
+
+
 @contextlib.contextmanager
 def _damage_told(encoded: bytes) -> Iterator[None]:
     """What Pillow raises, as errors of a record."""
@@ -141,12 +201,11 @@ def _damage_told(encoded: bytes) -> Iterator[None]:
         raise RecordError(sentence, reason="undecodable_picture") from error
 
 
-def _pixels(image: "Image.Image", encoded: bytes, scale: int = EIGHTHS) -> "Pixels":
-    """The pixels of an opened picture, (Y, X, C): C is 1 where it is grey, 3, or 4, the last without meaning.
+def _pixels(opened: Opened, scale: int = EIGHTHS) -> "Pixels":
+    """The pixels of a picture, (Y, X, C): C is 1 where it is grey, 3, or 4, the last without meaning.
 
     Args:
-        image: the opened picture.
-        encoded: its file.
+        opened: the picture.
         scale: eighths of its size that a JPEG is decoded at, for a fraction of the work; rounded up.
 
     Raises:
@@ -155,13 +214,14 @@ def _pixels(image: "Image.Image", encoded: bytes, scale: int = EIGHTHS) -> "Pixe
     import numpy as np
     import simplejpeg
 
-    colours = COLOURS.get(image.mode) if image.format in JPEGS else None
+    colours = COLOURS.get(opened.jpeg_mode or "")
     if colours:
-        sides = {name: -(-side * scale // EIGHTHS) for name, side in zip(SIDES, image.size, strict=True)}
+        sides = {name: -(-side * scale // EIGHTHS) for name, side in zip(SIDES, opened.size, strict=True)}
         # what this decoder does not take, or complains of, is for the other one to judge
         with contextlib.suppress(ValueError):
-            return cast("Pixels", simplejpeg.decode_jpeg(encoded, colours, **sides))
-    with _damage_told(encoded):
+            return cast("Pixels", simplejpeg.decode_jpeg(opened.encoded, colours, **sides))
+    image = opened.image
+    with _damage_told(opened.encoded):
         image.load()
     flat = image if image.mode == "L" else _rgb(image)
     return np.array(flat, np.uint8).reshape(image.height, image.width, -1)
@@ -273,17 +333,17 @@ def resized(encoded: bytes, pictures: Mapping[str, Any]) -> bytes:
     if head and head.size == RULES[rule](*head.size, pictures) and head.is_whole(encoded):
         _check_pixels(*head.size)
         return encoded
-    image = _opened(encoded)
-    size = RULES[rule](*image.size, pictures)
-    if size == image.size:
+    opened = Opened.of(encoded, head)
+    width, height = opened.size
+    size = RULES[rule](width, height, pictures)
+    if size == opened.size:
         open_picture(encoded)
         return encoded
-    scale = next((one for one in SCALES if _serves(image.size, one, size)), EIGHTHS)
-    pixels = _pixels(image, encoded, scale)
+    scale = next((one for one in SCALES if _serves(opened.size, one, size)), EIGHTHS)
+    pixels = _pixels(opened, scale)
     # the last pixels of a smaller one may stand beyond its edge; one that Pillow has decoded is no smaller
-    smaller = pixels.shape[1] < image.width
-    extent = (image.width * scale / EIGHTHS, image.height * scale / EIGHTHS) if smaller else None
-    return _encode(_resize(pixels, size, KERNELS[rule], extent), image)
+    extent = (width * scale / EIGHTHS, height * scale / EIGHTHS) if pixels.shape[1] < width else None
+    return _encode(_resize(pixels, size, KERNELS[rule], extent), opened)
 
 
 def _serves(full: tuple[int, int], scale: int, size: tuple[int, int]) -> bool:
@@ -320,7 +380,7 @@ def _resize(
     return found
 
 
-def _encode(pixels: "Pixels", source: "Image.Image") -> bytes:
+def _encode(pixels: "Pixels", source: Opened) -> bytes:
     """A picture file with the orientation tag of its source: who reads it turns it as before.
 
     Raises:
@@ -329,22 +389,15 @@ def _encode(pixels: "Pixels", source: "Image.Image") -> bytes:
     import simplejpeg
     from PIL import Image
 
-    exif = Image.Exif()
-    try:
-        told = source.getexif().get(ORIENTATION)
-    except DAMAGE as error:
-        raise RecordError(
-            f"the tags of a picture cannot be read: {error}", reason="undecodable_picture"
-        ) from error
-    turned = next((one for one in ORIENTATIONS if one == told), None)  # readers pass over what says nothing
+    turned, tags = source.orientation, Image.Exif()
     if turned is not None:
-        exif[ORIENTATION] = turned
-    if source.format in JPEGS:
+        tags[ORIENTATION] = turned
+    if source.jpeg_mode:
         found: bytes = simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, *ENCODED[pixels.shape[2]])
-        return found if turned is None else jpeg.with_exif(found, exif.tobytes())
+        return found if turned is None else jpeg.with_exif(found, tags.tobytes())
     out = io.BytesIO()
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    image.save(out, "PNG", **({"exif": exif} if turned is not None else {}))
+    image.save(out, "PNG", **({"exif": tags} if turned is not None else {}))
     return out.getvalue()
 
 
@@ -371,10 +424,10 @@ def patches(
     """
     import torch
 
-    image = _opened(encoded)
-    rows, columns = patch_grid(*image.size, patch_size=patch_size, max_resolution=max_resolution)
+    opened = Opened.of(encoded, jpeg.head(encoded))
+    rows, columns = patch_grid(*opened.size, patch_size=patch_size, max_resolution=max_resolution)
     size = (columns * patch_size, rows * patch_size)
-    pixels_YXC = torch.from_numpy(_resize(_pixels(image, encoded), size, KERNELS["patches"]))
+    pixels_YXC = torch.from_numpy(_resize(_pixels(opened), size, KERNELS["patches"]))
     mean, std = (torch.tensor(one)[:, None, None] for one in (MEAN, STD))
     cut = pixels_YXC[:, :, :3].permute(2, 0, 1).contiguous().view(-1, rows, patch_size, columns, patch_size)
     values_NCYX = torch.empty((rows, columns, 3, patch_size, patch_size))

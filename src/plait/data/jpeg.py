@@ -14,6 +14,8 @@ START, END = b"\xff\xd8", b"\xff\xd9"
 TABLES_OF_CODES, QUANTISERS, RESTARTS, RESTART, SCAN = 0xC4, 0xDB, 0xDD, 0xD0, 0xDA
 FRAMES = (0xC0, 0xC1)
 """Baseline and extended sequential, with Huffman codes."""
+MODES = {1: "L", 3: "RGB"}
+"""By the number of components."""
 SKIPPED = (*range(0xE0, 0xF0), 0xFE)
 """What programs add, and comments."""
 JFIF, JFIF_SIZE = 0xE0, 14
@@ -29,6 +31,8 @@ class Head:
 
     size: tuple[int, int]
     """Width and height."""
+    mode: str
+    """Pillow's name of its colours: L or RGB."""
     coefficients: int
     """Where they begin."""
     plain: bool
@@ -65,7 +69,7 @@ def _head(encoded: bytes) -> Head | None:
         if marker == SCAN:
             size = _number(frame, 3), _number(frame, 1)
             fits = min(size) and _fits(frame[:1] + frame[5:], body, tables)
-            return Head(size, end, plain) if fits else None
+            return Head(size, MODES[frame[5]], end, plain) if fits else None
         if marker in (TABLES_OF_CODES, QUANTISERS):
             found = (_codes if marker == TABLES_OF_CODES else _quantisers)(body)
             if not found:
@@ -124,7 +128,7 @@ def _fits(frame: bytes, scan: bytes, tables: frozenset[tuple[int, int]]) -> bool
     """
     parts = [frame[at : at + 3] for at in range(2, len(frame), 3)]
     coded = [scan[at : at + 2] for at in range(1, len(scan) - 3, 2)]
-    if len(frame) != 2 + 3 * frame[1] or len(scan) != 4 + 2 * scan[0] or len(parts) not in (1, 3):
+    if len(frame) != 2 + 3 * frame[1] or len(scan) != 4 + 2 * scan[0] or len(parts) not in MODES:
         return False
     needed = {(QUANTISERS, part[2]) for part in parts}
     needed |= {(TABLES_OF_CODES, one[1] >> 4) for one in coded}
