@@ -73,7 +73,10 @@ class Message:
     @property
     def says_something(self) -> bool:
         """Whether there is a picture, or text other than white space."""
-        return any(isinstance(part, Picture) or not part.text.isspace() for part in self.parts)
+        for part in self.parts:
+            if isinstance(part, Picture) or not part.text.isspace():
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +181,9 @@ def _id(value: dict[str, Any]) -> str:
 def _source(value: Any) -> Source | None:
     """The raw line that a record names; a key of that name with anything else in it is a stranger's."""
     found = value.get("source") if isinstance(value, dict) else None
-    if not isinstance(found, dict) or found.keys() != {"file", "line"}:
+    if not isinstance(found, dict) or len(found) != 2:
         return None
-    file, line = found["file"], found["line"]
+    file, line = found.get("file"), found.get("line")
     return Source(file, line) if isinstance(file, str) and type(line) is int and line > 0 else None
 
 
