@@ -75,7 +75,13 @@ class Encoder(Protocol):
 
 
 class Slow:
-    """Hugging Face's own library."""
+    """Hugging Face's own library.
+
+    Attributes:
+        bytes: of memory, that it takes now.
+    """
+
+    bytes = 0
 
     def __init__(self, folder: Path, *, specials: bool) -> None:
         """Take a tokenizer's folder, and whether special tokens that a text has are read as such."""
@@ -83,7 +89,10 @@ class Slow:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
+        before = _resident()
         found = Tokenizer.from_file(str(self.folder / FAST))
+        _trim()
+        self.bytes = _resident() - before
         found.encode_special_tokens = not self.specials
         return found
 
@@ -100,6 +109,7 @@ class Slow:
         """Give the tokenizer's memory back; it is read again if it is needed again."""
         if self.__dict__.pop("_tokenizer", None) is not None:
             _trim()
+            self.bytes = 0
 
     def apart(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
@@ -147,11 +157,15 @@ class Fast:
         if self.__dict__.pop("_encode", None) is not None:
             _trim()
         self._encode = gigatoken.Tokenizer.from_json(self._content).backend.encode
-        self._most = max(_resident() + MORE, MOST)
+        self._most = max(self._own() + MORE, MOST)
 
     def _forget(self) -> None:
-        if _resident() > self._most:
+        if self._own() > self._most:
             self._make()
+
+    def _own(self) -> int:
+        """Bytes of memory but those of the other library, which forgets nothing."""
+        return _resident() - self._slow.bytes
 
     def apart(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
