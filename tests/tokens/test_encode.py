@@ -132,7 +132,6 @@ def test_a_million_mixed_strings_have_the_ids_of_transformers(folders, kind, spe
             assert np.array_equal(first, second), text
 
 
-LETTERS = [chr(place) for place in range(sys.maxunicode + 1) if not 0xD800 <= place < 0xE000]
 AT_ONCE = 10_000
 NEWEST = ["\U000323b0", "\u0c5c", "\ua7d2", "\U0001e6c0"]
 NO_CASE = ["\u0295"]
@@ -191,8 +190,9 @@ def test_the_newest_letters_have_the_ids_of_the_slow_one(splitting, kind):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["tekken", "deepseek"])
 def test_every_letter_has_the_ids_of_the_slow_one(splitting, kind):
-    for start in range(0, len(LETTERS), AT_ONCE):
-        check_letters(splitting[kind], LETTERS[start : start + AT_ONCE])
+    for start in range(0, sys.maxunicode + 1, AT_ONCE):
+        places = range(start, min(start + AT_ONCE, sys.maxunicode + 1))
+        check_letters(splitting[kind], [chr(one) for one in places if not 0xD800 <= one < 0xE000])
 
 
 def test_only_letters_that_a_pattern_names_are_read_by_the_slow_one(splitting, monkeypatch):
@@ -323,6 +323,23 @@ def test_memory_is_given_back_and_the_ids_stay(both, monkeypatch):
     assert "_tokenizer" not in vars(slow)
     assert [same(fast.whole([texts])[0], expected) for _ in range(3)] == [True] * 3
     assert len(made) == 3
+
+
+def test_what_the_other_library_takes_is_no_reason_to_forget(both, monkeypatch):
+    made, (fast, slow) = [], both("base", specials=False)
+    monkeypatch.setattr(encode.Fast, "_make", lambda _: made.append(1))
+    monkeypatch.setattr(encode, "_resident", lambda: fast._most + 100)
+    for taken, forgets in ((100, False), (99, True)):
+        monkeypatch.setattr(fast._slow, "bytes", taken)
+        made.clear()
+        fast.apart(["a"])
+        assert bool(made) == forgets
+    monkeypatch.undo()
+    slow.let_go()
+    slow.apart(["a"])
+    assert slow.bytes > 0
+    slow.let_go()
+    assert slow.bytes == 0
 
 
 @pytest.mark.parametrize("kind", ["base", "solo", "chatml"])

@@ -249,15 +249,13 @@ def check_tags(encoded: bytes) -> None:
     Raises:
         RecordError: its tags are damaged.
     """
-    head = jpeg.head(encoded)
-    if head and head.plain:
-        _check_pixels(*head.size)
+    opened = Opened.of(encoded, jpeg.head(encoded))
+    if opened.head:
         return
-    image = _opened(encoded)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            turned = image.getexif().get(ORIENTATION, 1) != 1
+            turned = opened.image.getexif().get(ORIENTATION, 1) != 1
     except DAMAGE:
         turned = True
     if turned:

@@ -89,6 +89,7 @@ class Slow:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
+        _trim()
         before = _resident()
         found = Tokenizer.from_file(str(self.folder / FAST))
         _trim()

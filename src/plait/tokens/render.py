@@ -4,7 +4,6 @@ transformers is not needed: the tokenizer of a ``tokenizer.json`` is the one tha
 No loop here runs over tokens: a text is cut at the tokens that its pieces begin with.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from operator import mul
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plait.data import chat
-from plait.data.images import patch_grid
+from plait.data import chat, jpeg
+from plait.data.images import Opened, patch_grid
 from plait.errors import DataError
 from plait.files import read_manifest
 from plait.tokens import encode
@@ -132,7 +131,7 @@ class Renderer:
     def _grids(self, pieces: list[Piece]) -> Grids:
         """Rows and columns of the patches of the pieces that are pictures."""
         return {
-            number: patch_grid(*_size(piece.content.encoded), **self.grid_of)
+            number: patch_grid(*_sides(piece.content.encoded), **self.grid_of)
             for number, piece in enumerate(pieces)
             if isinstance(piece.content, chat.Picture)
         }
@@ -178,12 +177,9 @@ def _template(folder: Path, name: str) -> Template:
     return own_template(folder)
 
 
-def _size(encoded: bytes) -> tuple[int, int]:
-    """Width and height, from the head of a picture file; the chat stage has decoded it whole."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded)) as image:
-        return image.size
+def _sides(encoded: bytes) -> tuple[int, int]:
+    """Width and height of a picture file, by its head; the chat stage has decoded it whole."""
+    return Opened.of(encoded, jpeg.head(encoded)).size
 
 
 def _encoded(piece: Piece) -> bytes:
