@@ -6,6 +6,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from plait.data import chat, images
 from plait.errors import RecordError
@@ -42,6 +43,7 @@ def samples() -> st.SearchStrategy[chat.Sample]:
 @given(samples())
 def test_reading_what_was_written_is_the_identity(sample):
     assert chat.parse(sample.to_line()) == sample
+    assert chat._read_line(sample.to_line()), "the quick way reads what plait writes"
 
 
 @given(samples())
@@ -70,6 +72,35 @@ def outcome(content: bytes) -> str:
 @given(ANYTHING)
 def test_any_json_is_a_sample_or_a_record_error_with_a_reason(value):
     assert outcome(line(value))
+
+
+SCRAPS = (
+    '"', "\\ud800", "\\udc00", "\\u0000", "\\x", "\xff", "\x00", "\n", " ", "\t", ",", ":", "{}", "[]", '""', "null",
+    "true", "NaN", "0", "-0", "01", "1.0", "1e3", f"{chat.LAST}", f"{chat.LAST + 1}", "9" * 30, "\ufeff", "\u3000",
+    '"x":1,', '"id":3,', '"id":"b",', '"\\u0069d":"b",', '"source":null,', '"line":2,', '"line":2.0,',
+    '"messages":[],', '"conversations":[],', '"role":"user",', '"role":"tool",', '"content":"b",',
+    '"type":"text",', '"type":"image_url",', '"text":"b",', '"text":"",', '"text":" ",', '"url":"b",',
+)  # fmt: skip
+
+
+@given(samples(), st.sampled_from([None, chat.Source("a.jsonl", 7)]), st.data())
+def test_a_line_as_it_is_written_is_read_as_one_of_any_shape_is(sample, source, data):
+    written = replace(sample, source=source).to_line().decode()
+    places = [place for place, letter in enumerate(written, 1) if letter in '{[,:"']
+    for _ in range(data.draw(st.integers(0, 2))):
+        first = data.draw(st.sampled_from(places))
+        last = first + data.draw(st.sampled_from([0, 0, 0, 1, 2, 5]))
+        written = written[:first] + data.draw(st.sampled_from(SCRAPS)) + written[last:]
+    content = written.encode("latin-1", "ignore") if data.draw(st.booleans()) else written.encode()
+    assert read(chat.parse, content) == read(chat._of_any_shape, content)
+
+
+def read(reader, content):
+    """The sample, or why there is none."""
+    try:
+        return reader(content)
+    except RecordError as error:
+        return error.reason, str(error)
 
 
 @pytest.mark.parametrize(

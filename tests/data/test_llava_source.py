@@ -1,10 +1,10 @@
 """LLaVA json, tars and prepared folders as raw sources: read one by one, linked, changed files found."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from talks import KEYS, exchange, picture, talk, tar_of
 
 from plait import files

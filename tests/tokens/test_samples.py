@@ -4,12 +4,12 @@ import io
 import json
 import re
 import shutil
-from dataclasses import replace
 
 import pandas as pd
 import pytest
 import yaml
 from folders import tokenizer_folder
+from msgspec.structs import replace
 from PIL import Image
 
 from plait import files

@@ -16,29 +16,33 @@ b'{"id":"toy-1","messages":[{"role":"assistant","content":[{"type":"text","text"
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
+import msgspec
 import orjson
+from msgspec import Meta, Struct
+from msgspec.structs import asdict, replace
 
 from plait import layout
 from plait.data import images
 from plait.errors import RecordError
 
-ROLES = ("system", "user", "assistant")
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = get_args(Role)
 SAMPLES, BYTES = 64, 4_000_000
 """Samples that are looked at at once, and bytes of their pictures: little enough for memory."""
+LAST = (1 << 63) - 1
+"""The greatest number of a line that is one: indices keep 64 bits."""
 SPEAKERS = {name: name for name in ROLES} | {"human": "user", "gpt": "assistant"}
 """Whose turn ShareGPT's ``from`` says it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(Struct, frozen=True, gc=False, forbid_unknown_fields=True, tag_field="type", tag="text"):
     """A piece of text, never empty."""
 
-    text: str
+    text: Annotated[str, Meta(min_length=1)]
 
     def to_json(self) -> dict[str, Any]:
         """The part as it is written."""
@@ -48,8 +52,7 @@ class Text:
 EMPTY = Text("")
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
+class Picture(Struct, frozen=True, gc=False):
     """A picture file's bytes."""
 
     encoded: bytes
@@ -63,8 +66,7 @@ class Picture:
 Part = Text | Picture
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True, gc=False):
     """One turn."""
 
     role: str
@@ -79,12 +81,11 @@ class Message:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A line of a raw source: its file, relative to the source's folder, and its number from 1."""
 
     file: str
-    line: int
+    line: Annotated[int, Meta(gt=0, le=LAST)]
 
     def path(self, records: Path) -> str:
         """The file's path, if the chat records of ``records`` lie in a dataset's folder; else its name."""
@@ -98,8 +99,7 @@ def _raw_path(file: str, records: Path) -> str:
     return f"{layout.Raw(dataset=shard.dataset)}/{file}" if shard else file
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Struct, frozen=True, gc=False):
     """One conversation; ``id`` is empty and ``source`` None where the line had none."""
 
     messages: tuple[Message, ...]
@@ -145,6 +145,48 @@ def parse(line: bytes | str) -> Sample:
             no_messages, unknown_role, unknown_part, not_text, not_base64, empty_text.
     """
     try:
+        found = _read_line(line)
+    except (msgspec.DecodeError, UnicodeError):
+        return _of_any_shape(line)  # which also says what is wrong with it
+    spoken = tuple([Message(turn.role, tuple(map(_said, turn.content))) for turn in found.messages])
+    _check_words(spoken)
+    return Sample(spoken, found.id, found.source)
+
+
+# Lines as they are written, which nearly all are
+
+
+class _Address(Struct, gc=False, forbid_unknown_fields=True):
+    url: str
+
+
+class _Shown(Struct, gc=False, forbid_unknown_fields=True, tag_field="type", tag="image_url"):
+    image_url: _Address
+
+
+class _Turn(Struct, gc=False, forbid_unknown_fields=True):
+    role: Role
+    content: Annotated[tuple[Text | _Shown, ...], Meta(min_length=1)]
+
+
+class _Line(Struct, gc=False, forbid_unknown_fields=True):
+    messages: Annotated[tuple[_Turn, ...], Meta(min_length=1)]
+    id: str = ""
+    source: Source | None = None
+
+
+_read_line = msgspec.json.Decoder(_Line).decode
+
+
+def _said(part: Text | _Shown) -> Part:
+    return part if isinstance(part, Text) else Picture(images.from_url(part.image_url.url))
+
+
+# Lines of others
+
+
+def _of_any_shape(line: bytes | str) -> Sample:
+    try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise RecordError(f"not JSON: {error}", reason="bad_json") from error
@@ -184,7 +226,7 @@ def _source(value: Any) -> Source | None:
     if not isinstance(found, dict) or len(found) != 2:
         return None
     file, line = found.get("file"), found.get("line")
-    return Source(file, line) if isinstance(file, str) and type(line) is int and line > 0 else None
+    return Source(file, line) if isinstance(file, str) and type(line) is int and 0 < line <= LAST else None
 
 
 def _message(turn: Any, where: str) -> Message:

@@ -180,7 +180,7 @@ def ids(folder: Path | str, rows: Sequence[int]) -> Iterator[str]:
 
 
 HELD = 1 << 16
-"""Keys that are in memory; more than these go to a file."""
+"""Keys that are in memory; of more than these the older half goes to a file."""
 MARKS = 1 << 22
 """Places of marks: a key of whose place none was filed is not looked for in the file."""
 
@@ -218,8 +218,9 @@ class Seen:
         return None
 
     def _file(self) -> None:
-        rows = ((key, str(place)) for key, place in sorted(self._held.items(), key=itemgetter(0)))
+        held = [*self._held.items()]
+        older, self._held = held[: HELD // 2], dict(held[HELD // 2 :])
+        rows = ((key, str(place)) for key, place in sorted(older, key=itemgetter(0)))
         self._known.executemany("insert into seen values (?, ?)", rows)
-        for key in self._held:
+        for key, _ in older:
             self._marks[hash(key) % MARKS] = True
-        self._held = {}

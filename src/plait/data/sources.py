@@ -6,11 +6,12 @@ To add a kind: a class in ``config/model.py`` and a row in :data:`KINDS`.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
+from msgspec.structs import replace
 
 from plait import files
 from plait.config.paths import JSONL, NAMES

@@ -244,7 +244,7 @@ def _pieces(renderer: Renderer, records: Records, rejected: Rejects) -> Iterator
 
 def _size(one: tuple[Read, list[Piece]]) -> int:
     """Characters and bytes of pictures."""
-    return sum(len(p.content if isinstance(p.content, str) else p.content.encoded) for p in one[1])
+    return sum([len(p.content if isinstance(p.content, str) else p.content.encoded) for p in one[1]])
 
 
 # Figures

@@ -155,8 +155,7 @@ class Fast:
         """Begin with a tokenizer that remembers nothing: it keeps each word that it has read, for ever."""
         import gigatoken
 
-        if self.__dict__.pop("_encode", None) is not None:
-            _trim()
+        self.__dict__.pop("_encode", None)  # what it frees is not given back: the next one's words need it
         self._encode = gigatoken.Tokenizer.from_json(self._content).backend.encode
         self._most = max(self._own() + MORE, MOST)
 

@@ -12,7 +12,8 @@ speak of one. The sentences are plait's own.
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from plait.data.chat import Message, Part, Picture, Sample, Text
 from plait.tokens.templates import words

@@ -8,7 +8,6 @@ the numbers ``chat`` and ``raw`` stand for; -1 stands for a raw line that the ch
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +53,23 @@ class Origins:
         self._chats: dict[str, int] = {}
         self._raws: dict[str, int] = {}
         self._files, self._lines = array("i"), array("q")
-        self._inside = cache(layout.inside)
+        self._known: dict[tuple[Path, str | None], tuple[int, int]] = {}
 
     def append(self, record: Record, source: Source | None) -> None:
         """Note the record of the next document."""
-        chat = self._chats.setdefault(self._inside(record.file), len(self._chats))
-        raw, line = UNKNOWN, UNKNOWN
-        if source is not None:
-            path = source.path(record.file)
-            raw, line = self._raws.setdefault(path, len(self._raws)), source.line
-        self._files.extend((chat, raw))
+        name, line = (source.file, source.line) if source else (None, UNKNOWN)
+        files = self._known.get((record.file, name))
+        if files is None:
+            files = self._known[record.file, name] = self._new(record, source)
+        self._files.extend(files)
         self._lines.extend((record.line or UNKNOWN, line))
+
+    def _new(self, record: Record, source: Source | None) -> tuple[int, int]:
+        """The numbers of a record's file, and of that of its raw line."""
+        chat = self._chats.setdefault(layout.inside(record.file), len(self._chats))
+        if source is None:
+            return chat, UNKNOWN
+        return chat, self._raws.setdefault(source.path(record.file), len(self._raws))
 
     def write(self, folder: Path, cuts: Pieces, packing: Packing) -> None:
         """Write the lineage of packed pieces of the documents into a shard's folder."""

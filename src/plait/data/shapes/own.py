@@ -7,9 +7,10 @@ It has ``read(record, pictures)``, which gives a :class:`plait.data.chat.Sample`
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from plait.config.paths import local
 from plait.data import webdataset

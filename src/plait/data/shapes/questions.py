@@ -8,10 +8,11 @@ stands for the picture. DVQA: ``[{"image", "question", "answer"}]``. FigureQA: `
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
+
+from msgspec.structs import replace
 
 from plait.data import webdataset
 from plait.data.chat import Sample
