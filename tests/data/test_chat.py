@@ -75,11 +75,12 @@ def test_any_json_is_a_sample_or_a_record_error_with_a_reason(value):
 
 
 SCRAPS = (
-    '"', "\\ud800", "\\udc00", "\\u0000", "\\x", "\xff", "\x00", "\n", " ", "\t", ",", ":", "{}", "[]", '""', "null",
-    "true", "NaN", "0", "-0", "01", "1.0", "1e3", f"{chat.LAST}", f"{chat.LAST + 1}", "9" * 30, "\ufeff", "\u3000",
-    '"x":1,', '"id":3,', '"id":"b",', '"\\u0069d":"b",', '"source":null,', '"line":2,', '"line":2.0,',
-    '"messages":[],', '"conversations":[],', '"role":"user",', '"role":"tool",', '"content":"b",',
-    '"type":"text",', '"type":"image_url",', '"text":"b",', '"text":"",', '"text":" ",', '"url":"b",',
+    '"', "\\ud800", "\\udc00", "\\u0000", "\\x", "\xff", "\x00", "\n", " ", "\t", ",", ":", "{}", "[]", '""',
+    "null", "true", "NaN", "0", "-0", "01", "1.0", "1e3", "9" * 30, f"{chat.LAST}", f"{chat.LAST + 1}",
+    "\ufeff", "\u3000", '"x":1,', '"id":3,', '"id":"b",', '"\\u0069d":"b",', '"source":null,', '"line":2,',
+    '"line":2.0,', '"messages":[],', '"conversations":[],', '"role":"user",', '"role":"tool",',
+    '"content":"b",', '"type":"text",', '"type":"image_url",', '"text":"b",', '"text":"",', '"text":" ",',
+    '"url":"b",',
 )  # fmt: skip
 
 

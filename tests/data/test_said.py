@@ -92,21 +92,19 @@ def test_samples_are_held_until_they_are_many_or_large(shard, monkeypatch):
     assert Path(layout.said_of(str(path))).read_bytes() == rows
 
 
-@pytest.mark.parametrize("count", [4, 5])
-def test_prints_are_written_when_their_pictures_are_large(tmp_path, monkeypatch, count):
-    sizes, looked_at = [], prints.rows
-    monkeypatch.setattr(prints, "rows", lambda held, known: sizes.append(len(held)) or looked_at(held, known))
-    monkeypatch.setattr(prints, "BYTES", 10)
-    sample = Sample((Message("user", (Picture(b"x" * 6),)),))
+@pytest.mark.parametrize("known", [0, 1, SAMPLES * 2 + 1])
+def test_what_is_not_known_of_samples_is_looked_at_some_at_a_time(monkeypatch, known):
+    samples = [(Sample((Message("user", (Text(f"This is {n}."),)),)), str(n)) for n in range(SAMPLES * 2 + 1)]
+    expected = prints.rows(samples)
+    there = [one.tobytes() for one in said.rows([one for one, _ in samples])]
+    sizes, looked_at = [], said.rows
+    monkeypatch.setattr(said, "rows", lambda some: sizes.append(len(some)) or looked_at(some))
 
-    with prints.Prints(tmp_path) as out:
-        for number in range(count):
-            out.append(sample, f"{number}")
+    found = prints.rows(samples, there[:known] + [None] * (len(there) - known))
 
-    assert sizes == [2, 2, count % 2]
-    found = prints.Printed(tmp_path)[:]
-    assert (len(found), {*found["count"].tolist()}) == (count, {1})
-    assert [*prints.ids(tmp_path, range(count))] == [str(number) for number in range(count)]
+    assert sizes == ([] if known == len(samples) else [SAMPLES, SAMPLES, 1])
+    assert found.tobytes() == expected.tobytes()
+    assert len({*found["text"].tolist()}) == len(samples)
 
 
 @pytest.mark.parametrize("which", [slice(None), np.array([2, 0])])

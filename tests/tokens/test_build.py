@@ -4,7 +4,7 @@ import io
 import json
 import shutil
 import tempfile
-from itertools import accumulate
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from plait.tokens.documents import Batch, Document, Documents, Picture
 from plait.tokens.indexed import PackedShard
 from plait.tokens.lineage import Lineage
 from plait.tokens.render import Renderer
-from plait.tokens.roles import ASSISTANT, IMAGE, PACK_SEP
+from plait.tokens.roles import ASSISTANT, CODES, IMAGE, PACK_SEP
 
 FORM = {
     "tokenizer": "solo",
@@ -393,18 +393,17 @@ def test_an_equal_rebuild_is_equal_byte_for_byte(tokenizers, tmp_path):
 @st.composite
 def documents(draw):
     """A document of runs of text and pictures; patch k of it has the token id 1000 + k."""
-    text, indices, pictures, patch = [], [], [], 0
-    for number, (words, count) in enumerate(
-        draw(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1))
-    ):
+    text, role, indices, pictures, patch = [], [], [], [], 0
+    run = st.tuples(st.integers(0, 5), st.integers(0, 9), st.sampled_from([*CODES.values()]))
+    for number, (words, count, code) in enumerate(draw(st.lists(run, min_size=1))):
         text += [7] * words
+        role += [code] * words + [IMAGE] * count
         indices += [-1] * words
         if count:
             text += range(1000 + patch, 1000 + patch + count)
             indices += range(patch, patch + count)
             pictures.append(Picture(bytes([number]), count))
             patch += count
-    role = [IMAGE if index >= 0 else ASSISTANT for index in indices]
     return Document(np.array(text, np.int32), np.array(role, np.uint8), np.array(indices, np.int32), pictures)
 
 
@@ -445,11 +444,15 @@ def joined(pieces, separator):
 
 
 def as_batch(several):
-    """Documents end to end."""
+    """Documents end to end; an empty one has a run of no token."""
+    roles = [np.where(one.role == IMAGE, ASSISTANT, one.role).tolist() for one in several]
+    runs = [[(code, len([*same])) for code, same in groupby(role)] or [(ASSISTANT, 0)] for role in roles]
+    codes, sizes = zip(*chain(*runs), strict=True)
     return Batch(
         np.concatenate([one.text for one in several]),
-        np.concatenate([one.role for one in several]),
-        [0, *accumulate(map(len, several))],
+        np.array(sizes, np.int32),
+        np.array(codes, np.uint8),
+        np.array([0, *accumulate(map(len, runs))]),
         np.concatenate([one.patch_indices for one in several])
         if any(one.pictures for one in several)
         else None,

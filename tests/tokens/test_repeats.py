@@ -54,8 +54,10 @@ def shards(root, dataset, *several):
         shard = Indexed(format="f", dataset=dataset, seq=64, shard=number)
         Path(str(shard)).mkdir(parents=True)
         with prints.Prints(Path(str(shard))) as out:
-            for id_, text in said.items():
-                out.append(build.chat.parse(json.dumps(talk(text))), f"{dataset}/{id_}")
+            samples = [
+                (build.chat.parse(json.dumps(talk(text))), f"{dataset}/{id_}") for id_, text in said.items()
+            ]
+            out.extend(prints.rows(samples), [id_ for _, id_ in samples])
         found.append(shard)
     return found
 

@@ -18,7 +18,7 @@ import orjson
 from numpy.typing import NDArray
 
 from plait.data import said
-from plait.data.chat import BYTES, SAMPLES, Sample
+from plait.data.chat import SAMPLES, Sample
 from plait.data.said import PERMUTATIONS, number_of
 from plait.errors import DataError
 
@@ -43,10 +43,9 @@ def rows(samples: Sequence[tuple[Sample, str]], known: Sequence[bytes | None] = 
     """Samples with their ids as ROWs (n,); ``known`` are the bytes of their rows of what they say."""
     found = np.zeros(len(samples), ROW)
     there = b"".join(one for one in known if one)
-    if len(there) == len(samples) * said.ROW.itemsize:
-        told = np.frombuffer(there, said.ROW)
-    else:
-        told = said.rows([sample for sample, _ in samples])
+    if len(there) < len(samples) * said.ROW.itemsize:
+        there = b"".join(_said(samples[first : first + SAMPLES]) for first in range(0, len(samples), SAMPLES))
+    told = np.frombuffer(there, said.ROW)
     found["text"], found["pieces"] = told["text"], told["pieces"]
     found["sample"] = np.frombuffer(told["digest"].tobytes(), ">u8")[:: said.WORDS]
     found["id"] = [number_of(id_.encode()) if id_ else 0 for _, id_ in samples]
@@ -60,6 +59,10 @@ def rows(samples: Sequence[tuple[Sample, str]], known: Sequence[bytes | None] = 
             one["picture"][place] = number_of(picture)
             one["look"][place] = look(picture)
     return found
+
+
+def _said(samples: Sequence[tuple[Sample, str]]) -> bytes:
+    return said.rows([sample for sample, _ in samples]).tobytes()
 
 
 def look(picture: bytes) -> int:
@@ -84,9 +87,6 @@ class Prints:
     def __init__(self, folder: Path) -> None:
         """Start both files."""
         self.folder = folder
-        self._held: list[tuple[Sample, str]] = []
-        self._known: list[bytes | None] = []
-        self._size = 0
         self._rows = (folder / f"{NAME}.bin").open("wb")
         self._ids = (folder / f"{NAME}.ids").open("wb")
 
@@ -96,25 +96,11 @@ class Prints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._write()
         self._rows.close()
         self._ids.close()
 
-    def append(self, sample: Sample, id_: str, known: bytes | None = None) -> None:
-        """Note a sample, and the bytes of its row of what it says, if they are known."""
-        self._held.append((sample, id_))
-        self._known.append(known)
-        self._size += sum(map(len, sample.pictures))
-        if len(self._held) == SAMPLES or self._size >= BYTES:
-            self._write()
-
-    def _write(self) -> None:
-        self.extend(rows(self._held, self._known), [id_ for _, id_ in self._held])
-        self._held, self._known, self._size = [], [], 0
-
     def extend(self, found: NDArray[Any], ids: Sequence[str]) -> None:
-        """Write rows that are there, and their samples' ids."""
+        """Write rows, and their samples' ids."""
         self._rows.write(found.tobytes())
         self._ids.write(b"".join(orjson.dumps(id_) + b"\n" for id_ in ids))
 

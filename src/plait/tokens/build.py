@@ -19,7 +19,7 @@ from plait import files, layout
 from plait.data import chat, ledger, said, split
 from plait.data.batches import batches
 from plait.data.lines import read_lines
-from plait.data.prints import Prints, Seen
+from plait.data.prints import Prints, Seen, rows
 from plait.data.rejects import NAME, Record, Rejects, to_json
 from plait.errors import DataError, RecordError
 from plait.progress import bar
@@ -30,7 +30,7 @@ from plait.tokens.lineage import Origins
 from plait.tokens.made_by import made_by
 from plait.tokens.pack import Packing, Pieces, cut, pack
 from plait.tokens.render import Renderer
-from plait.tokens.roles import markup, trained
+from plait.tokens.roles import markup
 from plait.tokens.templates import Piece
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def _collect(
         for batch in batches(_pieces(renderer, records, rejected), _size, most=BATCH, largest=SIZE):
             found = renderer.documents([pieces for _, pieces in batch])
             words = _words(found, renderer.vision)
-            taught = found.counts(trained(found.text, found.role, renderer.vision))
+            taught = found.trained(renderer.vision)
             kept = []
             for number, (one, _) in enumerate(batch):
                 record = one.record
@@ -145,8 +145,10 @@ def _collect(
                 without_loss += not taught[number]
                 kept.append(number)
                 origins.append(record, one.sample.source)
-                prints.append(one.sample, one.name, one.row)
             documents.extend(found, kept)
+            taken = [batch[number][0] for number in kept]
+            samples = [(one.sample, one.name) for one in taken]
+            prints.extend(rows(samples, [one.row for one in taken]), [one.name for one in taken])
     rejected.check(
         len(documents) + rejected.count,
         form["reject_limit"],
@@ -184,7 +186,7 @@ class Records:
             DataError: a line is no record, or what stands beside them is of others.
         """
         for path in self.chats:
-            rows, dataset = said.Reader(path), _dataset(path)
+            beside, dataset = said.Reader(path), _dataset(path)
             for number, line in bar(read_lines(path), path.name, " records"):
                 try:
                     sample = chat.parse(line)
@@ -193,13 +195,13 @@ class Records:
                         f"{path} line {number}: {error}",
                         hint="`plait chat` makes such files and rejects such lines",
                     ) from error
-                row = rows.of(line)
+                row = beside.of(line)
                 if split.takes(self.taken.get("by_hash"), sample.id):
                     name = f"{dataset}/{sample.id}" if sample.id else ""
                     yield Read(Record(path, number, sample.id), sample, name, row)
                 else:
                     self.others += 1
-            rows.end()
+            beside.end()
 
     def once(self, rejected: Rejects) -> Iterator["Read"]:
         """Each record but those whose id came before, and equal ones where ``duplicates`` rejects them."""

@@ -4,14 +4,17 @@ import os
 import tempfile
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from plait.tokens.roles import ASSISTANT, IMAGE, trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +62,30 @@ class Batch(Sequence[Document]):
 
     Attributes:
         text: (N,) token ids.
-        role: (N,) codes.
-        starts: the first token of each document, and N.
+        sizes: (R,) tokens of each run of one role; a document has one run at least.
+        codes: (R,) its role, which is not that of pictures' patches in it.
+        runs: (D + 1,) the first run of each document, and R.
         patch_indices: (N,), each document's counted by itself; None where none has pictures.
         pictures: of each document.
     """
 
     text: NDArray[np.int32]
-    role: NDArray[np.uint8]
-    starts: Sequence[int]
+    sizes: NDArray[np.int32]
+    codes: NDArray[np.uint8]
+    runs: NDArray[np.int64]
     patch_indices: NDArray[np.int32] | None
     pictures: Sequence[Sequence[Picture]]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The first token of each document, and N."""
+        found: list[int] = _running(self.sizes)[self.runs].tolist()
+        return found
+
+    @cached_property
+    def role(self) -> NDArray[np.uint8]:
+        """(N,) the code of each token."""
+        return _roles(self.codes, self.sizes, self.patch_indices)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -85,6 +101,43 @@ class Batch(Sequence[Document]):
         """How many of each document's tokens are so: ``which`` is (N,)."""
         return counts(which, self.starts)
 
+    def trained(self, vision: Mapping[str, int]) -> list[int]:
+        """How many of each document's tokens an assistant wrote, picture markup left out."""
+        if vision:
+            return self.counts(trained(self.text, self.role, vision))
+        own = np.where(self.codes == ASSISTANT, self.sizes, 0)
+        found: list[int] = np.diff(_running(own)[self.runs]).tolist()
+        return found
+
+
+def _roles(
+    codes: NDArray[np.uint8], sizes: NDArray[np.int32], patch_indices: NDArray[np.int32] | None
+) -> NDArray[np.uint8]:
+    """The code of each token of runs that are end to end."""
+    role = np.repeat(codes, sizes)
+    if patch_indices is not None:
+        role[patch_indices >= 0] = IMAGE
+    return role
+
+
+def _running(sizes: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each begins that has such a size, and where the last ends."""
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+
+def _chosen(
+    bounds: NDArray[np.int64], numbers: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The runs of some documents, one after another, and where each one's begin among them and end.
+
+    Args:
+        bounds: the first run of each document, and their number.
+        numbers: those of the documents.
+    """
+    counts = np.diff(bounds)[numbers]
+    places = _running(counts)
+    return np.repeat(bounds[numbers] - places[:-1], counts) + np.arange(places[-1]), places
+
 
 def counts(which: NDArray[np.bool_], bounds: Sequence[int]) -> list[int]:
     """How many are true between each bound and the next: quicker, slice by slice, than a sum of all."""
@@ -93,13 +146,9 @@ def counts(which: NDArray[np.bool_], bounds: Sequence[int]) -> list[int]:
     return [int(np.count_nonzero(which[start:end])) for start, end in pairwise(bounds)]
 
 
-NO_PATCHES = np.full(1 << 16, -1, np.int32)
-NO_PATCHES.flags.writeable = False
-
-
 def no_patches(size: int) -> NDArray[np.int32]:
-    """The patch indices of so many tokens of text."""
-    return NO_PATCHES[:size] if size <= len(NO_PATCHES) else np.full(size, -1, np.int32)
+    """The patch indices of so many tokens of text, which cannot be written to."""
+    return np.broadcast_to(np.int32(-1), size)
 
 
 BUFFER = 1 << 20
@@ -110,8 +159,8 @@ INDEX = np.dtype(np.int32).itemsize
 class Documents:
     """Documents in a temporary file; read back by number, whole or in part.
 
-    A batch's tokens stand there end to end, then its roles, a byte each, and then, of each document with
-    pictures, the indices of its patches and the pictures.
+    A batch's tokens stand there end to end and then, of each document with pictures, the indices of its
+    patches and the pictures. Runs of one role are in memory.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
@@ -122,7 +171,8 @@ class Documents:
         """
         self.dtype = dtype
         self._lengths, self._firsts = array("i"), array(dtype.char)
-        self._texts, self._roles = array("q"), array("q")
+        self._texts = array("q")
+        self._runs, self._sizes, self._codes = array("q", [0]), array("i"), array("B")
         # of those with pictures only
         self._pictured, self._indices, self._first_picture = array("i"), array("q"), array("q", [0])
         self._patches, self._picture_ends = array("i"), array("q")
@@ -166,30 +216,37 @@ class Documents:
         found[inner] = np.frombuffer(read, self.dtype)
         return found
 
-    def copy(
-        self,
-        stretches: NDArray[np.int64],
-        places: NDArray[np.int64],
-        text: NDArray[Any],
-        role: NDArray[np.uint8],
-    ) -> None:
+    def copy(self, stretches: NDArray[np.int64], places: NDArray[np.int64], text: NDArray[Any]) -> None:
         """Read stretches of documents to where they shall stand.
 
         Args:
             stretches: (n, 3) the number of a document, its first token to read, and the one behind the last.
-            places: (n,) where each begins in the next two.
+            places: (n,) where each begins in the next.
             text: (N,) gets the tokens, which are of this dtype.
-            role: (N,) gets their roles.
         """
         documents, starts, ends = stretches.T
-        file = self._spool.fileno()
-        columns: tuple[tuple[NDArray[Any], array[int]], ...] = (text, self._texts), (role, self._roles)
-        for column, begins in columns:
-            size, room = column.itemsize, column.view(np.uint8).data
-            offsets = np.asarray(begins, np.int64)[documents] + size * starts
-            firsts, lasts = size * places, size * (places + ends - starts)
-            for offset, first, last in zip(offsets.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
-                os.preadv(file, [room[first:last]], offset)
+        file, size, room = self._spool.fileno(), text.itemsize, text.view(np.uint8).data
+        offsets = np.asarray(self._texts, np.int64)[documents] + size * starts
+        firsts, lasts = size * places, size * (places + ends - starts)
+        for offset, first, last in zip(offsets.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
+            os.preadv(file, [room[first:last]], offset)
+
+    def roles(self, stretches: NDArray[np.int64], before: NDArray[np.int8]) -> NDArray[np.uint8]:
+        """The codes of stretches of documents end to end; pictures' patches have those of the runs around.
+
+        Args:
+            stretches: (n, 3) as above.
+            before: (n,) places that are left before each, which get any code.
+        """
+        documents, starts, ends = stretches.T
+        which, places = _chosen(np.asarray(self._runs, np.int64), documents)
+        first, counts = places[:-1], np.diff(places)
+        begins = _running(np.asarray(self._sizes, np.int32)[which])
+        bounds = begins[:-1] - np.repeat(begins[first], counts), begins[1:] - np.repeat(begins[first], counts)
+        lows, highs = (np.clip(one, np.repeat(starts, counts), np.repeat(ends, counts)) for one in bounds)
+        sizes = highs - lows
+        sizes[first] += before
+        return np.repeat(np.asarray(self._codes, np.uint8)[which], sizes)
 
     def extend(self, batch: Batch, numbers: Sequence[int]) -> None:
         """Take in those of a batch with these numbers; of the others, the file has tokens that none reads.
@@ -209,12 +266,14 @@ class Documents:
         firsts = np.zeros(len(numbers), self.dtype)
         firsts[lengths > 0] = batch.text[starts[lengths > 0]]
         text = self._write(batch.text.astype(self.dtype).data)
-        role = self._write(batch.role.data)
+        which, places = _chosen(batch.runs, kept)
         columns = (
             (self._lengths, lengths),
             (self._firsts, firsts),
             (self._texts, text + self.dtype.itemsize * starts),
-            (self._roles, role + starts),
+            (self._runs, self._runs[-1] + places[1:]),
+            (self._sizes, batch.sizes[which]),
+            (self._codes, batch.codes[which]),
         )
         for column, values in columns:
             column.frombytes(values.tobytes())
@@ -239,10 +298,11 @@ class Documents:
         """A document with its pictures' bytes."""
         size = self._lengths[number]
         text = np.frombuffer(self._read(self._texts[number], self.dtype.itemsize * size), self.dtype)
-        role = np.frombuffer(self._read(self._roles[number], size), np.uint8)
+        mine = slice(*self._runs[number : number + 2])
+        sizes, codes = np.array(self._sizes[mine], np.int32), np.array(self._codes[mine], np.uint8)
         place = bisect_left(self._pictured, number)
         if self._pictured[place : place + 1] != array("i", [number]):
-            return Document(text, role, no_patches(size), [])
+            return Document(text, _roles(codes, sizes, None), no_patches(size), [])
         first, last = self._first_picture[place : place + 2]
         start = self._indices[place]
         begin = start + INDEX * size
@@ -252,7 +312,7 @@ class Documents:
             Picture(self._read(begin, self._picture_ends[which] - begin), self._patches[which])
             for begin, which in zip(begins, range(first, last), strict=True)
         ]
-        return Document(text, role, indices, pictures)
+        return Document(text, _roles(codes, sizes, indices), indices, pictures)
 
     def _write(self, content: bytes | memoryview) -> int:
         """Where in the file the content begins."""

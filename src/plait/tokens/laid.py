@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from plait.data.images import patches
 from plait.progress import bar
 from plait.tokens import indexed
-from plait.tokens.documents import Documents, Picture, counts
+from plait.tokens.documents import Documents, Picture, counts, no_patches
 from plait.tokens.pack import Packing, Pieces
 from plait.tokens.render import Renderer
 from plait.tokens.roles import IMAGE, PACK_SEP, trained
@@ -32,7 +32,8 @@ class Laid:
             separator that it begins with, or one put before it.
         starts: (P,) where each pack begins.
         indices: (N,) of patches, counted through all pictures of a pack.
-        pictures: of each pack, P times, which is read when it is asked for; ``indices`` are whole after that.
+        pictures: of each pack, P times, which are read when they are asked for; ``role`` and ``indices`` are
+            whole after that.
     """
 
     text: NDArray[Any]
@@ -78,26 +79,32 @@ class Packs:
         put[opening] = 0
         lengths = self.packing.lengths[pieces]
         places = np.cumsum(put + lengths, dtype=np.int64) - lengths
-        text = np.full(places[-1] + lengths[-1], self.separator, self.documents.dtype)
-        role = np.zeros(len(text), np.uint8)
+        text = np.empty(places[-1] + lengths[-1], self.documents.dtype)
+        text[places[put > 0] - 1] = self.separator
         columns = (self.cuts.document, self.cuts.start, self.cuts.end)
         stretches = np.column_stack([column[pieces] for column in columns]).astype(np.int64)
-        self.documents.copy(stretches, places, text, role)
-        wide = role.astype(np.uint16)
-        wide[np.delete(places - put, opening)] = PACK_SEP
-        indices = np.full(len(text), -1, np.int32)
+        self.documents.copy(stretches, places, text)
+        role = self.documents.roles(stretches, put).astype(np.uint16)
+        role[np.delete(places - put, opening)] = PACK_SEP
+        indices = no_patches(len(text))
+        if self._pictured.any():
+            indices = indices.copy()
         shown = np.split(np.column_stack([stretches, places]), opening[1:])
-        pictures = (self._pictures(one, indices) for one in shown)
-        return Laid(text, wide, places[opening], indices, pictures)
+        pictures = (self._pictures(one, indices, role) for one in shown)
+        return Laid(text, role, places[opening], indices, pictures)
 
-    def _pictures(self, pieces: NDArray[np.int64], indices: NDArray[np.int32]) -> list[Picture]:
-        """The pictures of a pack; ``indices`` get those of their patches."""
+    def _pictures(
+        self, pieces: NDArray[np.int64], indices: NDArray[np.int32], role: NDArray[np.uint16]
+    ) -> list[Picture]:
+        """The pictures of a pack; ``indices`` and ``role`` get those of their patches."""
         found: list[Picture] = []
         before = 0
         for number, start, end, place in pieces[self._pictured[pieces[:, 0]]].tolist():
             document = self.documents[number].part(start, end)
             own = document.patch_indices
-            indices[place : place + len(own)] = np.where(own >= 0, own + before, -1)
+            inside = slice(place, place + len(own))
+            indices[inside] = np.where(own >= 0, own + before, -1)
+            role[inside][own >= 0] = IMAGE
             found += document.pictures
             before += sum(picture.patches for picture in document.pictures)
         return found
@@ -129,12 +136,12 @@ class PackWriter:
             for laid in packs:
                 images = [0] * len(laid.starts)
                 text.documents(laid.text, laid.sizes)
-                role.documents(laid.role, laid.sizes)
                 if self.renderer.vision:
                     for number, found in enumerate(laid.pictures):
                         pictures.document(*self._items(found))
                         images[number] = len(found)
                     indices.documents(laid.indices, laid.sizes)
+                role.documents(laid.role, laid.sizes)
                 patches = laid.counts(laid.role == IMAGE) if self.renderer.vision else images
                 learnt = laid.counts(trained(laid.text, laid.role, self.renderer.vision))
                 rows.packs(laid.sizes.tolist(), patches, images, learnt)

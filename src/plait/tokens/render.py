@@ -6,7 +6,6 @@ No loop here runs over tokens: a text is cut at the tokens that its pieces begin
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
-from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,11 @@ from plait.tokens import encode
 from plait.tokens.documents import Batch, Picture
 from plait.tokens.encode import Ids
 from plait.tokens.made_by import digest
-from plait.tokens.roles import IMAGE
 from plait.tokens.templates import TEMPLATES, Marks, Piece, Template
 from plait.tokens.vocabulary import PICTURE, VISION_END, VISION_PATCH, VISION_ROW, VISION_START, picture_text
 
 Grids = Mapping[int, tuple[int, int]]
 """Rows and columns of a picture's patches, by the number of its piece."""
-CODE = [bytes([code]) for code in range(256)]
 
 
 class Renderer:
@@ -148,8 +145,6 @@ class Renderer:
             grids: rows and columns of its pieces that are pictures.
         """
         text = np.concatenate(ids)
-        codes = (CODE[piece.role] for pieces in batch for piece in pieces)
-        role = np.frombuffer(bytearray().join(map(mul, codes, sizes)), np.uint8)  # repeat is much slower
         places = [0, *accumulate(sizes)]
         firsts = [0, *accumulate(map(len, batch))]
         indices = np.full(len(text), -1, np.int32) if any(grids) else None
@@ -161,12 +156,22 @@ class Renderer:
                 patches = start + np.flatnonzero(text[start:end] == self.vision[VISION_PATCH])
                 assert indices is not None
                 assert len(patches) == rows * columns
-                role[patches] = IMAGE
                 indices[patches] = np.arange(before, before + len(patches))
                 own.append(Picture(_encoded(pieces[number]), len(patches)))
                 before += len(patches)
             pictures.append(own)
-        return Batch(text, role, [places[first] for first in firsts], indices, pictures)
+        return Batch(text, *_runs(batch, sizes, firsts), indices, pictures)
+
+
+def _runs(
+    batch: Sequence[list[Piece]], sizes: list[int], firsts: list[int]
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.int64]]:
+    """Tokens and role of runs of pieces of one role, and the first run of each document, and their number."""
+    codes = np.array([piece.role for pieces in batch for piece in pieces], np.uint8)
+    begins = np.diff(codes, prepend=codes[:1]) != 0
+    begins[[first for first in firsts if first < len(codes)]] = True
+    runs = np.flatnonzero(begins)
+    return np.add.reduceat(sizes, runs, dtype=np.int32), codes[runs], np.searchsorted(runs, firsts)
 
 
 def _template(folder: Path, name: str) -> Template:
