@@ -1,5 +1,9 @@
 """Raw data -> chat records -> packed tokens -> mixture."""
 
+# The words that an encoder remembers fill some 200 MB: in pages of 2 MB, where the system gives them, `plait index`
+# takes 6 to 10 % less.
+HUGE_PAGES = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+
 
 rule raw:
     """Fetch, link or draw a raw source."""
@@ -97,7 +101,7 @@ rule index:
     params:
         settings=settings(layout.Indexed),
     shell:
-        "plait index $(dirname {input.tokenizer}) {input.chats} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+        "{HUGE_PAGES} plait index $(dirname {input.tokenizer}) {input.chats} {output.folder} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule index_batch:
@@ -116,7 +120,7 @@ rule index_batch:
         settings=settings(layout.IndexedBatch),
         chats=spanned("chats"),
     shell:
-        "plait index {input.tokenizer} {params.chats} {output} --settings {params.settings:q} > {log} 2>&1"
+        "{HUGE_PAGES} plait index {input.tokenizer} {params.chats} {output} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule energon:

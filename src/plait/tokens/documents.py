@@ -231,7 +231,7 @@ class Documents:
         for offset, first, last in zip(offsets.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
             os.preadv(file, [room[first:last]], offset)
 
-    def roles(self, stretches: NDArray[np.int64], before: NDArray[np.int8]) -> NDArray[np.uint8]:
+    def roles(self, stretches: NDArray[np.int64], before: NDArray[np.int8]) -> NDArray[np.uint16]:
         """The codes of stretches of documents end to end; pictures' patches have those of the runs around.
 
         Args:
@@ -246,7 +246,7 @@ class Documents:
         lows, highs = (np.clip(one, np.repeat(starts, counts), np.repeat(ends, counts)) for one in bounds)
         sizes = highs - lows
         sizes[first] += before
-        return np.repeat(np.asarray(self._codes, np.uint8)[which], sizes)
+        return np.repeat(np.asarray(self._codes, np.uint8)[which].astype(np.uint16), sizes)
 
     def extend(self, batch: Batch, numbers: Sequence[int]) -> None:
         """Take in those of a batch with these numbers; of the others, the file has tokens that none reads.

@@ -44,7 +44,7 @@ SAMPLES = (
     "<0x0A> \u2581 \u2581a", "Ġ Ċ", "https://example.org/a?b=c&d=%20",
     "\U0001d518 \U0002070e \U0010ffff", "----====____....", "\t\t  \n \n  end  ",
 )  # fmt: skip
-MOST, MORE = 285_000_000, 32_000_000
+MOST, MORE = 270_000_000, 32_000_000
 """Bytes that this process may have until gigatoken has to forget the words that it has seen, and by how many
 it must have grown since it last had."""
 NEWER = {
@@ -75,13 +75,7 @@ class Encoder(Protocol):
 
 
 class Slow:
-    """Hugging Face's own library.
-
-    Attributes:
-        bytes: of memory, that it takes now.
-    """
-
-    bytes = 0
+    """Hugging Face's own library."""
 
     def __init__(self, folder: Path, *, specials: bool) -> None:
         """Take a tokenizer's folder, and whether special tokens that a text has are read as such."""
@@ -89,11 +83,8 @@ class Slow:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        _trim()
-        before = _resident()
         found = Tokenizer.from_file(str(self.folder / FAST))
         _trim()
-        self.bytes = _resident() - before
         found.encode_special_tokens = not self.specials
         return found
 
@@ -110,7 +101,11 @@ class Slow:
         """Give the tokenizer's memory back; it is read again if it is needed again."""
         if self.__dict__.pop("_tokenizer", None) is not None:
             _trim()
-            self.bytes = 0
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the tokenizer is in memory."""
+        return "_tokenizer" in self.__dict__
 
     def apart(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
@@ -155,22 +150,29 @@ class Fast:
         """Begin with a tokenizer that remembers nothing: it keeps each word that it has read, for ever."""
         import gigatoken
 
-        self.__dict__.pop("_encode", None)  # what it frees is not given back: the next one's words need it
+        self.__dict__.pop("_encode", None)
+        if _resident() + MORE > MOST:  # else the next one's words need what this one has freed
+            _trim()
         self._encode = gigatoken.Tokenizer.from_json(self._content).backend.encode
-        self._most = max(self._own() + MORE, MOST)
+        self._most = max(_resident() + MORE, MOST)
 
     def _forget(self) -> None:
-        if self._own() > self._most:
+        if _resident() > self._most:
             self._make()
 
-    def _own(self) -> int:
-        """Bytes of memory but those of the other library, which forgets nothing."""
-        return _resident() - self._slow.bytes
+    def _other(self) -> Slow:
+        """The other library; until it has loaded its vocabulary it needs 200 MB, which words give up."""
+        if not self._slow.is_loaded:
+            self.__dict__.pop("_encode")
+            _trim()
+            self._slow.apart([""])
+            self._make()
+        return self._slow
 
     def apart(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text."""
         self._forget()
-        return [self._slow.apart([text])[0] if self._unknown(text) else self._ids(text) for text in texts]
+        return [self._other().apart([text])[0] if self._unknown(text) else self._ids(text) for text in texts]
 
     def whole(self, documents: Sequence[Sequence[str]]) -> list[tuple[Ids, list[int]]]:
         """Of texts that are tokenised as one: its ids, the first token of each text, and their number."""
@@ -184,13 +186,13 @@ class Fast:
     def _placed(self, texts: Sequence[str]) -> tuple[Ids, list[int]]:
         whole = "".join(texts)
         if self._unknown(whole):
-            return self._slow.whole([texts])[0]
+            return self._other().whole([texts])[0]
         ids = self._ids(whole)
         bounds = [0, *accumulate(len(text.encode()) for text in texts)]
         ends = np.cumsum(self._sizes[ids])
         more = int(ends[-1]) - bounds[-1] if len(ids) else -bounds[-1]
         if more not in (0, 1) or self._unclear(ids, more):
-            return self._slow.whole([texts])[0]  # only the other library says where each token begins
+            return self._other().whole([texts])[0]  # only the other library says where each token begins
         # one more is the space that is put before the first character
         places = [bound + more if bound else 0 for bound in bounds[1:-1]]
         return ids, [0, *np.searchsorted(ends, places, side="right").tolist(), len(ids)]

@@ -84,7 +84,7 @@ class Packs:
         columns = (self.cuts.document, self.cuts.start, self.cuts.end)
         stretches = np.column_stack([column[pieces] for column in columns]).astype(np.int64)
         self.documents.copy(stretches, places, text)
-        role = self.documents.roles(stretches, put).astype(np.uint16)
+        role = self.documents.roles(stretches, put)
         role[np.delete(places - put, opening)] = PACK_SEP
         indices = no_patches(len(text))
         if self._pictured.any():

@@ -15,6 +15,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import re
 import sysconfig
 import time
 from functools import partial
@@ -130,6 +131,20 @@ TOKENIZERS = {"spm": sentencepiece, "bpe": byte_level}
 
 # Both processes at once
 
+RULES = Path(__file__).parents[3] / "workflow/rules/data.smk"
+HUGE_PAGES = dict([re.search(r'HUGE_PAGES = "(\w+)=(\S+)"', RULES.read_text()).groups()])
+"""What the workflow starts `plait index` with."""
+
+
+@contextlib.contextmanager
+def around(environ):
+    """What is started meanwhile has these in its environment."""
+    before = dict(os.environ)
+    os.environ.update(environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
 
 def together(prepare, source, target):
     """Seconds of the later process, and the memory of the one that had most."""
@@ -137,8 +152,9 @@ def together(prepare, source, target):
     barrier, told = context.Barrier(PROCESSES), context.Queue()
     words = [(prepare, source, target, number, barrier, told) for number in range(PROCESSES)]
     started = [context.Process(target=alone, args=word) for word in words]
-    for process in started:
-        process.start()
+    with around(HUGE_PAGES if prepare is ours else {}):
+        for process in started:
+            process.start()
     found = [told.get() for _ in started]
     for process in started:
         process.join()
