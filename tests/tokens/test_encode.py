@@ -8,6 +8,7 @@ from functools import cache
 from itertools import pairwise
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 from folders import tokenizer_folder
@@ -156,7 +157,7 @@ def splitting(folders, tmp_path_factory):
     splits = [{**ISOLATED, "pattern": {"Regex": one}} for one in DEEPSEEK]
     told["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*splits, by_bytes]}
     folder = tmp_path_factory.mktemp("deepseek")
-    (folder / encode.FAST).write_text(json.dumps(told))
+    (folder / encode.FAST).write_bytes(msgspec.json.encode(told))
     found = {"tekken": folders["tekken"], "deepseek": folder}
     return {kind: (fast_one(one), encode.Slow(one, specials=False)) for kind, one in found.items()}
 

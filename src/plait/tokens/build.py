@@ -35,7 +35,7 @@ from plait.tokens.templates import Piece
 
 log = logging.getLogger(__name__)
 
-BATCH, SIZE = 1024, 1 << 22
+BATCH, SIZE = 512, 1 << 22
 """Conversations tokenised at once, and their characters and bytes of pictures: little enough for memory."""
 
 

@@ -18,8 +18,10 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import orjson
+from msgspec import Raw
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
@@ -44,7 +46,7 @@ SAMPLES = (
     "<0x0A> \u2581 \u2581a", "Ġ Ċ", "https://example.org/a?b=c&d=%20",
     "\U0001d518 \U0002070e \U0010ffff", "----====____....", "\t\t  \n \n  end  ",
 )  # fmt: skip
-MOST, MORE = 270_000_000, 32_000_000
+MOST, MORE = 285_000_000, 32_000_000
 """Bytes that this process may have until gigatoken has to forget the words that it has seen, and by how many
 it must have grown since it last had."""
 NEWER = {
@@ -135,7 +137,7 @@ class Fast:
         _check_kind(described)
         self._slow = slow
         added = [one for one in described["added_tokens"] if slow.specials or not one["special"]]
-        self._content = orjson.dumps({**described, "added_tokens": added})
+        self._added = added
         self._stripping = [one["id"] for one in added if one["lstrip"] or one["rstrip"]]
         self._parting = [one["id"] for one in added if _puts_spaces(described["pre_tokenizer"])]
         self._by_class = not described["model"].get("byte_fallback")
@@ -151,9 +153,11 @@ class Fast:
         import gigatoken
 
         self.__dict__.pop("_encode", None)
-        if _resident() + MORE > MOST:  # else the next one's words need what this one has freed
-            _trim()
-        self._encode = gigatoken.Tokenizer.from_json(self._content).backend.encode
+        _trim_if_full()
+        content = msgspec.json.encode(_parts(self._slow.folder) | {"added_tokens": self._added})
+        self._encode = gigatoken.Tokenizer.from_json(content).backend.encode
+        del content
+        _trim_if_full()
         self._most = max(_resident() + MORE, MOST)
 
     def _forget(self) -> None:
@@ -225,6 +229,12 @@ def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
+
+
+def _trim_if_full() -> None:
+    """What was freed is better kept, for the next words, as long as there is room for them."""
+    if _resident() + MORE > MOST:
+        _trim()
 
 
 def _resident() -> int:
@@ -339,8 +349,17 @@ def mixed(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The content of a folder's tokenizer.json."""
-    found: dict[str, Any] = orjson.loads((folder / FAST).read_bytes())
+    """The content of a folder's tokenizer.json; its merges, the most of it, as they stand there."""
+    found = _parts(folder)
+    model = msgspec.json.decode(found.pop("model"), type=dict[str, Raw])
+    merges = {"merges": model.pop("merges")} if "merges" in model else {}
+    decoded = {key: msgspec.json.decode(part) for key, part in model.items()}
+    return {key: msgspec.json.decode(part) for key, part in found.items()} | {"model": decoded | merges}
+
+
+def _parts(folder: Path) -> dict[str, Any]:
+    """The parts of a folder's tokenizer.json as they stand there."""
+    found: dict[str, Any] = msgspec.json.decode((folder / FAST).read_bytes(), type=dict[str, Raw])
     return found
 
 
