@@ -101,7 +101,8 @@ rule index:
     params:
         settings=settings(layout.Indexed),
     shell:
-        "{HUGE_PAGES} plait index $(dirname {input.tokenizer}) {input.chats} {output.folder} --settings {params.settings:q} > {log} 2>&1"
+        HUGE_PAGES
+        + " plait index $(dirname {input.tokenizer}) {input.chats} {output.folder} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule index_batch:
@@ -120,7 +121,8 @@ rule index_batch:
         settings=settings(layout.IndexedBatch),
         chats=spanned("chats"),
     shell:
-        "{HUGE_PAGES} plait index {input.tokenizer} {params.chats} {output} --settings {params.settings:q} > {log} 2>&1"
+        HUGE_PAGES
+        + " plait index {input.tokenizer} {params.chats} {output} --settings {params.settings:q} > {log} 2>&1"
 
 
 rule energon:
