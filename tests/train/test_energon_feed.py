@@ -4,7 +4,6 @@ import io
 import json
 import tarfile
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 import yaml
 from makers import Maker
+from msgspec.structs import replace
 from PIL import Image
 from test_loop import AROUND, RUN
 from tokenizers import Tokenizer

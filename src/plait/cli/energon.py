@@ -3,11 +3,12 @@
 import argparse
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from plait import files, layout
 from plait.cli.common import Subparsers, add_settings, add_stage, settings
