@@ -134,9 +134,9 @@ def _chosen(
         bounds: the first run of each document, and their number.
         numbers: those of the documents.
     """
-    counts = np.diff(bounds)[numbers]
+    first, counts = bounds[numbers], bounds[numbers + 1] - bounds[numbers]
     places = _running(counts)
-    return np.repeat(bounds[numbers] - places[:-1], counts) + np.arange(places[-1]), places
+    return np.repeat(first - places[:-1], counts) + np.arange(places[-1]), places
 
 
 def counts(which: NDArray[np.bool_], bounds: Sequence[int]) -> list[int]:
@@ -242,9 +242,9 @@ class Documents:
         which, places = _chosen(np.asarray(self._runs, np.int64), documents)
         first, counts = places[:-1], np.diff(places)
         begins = _running(np.asarray(self._sizes, np.int32)[which])
-        bounds = begins[:-1] - np.repeat(begins[first], counts), begins[1:] - np.repeat(begins[first], counts)
-        lows, highs = (np.clip(one, np.repeat(starts, counts), np.repeat(ends, counts)) for one in bounds)
-        sizes = highs - lows
+        opening = begins[first]
+        low, high = (np.repeat(opening + one, counts) for one in (starts, ends))
+        sizes = np.clip(begins[1:], low, high) - np.clip(begins[:-1], low, high)
         sizes[first] += before
         return np.repeat(np.asarray(self._codes, np.uint8)[which].astype(np.uint16), sizes)
 

@@ -87,7 +87,7 @@ class Packs:
         role = self.documents.roles(stretches, put)
         role[np.delete(places - put, opening)] = PACK_SEP
         indices = no_patches(len(text))
-        if self._pictured.any():
+        if self._pictured[stretches[:, 0]].any():
             indices = indices.copy()
         shown = np.split(np.column_stack([stretches, places]), opening[1:])
         pictures = (self._pictures(one, indices, role) for one in shown)
