@@ -8,6 +8,7 @@ import io
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
@@ -204,9 +205,8 @@ class Seen:
         return None
 
     def _file(self) -> None:
-        held = [*self._held.items()]
-        older, self._held = held[: HELD // 2], dict(held[HELD // 2 :])
-        rows = ((key, str(place)) for key, place in sorted(older, key=itemgetter(0)))
-        self._known.executemany("insert into seen values (?, ?)", rows)
+        older = sorted(islice(self._held.items(), HELD // 2), key=itemgetter(0))
+        self._known.executemany("insert into seen values (?, ?)", ((key, str(place)) for key, place in older))
         for key, _ in older:
             self._marks[hash(key) % MARKS] = True
+            del self._held[key]
