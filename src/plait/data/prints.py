@@ -209,4 +209,5 @@ class Seen:
         self._known.executemany("insert into seen values (?, ?)", ((key, str(place)) for key, place in older))
         for key, _ in older:
             self._marks[hash(key) % MARKS] = True
-            del self._held[key]
+        del older
+        self._held = dict(islice(self._held.items(), HELD // 2, None))  # were they taken out, it would grow
