@@ -8,8 +8,8 @@ import yaml
 
 from plait import files
 from plait.config.run import Experts
+from plait.data import prints
 from plait.data.chat import Message, Sample, Text
-from plait.data.prints import Prints
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.train.job import Job
 
@@ -174,9 +174,9 @@ def read(job, content=b"tokens", **facts):
 def shard(path, content, facts, *said):
     Path(path).mkdir(parents=True)
     Path(path, "data-text.bin").write_bytes(content)
-    with Prints(Path(path)) as prints:
-        for word in said:
-            prints.append(Sample((Message("user", (Text(word * 30),)),)), f"d/{word}")
+    samples = [(Sample((Message("user", (Text(word * 30),)),)), f"d/{word}") for word in said]
+    with prints.Prints(Path(path)) as out:
+        out.extend(prints.rows(samples), [id_ for _, id_ in samples])
     known = {"vocab_size": 300, "tokenizer": "a" * 64, "packs": 1, **facts}
     files.write_manifest(Path(path), kind="indexed", settings={}, facts=known)
 
