@@ -153,6 +153,7 @@ def saved(spec, grid, run):
     """Bytes that the backward pass of this rank's first chunk waits with, parameters not counted."""
     from megatron.core import parallel_state
 
+    from plait.train import kernels
     from plait.train.batches import masked_out
 
     inner = build_chunks(spec, grid, dtype=DTYPES[run["params_dtype"]], run=run)[0]
@@ -172,6 +173,10 @@ def saved(spec, grid, run):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(ids, places, mask, labels=ids)
+    for shared in (kernels._documents, kernels._turns):
+        found.update(
+            storages(one for made in shared.known.values() for ones in made.values() for one in ones)
+        )
     return sum(size for place, size in found.items() if place not in parameters)
 
 

@@ -204,7 +204,7 @@ class Layer:
             keeps a sum for each query, and repeats no keys.
         gates: widths of ``inner`` that a gated product keeps: both halves, the opened gate, the product; and
             a copy of the half that is let through, where Megatron adds its offset.
-        angles: cosines and sines that queries and keys keep of each angle.
+        angles: cosines and sines that queries and keys keep of each angle; none where layers share them.
         scored: tokens side by side whose scores are kept where attention is computed by documents, 0 where
             a kernel computes it. As many are counted, though shorter documents have fewer.
     """
@@ -326,7 +326,7 @@ def language_layer(spec: Spec, run: Run) -> Layer:
         masked=not attends_by_documents(settings),
         weighed=_weighs(settings),
         gates=5 if spec.num_experts or settings["transformer_impl"] != "local" else 4,
-        angles=4 if run.gpu else 2,
+        angles=4 if run.gpu else 0,
         scored=0 if run.gpu or run.cp > 1 or _weighs(settings) else SCORED_TOKENS,
     )
 
@@ -366,7 +366,8 @@ def activations(stage: int, spec: Spec, run: Run) -> dict[str, float]:
     layers = len(run.grid.interleaved(run.chunks).layers(stage, num_layers=spec.num_layers))
     kept, again = _recomputed(layer, layers, run.settings)
     read_again = layer.masked and (layer.weighed or run.settings["recompute_granularity"] is not None)
-    mask, angles = layer.own * layer.seen * read_again, layer.own * FULL * layer.rotary
+    mask = layer.own * layer.seen * (read_again + layer.size * (layer.scored > 0))
+    angles = layer.own * layer.rotary * (FULL + (0 if run.gpu else layer.size))
     each, sight = kept + mask + angles, _sight(spec, run) if stage == 0 else 0.0
     held = max(each * sum(passes) + sight * passes[0] for passes in run.waiting(stage))
     last = stage == run.grid.pp - 1

@@ -8,17 +8,36 @@ S = tokens of a sequence, B = sequences of a micro-batch, A = attention heads, H
 the activation, D = hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import silu
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from plait.config.run import SCORED_TOKENS
 
-TOKENS = 128
+TOKENS = 64
 """How many tokens of documents side by side are worth a call."""
+
+
+class _Once:
+    """What is made of a tensor that every layer is given: by the first of them, and gone with the tensor.
+
+    No view of the tensor, which would keep it.
+    """
+
+    def __init__(self, make: Callable[[Tensor, torch.dtype], Sequence[Tensor]]) -> None:
+        self.make = make
+        self.known = WeakTensorKeyDictionary()
+
+    def __call__(self, tensor: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
+        made: dict[torch.dtype, Sequence[Tensor]] = self.known.setdefault(tensor, {})
+        if dtype not in made:
+            made[dtype] = self.make(tensor, dtype)
+        return made[dtype]
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -36,7 +55,8 @@ class _SwiGLU(torch.autograd.Function):
         found = torch.empty_like(halves)
         of_gate, of_up = found.chunk(2, dim=-1)
         torch.mul(gradient, opened, out=of_up)
-        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=of_gate)
+        torch.ops.aten.silu_backward.grad_input(gradient, gate, grad_input=of_gate)
+        of_gate.mul_(up)
         return found
 
 
@@ -50,22 +70,28 @@ class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        return _turned(heads, cosine, sine)
+        return _turned(heads, cosine, sine, 1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cosine, sine = ctx.saved_tensors
-        return _turned(gradient, cosine, -sine), None, None
+        return _turned(gradient, cosine, sine, -1), None, None
 
 
-def _turned(heads_SBAH: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Each pair of numbers turned; a head's tokens lie side by side, as attention reads them."""
+def _turned(heads_SBAH: Tensor, cosine: Tensor, sine: Tensor, way: int) -> Tensor:
+    """Each pair of numbers turned, or back; a head's tokens lie side by side, as attention reads them."""
     S, B, A, H = heads_SBAH.shape
     found_SBAH = heads_SBAH.new_empty(A, B, S, H).permute(2, 1, 0, 3)
     (x, y), (to_x, to_y) = heads_SBAH.chunk(2, dim=-1), found_SBAH.chunk(2, dim=-1)
-    torch.mul(x, cosine, out=to_x).addcmul_(y, sine, value=-1)
-    torch.mul(y, cosine, out=to_y).addcmul_(x, sine)
+    torch.mul(x, cosine, out=to_x).addcmul_(y, sine, value=-way)
+    torch.mul(y, cosine, out=to_y).addcmul_(x, sine, value=way)
     return found_SBAH
+
+
+@_Once
+def _turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    half = angles.chunk(2, dim=-1)[0]
+    return half.cos().to(dtype), half.sin().to(dtype)
 
 
 def rotated(
@@ -84,9 +110,7 @@ def rotated(
     assert not multi_latent_attention
     assert mscale == 1.0
     assert angles.shape[-1] == heads.shape[-1]
-    half = angles.chunk(2, dim=-1)[0]
-    cosine, sine = half.cos().to(heads.dtype), half.sin().to(heads.dtype)
-    found: Tensor = _Rotated.apply(heads, cosine, sine)  # type: ignore[no-untyped-call]
+    found: Tensor = _Rotated.apply(heads, *_turns(angles, heads.dtype))  # type: ignore[no-untyped-call]
     return found
 
 
@@ -139,32 +163,106 @@ def attended(query: Tensor, key: Tensor, value: Tensor, masked: Tensor, scale: f
             that it does not see the token before it.
         scale: of the scores.
     """
-    groups = [*_groups(masked)]
-    lengths, shared = [end - begin for _, begin, end in groups], query.shape[2] // key.shape[2]
+    shared = query.shape[2] // key.shape[2]
     if shared > 1:
         key, value = (one.repeat_interleave(shared, dim=2) for one in (key, value))
-    tokens = (one.permute(2, 1, 0, 3).contiguous().flatten(1, 2) for one in (query, key, value))
-    parts = zip(groups, *(one.split(lengths, dim=1) for one in tokens), strict=True)
-    found = []
-    for (row, begin, end), queries, keys, values in parts:
-        attend = _scored if end - begin <= SCORED_TOKENS else _kernel
-        found.append(attend(queries, keys, values, masked[row, :, begin:end, begin:end], scale))
-    found_TAH = torch.cat([one_ATH.transpose(0, 1) for one_ATH in found])
-    return found_TAH.view(*query.shape[1::-1], -1).transpose(0, 1).contiguous()
+    documents = _documents(masked, query.dtype)
+    found: Tensor = _Attended.apply(query, key, value, documents, scale)  # type: ignore[no-untyped-call]
+    return found
 
 
-def _scored(query: Tensor, key: Tensor, value: Tensor, masked: Tensor, scale: float) -> Tensor:
+class _Attended(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, documents: Sequence[Tensor], scale: float
+    ) -> Tensor:
+        S, B, A, H = query.shape
+        tokens = [one.permute(2, 1, 0, 3).contiguous().flatten(1, 2) for one in (query, key, value)]
+        found_ATH, kept = torch.empty_like(tokens[0]), []
+        for hidden, to, *parts in zip(documents, *_parts(documents, found_ATH, *tokens), strict=True):
+            found, *more = _way(hidden).forward(parts, hidden, scale)
+            to.copy_(found)
+            kept += more
+        ctx.save_for_backward(*tokens, *documents, *kept)
+        ctx.known = query.shape, len(documents), scale
+        return found_ATH.view(A, B, S, H).permute(2, 1, 0, 3).reshape(S, B, A * H)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (S, B, A, H), count, scale = ctx.known
+        saved = iter(ctx.saved_tensors)
+        tokens, documents, kept = [*islice(saved, 3)], [*islice(saved, count)], saved
+        gradient_ATH = gradient.view(S, B, A, H).permute(2, 1, 0, 3).reshape(A, B * S, H)
+        gradients = [torch.empty_like(one) for one in tokens]
+        to = zip(*_parts(documents, *gradients), strict=True)
+        for hidden, given, *parts in zip(documents, *_parts(documents, gradient_ATH, *tokens), strict=True):
+            way = _way(hidden)
+            found = way.backward(given, parts, [*islice(kept, way.KEPT)], hidden, scale)
+            for one, part in zip(next(to), found, strict=True):
+                one.copy_(part)
+        return *(one.view(A, B, S, H).permute(2, 1, 0, 3) for one in gradients), None, None
+
+
+def _parts(documents: Sequence[Tensor], *tokens_ATH: Tensor) -> list[tuple[Tensor, ...]]:
+    lengths = [hidden.shape[-1] for hidden in documents]
+    return [one.split(lengths, dim=1) for one in tokens_ATH]
+
+
+def _way(hidden: Tensor) -> "type[_Scored | _Kernel]":
+    return _Scored if hidden.shape[-1] <= SCORED_TOKENS else _Kernel
+
+
+class _Scored:
     """Attention by its definition, all [A, T, H]; the scores of a few tokens stay in the caches."""
-    hidden = torch.zeros_like(masked, dtype=query.dtype).masked_fill_(masked, float("-inf"))
-    scores_ATT = torch.baddbmm(hidden, query, key.transpose(1, 2), alpha=scale)
-    return scores_ATT.softmax(dim=-1) @ value
+
+    KEPT = 1
+
+    @staticmethod
+    def forward(parts: Sequence[Tensor], hidden: Tensor, scale: float) -> Sequence[Tensor]:
+        """What is found [A, T, H], and what is kept."""
+        query, key, value = parts
+        weights_ATT = torch.baddbmm(hidden, query, key.transpose(1, 2), alpha=scale).softmax(dim=-1)
+        return torch.bmm(weights_ATT, value), weights_ATT
+
+    @staticmethod
+    def backward(
+        gradient: Tensor, parts: Sequence[Tensor], kept: Sequence[Tensor], _: Tensor, scale: float
+    ) -> Sequence[Tensor]:
+        """The gradients of queries, keys and values."""
+        (query, key, value), (weights_ATT,) = parts, kept
+        given = torch.bmm(gradient, value.transpose(1, 2))
+        back = torch.ops.aten._softmax_backward_data  # noqa: SLF001 - one pass
+        scores = back(given, weights_ATT, -1, given.dtype).mul_(scale)
+        weights_ATT, transposed = weights_ATT.transpose(1, 2), scores.transpose(1, 2)
+        return torch.bmm(scores, key), torch.bmm(transposed, query), torch.bmm(weights_ATT, gradient)
 
 
-def _kernel(query: Tensor, key: Tensor, value: Tensor, masked: Tensor, scale: float) -> Tensor:
+class _Kernel:
     """The same by torch's kernel, which keeps no scores."""
-    return scaled_dot_product_attention(
-        query[None], key[None], value[None], attn_mask=~masked[None], scale=scale
-    )[0]
+
+    KEPT = 2
+
+    @staticmethod
+    def forward(parts: Sequence[Tensor], hidden: Tensor, scale: float) -> Sequence[Tensor]:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
+        found, sums = kernel(*(one[None] for one in parts), attn_mask=hidden[None], scale=scale)
+        return found[0], found, sums
+
+    @staticmethod
+    def backward(
+        gradient: Tensor, parts: Sequence[Tensor], kept: Sequence[Tensor], hidden: Tensor, scale: float
+    ) -> Sequence[Tensor]:
+        back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
+        given = (one[None] for one in (gradient, *parts))
+        found = back(*given, *kept, 0.0, False, attn_mask=hidden[None], scale=scale)
+        return [part[0] for part in found]
+
+
+@_Once
+def _documents(masked_B1SS: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """What is added to the scores [1, T, T] of each: 0, or -inf where attention is masked out."""
+    blocks = [masked_B1SS[row, :, begin:end, begin:end] for row, begin, end in _groups(masked_B1SS)]
+    return [torch.zeros_like(masked, dtype=dtype).masked_fill_(masked, float("-inf")) for masked in blocks]
 
 
 def _groups(masked_B1SS: Tensor) -> Iterator[tuple[int, int, int]]:
