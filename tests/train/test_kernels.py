@@ -120,12 +120,15 @@ def test_documents_are_attended_together_while_they_are_short(monkeypatch):
     assert [*kernels._groups(masked_out(documents))] == [(0, 0, 6), (0, 6, 10), (1, 0, 10)]
 
 
-def test_what_layers_share_is_made_once_and_gone_with_what_it_is_made_of():
+def test_what_layers_share_is_made_once_and_gone_with_the_memory_of_what_it_is_made_of():
     masked = masked_out(torch.tensor([[0, 0, 1, 1]]))
     first = kernels._documents(masked, torch.float32)
     assert kernels._documents(masked, torch.float32) is first
+    assert kernels._documents(masked.detach(), torch.float32) is first
     assert kernels._documents(masked, torch.bfloat16)[0].dtype == torch.bfloat16
     assert kernels._documents(masked_out(torch.tensor([[0, 0, 0, 1]])), torch.float32) is not first
+    masked[..., 3, 2] = True
+    assert kernels._documents(masked, torch.float32)[-1].isinf().sum() > first[-1].isinf().sum()
     assert len(kernels._documents.known) == 1
     del masked
     assert not len(kernels._documents.known)

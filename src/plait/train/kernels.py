@@ -1,7 +1,7 @@
 """Operations of a layer in fewer passes over memory than autograd's way through their definitions.
 
 Each is its definition's value, and its gradient is written out: halves of a tensor are filled where they
-belong instead of being joined, and what follows from a saved tensor is not saved too. A processor waits for
+belong instead of being joined, and little is kept that follows from what is kept. A processor waits for
 memory here, not for arithmetic.
 
 S = tokens of a sequence, B = sequences of a micro-batch, A = attention heads, H = head size, F = width of
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary
 
 from plait.config.run import SCORED_TOKENS
 
@@ -24,20 +24,21 @@ TOKENS = 64
 
 
 class _Once:
-    """What is made of a tensor that every layer is given: by the first of them, and gone with the tensor.
+    """What is made of a tensor that every layer is given: by the first of them, and gone with its memory.
 
-    No view of the tensor, which would keep it.
+    Recomputed layers are given another tensor of the same memory. What is made must have its own.
     """
 
     def __init__(self, make: Callable[[Tensor, torch.dtype], Sequence[Tensor]]) -> None:
         self.make = make
-        self.known = WeakTensorKeyDictionary()
+        self.known = WeakIdKeyDictionary()
 
     def __call__(self, tensor: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
-        made: dict[torch.dtype, Sequence[Tensor]] = self.known.setdefault(tensor, {})
-        if dtype not in made:
-            made[dtype] = self.make(tensor, dtype)
-        return made[dtype]
+        made: dict[Any, Sequence[Tensor]] = self.known.setdefault(tensor.untyped_storage(), {})
+        view = dtype, tensor.shape, tensor.stride(), tensor.storage_offset(), tensor._version  # noqa: SLF001
+        if view not in made:
+            made[view] = self.make(tensor, dtype)
+        return made[view]
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -154,7 +155,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, masked: Tensor, scale: float) -> Tensor:
-    """Attention inside of documents [S, B, A*H]: scores between two of them are not even computed.
+    """Attention inside of documents [S, B, A*H]: few scores between two of them are even computed.
 
     Args:
         query: [S, B, A, H].
@@ -260,7 +261,7 @@ class _Kernel:
 
 @_Once
 def _documents(masked_B1SS: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """What is added to the scores [1, T, T] of each: 0, or -inf where attention is masked out."""
+    """What is added to scores [1, T, T], for each of the groups: 0, or -inf where attention is masked out."""
     blocks = [masked_B1SS[row, :, begin:end, begin:end] for row, begin, end in _groups(masked_B1SS)]
     return [torch.zeros_like(masked, dtype=dtype).masked_fill_(masked, float("-inf")) for masked in blocks]
 
