@@ -206,7 +206,8 @@ class Layer:
             a copy of the half that is let through, where Megatron adds its offset.
         angles: cosines and sines that queries and keys keep of each angle; none where layers share them.
         scored: tokens side by side whose scores are kept where attention is computed by documents, 0 where
-            a kernel computes it. As many are counted, though shorter documents have fewer.
+            a kernel computes it. As many are counted, though shorter documents have fewer; masks in numbers
+            too, as of one document.
     """
 
     hidden: int

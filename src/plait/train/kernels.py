@@ -79,13 +79,13 @@ class _Rotated(torch.autograd.Function):
         return _turned(gradient, cosine, sine, -1), None, None
 
 
-def _turned(heads_SBAH: Tensor, cosine: Tensor, sine: Tensor, way: int) -> Tensor:
+def _turned(heads_SBAH: Tensor, cosine: Tensor, sine: Tensor, sign: int) -> Tensor:
     """Each pair of numbers turned, or back; a head's tokens lie side by side, as attention reads them."""
     S, B, A, H = heads_SBAH.shape
     found_SBAH = heads_SBAH.new_empty(A, B, S, H).permute(2, 1, 0, 3)
     (x, y), (to_x, to_y) = heads_SBAH.chunk(2, dim=-1), found_SBAH.chunk(2, dim=-1)
-    torch.mul(x, cosine, out=to_x).addcmul_(y, sine, value=-way)
-    torch.mul(y, cosine, out=to_y).addcmul_(x, sine, value=way)
+    torch.mul(x, cosine, out=to_x).addcmul_(y, sine, value=-sign)
+    torch.mul(y, cosine, out=to_y).addcmul_(x, sine, value=sign)
     return found_SBAH
 
 
