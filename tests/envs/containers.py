@@ -16,15 +16,6 @@ TOOLS = Path("/opt/plait-tests" if os.getuid() == 0 else Path.home() / ".cache/p
 PACKAGES = Path(sysconfig.get_path("purelib"))
 SYSTEM = Path("/usr/bin/python3.11")
 STDLIB = Path("/usr/lib/python3.11")
-LOADED = (
-    "pip",
-    "yaml",
-    "pydantic",
-    "pydantic_core",
-    "annotated_types",
-    "typing_inspection",
-    "typing_extensions.py",
-)
 PYTHON = Path(sys.executable).resolve()
 """The tests' own: bytes of checkpoints follow from its patch release (enums are pickled in two ways)."""
 EVERYONES = SYSTEM if SYSTEM.exists() else PYTHON
@@ -125,14 +116,13 @@ def proofs(folder):
 
 
 def small_system(folder):
-    """A whole small system of this machine's files: a shell, Python, pip and what `plait --version` loads."""
+    """A small system of this machine's files: a shell, Python and pip. `plait --version` needs no more."""
     skeleton(folder)
     for name in ("bin", "sbin", "lib", "lib64"):
         (folder / "usr" / name).mkdir()
     names = ("bash", "cat", "chmod", "cp", "env", "grep", "mkdir", "rm", "sh", "true")
     programs = [Path("/usr/bin", name) for name in (*names, SYSTEM.name)]
-    modules = [path for name in LOADED for path in (PACKAGES / name).rglob("*.so")]
-    linked = [*programs, *(STDLIB / "lib-dynload").glob("*.so"), *modules]
+    linked = [*programs, *(STDLIB / "lib-dynload").glob("*.so")]
     needed = subprocess.run(["ldd", *linked], capture_output=True, text=True, check=True).stdout
     libraries = {word for word in needed.split() if word.startswith("/") and not word.endswith(":")}
     for file in (*programs, *libraries):
@@ -143,9 +133,5 @@ def small_system(folder):
     (folder / "usr/local/bin/python").symlink_to(SYSTEM)
     without = shutil.ignore_patterns("test", "lib2to3", "pydoc_data", "__pycache__", "EXTERNALLY-MANAGED")
     shutil.copytree(STDLIB, folder / str(STDLIB).lstrip("/"), ignore=without)
-    for name in LOADED:
-        own = folder / "usr/local/lib/python3.11/dist-packages"
-        copy = shutil.copytree if (PACKAGES / name).is_dir() else shutil.copy
-        own.mkdir(parents=True, exist_ok=True)
-        copy(PACKAGES / name, own / name)
+    shutil.copytree(PACKAGES / "pip", folder / "usr/local/lib/python3.11/dist-packages/pip")
     return folder

@@ -8,8 +8,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from plait import files, layout
 from plait.cli.common import Subparsers, add_settings, add_stage, settings
 
@@ -62,6 +60,8 @@ def _samples(shards: Sequence[Path], by_hash: Mapping[str, Any] | None) -> "Iter
 
     Those of the other part are None: records are numbered with them.
     """
+    from msgspec.structs import replace
+
     from plait.data import ledger, split
     from plait.data.shards import read
 

@@ -5,13 +5,16 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
 from plait.errors import PlaitError, ProofError
 from plait.parallel.grid import Grid
+
+MOMENT = 1
+"""Seconds in which ranks that fail together say so."""
 
 
 def run_ranks(
@@ -37,7 +40,7 @@ def run_ranks(
         What each rank returned, by rank; results are pickled between the processes.
 
     Raises:
-        ProofError: a rank failed; what it said is in the message.
+        ProofError: a rank failed; what it said is in the message, and what others said that failed with it.
     """
     if torch.get_num_threads() != 1:
         raise RuntimeError("run_ranks forks: set OMP_NUM_THREADS=1 before torch is loaded")
@@ -57,30 +60,39 @@ def run_ranks(
 
 
 def _collect(ranks: list[tuple[Any, Connection]]) -> list[Any]:
-    """Every rank's result; the first failure ends the rest."""
+    """Every rank's result; a failure ends the rest.
+
+    Ranks that lose a failed one fail too, and may say so first: all are told that fail within the moment.
+    """
     waiting: dict[Any, tuple[int, Any]] = {here: (n, process) for n, (process, here) in enumerate(ranks)}
     results: list[Any] = [None] * len(ranks)
+    failures: dict[str, int] = {}
     try:
-        while waiting:
-            for ready in multiprocessing.connection.wait(list(waiting)):
-                rank, process = waiting.pop(ready)
-                results[rank] = _result(ready, rank)
+        while waiting and (ready := wait(list(waiting), MOMENT if failures else None)):
+            for pipe in ready:
+                rank, process = waiting.pop(pipe)
+                failed, value = _told(pipe)
+                if failed:
+                    failures.setdefault(value, rank)
+                    process.terminate()
+                else:
+                    results[rank] = value
                 process.join()
     finally:
         for _, process in waiting.values():
             process.terminate()
             process.join()
+    if failures:
+        raise ProofError("; ".join(f"rank {rank} failed: {value}" for value, rank in failures.items()))
     return results
 
 
-def _result(pipe: Any, rank: int) -> Any:
+def _told(pipe: Any) -> tuple[bool, Any]:
     try:
         failed, value = pipe.recv()
-    except EOFError as error:
-        raise ProofError(f"rank {rank} ended without a word; was it killed for want of memory?") from error
-    if failed:
-        raise ProofError(f"rank {rank} failed: {value}")
-    return value
+    except EOFError:
+        failed, value = True, "it ended without a word; was it killed for want of memory?"
+    return failed, value
 
 
 def _rank(
