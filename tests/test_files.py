@@ -90,6 +90,14 @@ def test_what_another_host_writes_stays_whatever_its_number(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [others.name, "x"]
 
 
+def test_an_error_names_the_target_and_not_what_is_written_beside_it(tmp_path):
+    target = tmp_path / "data"
+    with pytest.raises(DataError) as error, files.appears_whole(target, folder=True) as part:
+        raise DataError(f"{part}/a.tar is cut", hint=f"look at {part.name}")
+
+    assert str(error.value) == f"{target}/a.tar is cut\nhint:  look at data"
+
+
 def test_a_link_of_the_user_is_not_ours(tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "link").symlink_to("models")

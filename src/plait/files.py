@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from plait.errors import DataError, LayoutError
+from plait.errors import DataError, LayoutError, PlaitError
 from plait.layout import (
     ADOPTABLE,
     MANIFEST,
@@ -316,7 +316,7 @@ def _clear(target: Path) -> None:
 
 @contextlib.contextmanager
 def _told_by(target: Path, part: Path) -> Iterator[None]:
-    """Name the target where what is written beside it cannot be: a user knows no other name."""
+    """Name the target where an error names what is written beside it: a user knows no other name."""
     try:
         yield
     except OSError as error:
@@ -325,6 +325,11 @@ def _told_by(target: Path, part: Path) -> Iterator[None]:
             error.filename = str(target) + name.removeprefix(str(part))
         elif not name and error.errno in OF_WRITING:
             error.filename = str(target)
+        raise
+    except PlaitError as error:
+        named = (part.name, target.name)
+        error.args = tuple(str(told).replace(*named) for told in error.args)
+        error.hint = error.hint.replace(*named)
         raise
 
 
@@ -358,12 +363,6 @@ def link(source: Path | str, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     there = os.path.relpath(source.parent.resolve(), place.parent.resolve())
     place.symlink_to(Path(there) / source.name)
-
-
-def final_name(part: Path) -> str:
-    """The name that a path of :func:`appears_whole` will have; a user knows no other."""
-    found = PART.fullmatch(part.name)
-    return found["name"] if found else part.name
 
 
 def remove(path: Path) -> None:

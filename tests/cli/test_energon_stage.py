@@ -187,7 +187,7 @@ def test_two_records_of_one_id_are_named_by_shard_and_line(workplace, capsys):
         assert main([*target, "--config", "twice.yaml"]) == 0
     assert main(["energon", *shards, "data/energon/twice", "--config", "twice.yaml"]) == 2
     said = capsys.readouterr().err
-    assert "1 of 12 records of twice are rejected (1 duplicate_id)" in said
+    assert "1 of 12 records of data/energon/twice are rejected (1 duplicate_id)" in said
     assert f"{shards[1]} line 2: {shards[0]} line 5 has the same id" in said
 
 

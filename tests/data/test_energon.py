@@ -71,7 +71,7 @@ def test_nothing_found(tmp_path):
 def test_a_wrong_field_map(tmp_path):
     fields = {"image": "jpg", **energon.CONVERSATION, "context": "json[nope]"}
     with pytest.raises(
-        DataError, match=r"energon cannot read d as described: .*/d/000000\.tar: sample .*nope"
+        DataError, match=r"energon cannot read .*/d as described: .*/d/000000\.tar: sample .*nope"
     ):
         build(tmp_path / "d", [exchange(n) for n in range(8)], field_map=fields)
 
@@ -82,7 +82,7 @@ def test_a_wrong_field_map(tmp_path):
         (
             talk,
             {},
-            "field_map describes samples of one picture, .*; 't-0' of d has more: samples are read whole",
+            "field_map describes samples of one picture, .*; 't-0' of .*/d has more: samples are read whole",
         ),
         (exchange, {"sample_type": "CrudeWebdataset"}, "describes a VQASample, and sample_type is Crude"),
     ],
@@ -106,7 +106,7 @@ def test_pictures_of_any_kind_are_alternatives_of_the_field_map(tmp_path):
 
 
 def test_a_sample_type_that_would_drop_turns(tmp_path):
-    with pytest.raises(ConfigError, match="one question and one answer; 't-0' of d has more"):
+    with pytest.raises(ConfigError, match=r"one question and one answer; 't-0' of .*/d has more"):
         build(tmp_path / "d", [talk(0), talk(1)], sample_type="VQASample")
 
 
@@ -132,9 +132,9 @@ def test_split_parts_name_shards_and_leftovers_of_a_failed_prepare_do_not_matter
     [
         (
             {"train": r"000000\.tar"},
-            "the split of d leaves 000001.tar, 000002.tar, 000003.tar out of every part",
+            "the split of .*/d leaves 000001.tar, 000002.tar, 000003.tar out of every part",
         ),
-        ({"train": r".*\.tar", "val": r"000001\.tar"}, "the split of d gives 000001.tar twice"),
+        ({"train": r".*\.tar", "val": r"000001\.tar"}, "the split of .*/d gives 000001.tar twice"),
     ],
     ids=["lost", "overlapping"],
 )
@@ -212,7 +212,7 @@ def test_what_no_tar_can_hold_is_written_down_counted_and_left_out(tmp_path):
     read = [one.id for part in ("train", "val") for one in energon.read(tmp_path / "d", part)]
     assert read == [f"s-{n}" for n in range(16) if n not in bad]
     with pytest.raises(
-        DataError, match=r"4 of 16 records of e are rejected \(2 undecodable_picture, .* 24.00%"
+        DataError, match=r"4 of 16 records of .*/e are rejected \(2 undecodable_picture, .* 24.00%"
     ):
         build(tmp_path / "e", samples, **keys | {"reject_limit": 0.24})
 
@@ -354,7 +354,7 @@ def test_bad_samples_of_a_linked_tar_are_left_out_of_every_split_and_counted(tmp
 
 
 def test_a_field_map_that_fits_no_sample_is_not_a_matter_of_a_few(tmp_path):
-    with pytest.raises(DataError, match=r"5 of 5 records of ours are rejected \(5 missing_field\)"):
+    with pytest.raises(DataError, match=r"5 of 5 records of .*/ours are rejected \(5 missing_field\)"):
         adopt(tmp_path, someones(tmp_path / "theirs"), field_map={"context": "json[nope]"}, reject_limit=0.9)
 
 

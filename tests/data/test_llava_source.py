@@ -240,7 +240,9 @@ def test_a_folder_that_energon_has_not_prepared():
 
 
 def test_what_was_never_released_is_asked_for_by_name():
-    with pytest.raises(DataError, match="the data of toy must be supplied by you: the records of stage 2"):
+    with pytest.raises(
+        DataError, match="the data of data/raw/toy must be supplied by you: the records of stage 2"
+    ):
         made({"kind": "you-supply", "what": "the records of stage 2"})
 
 

@@ -73,7 +73,7 @@ def _described(
 ) -> dict[str, Any]:
     """Write what describes tars of ours, and check that they can be read by it; the facts."""
     included = _included(folder, written.shards, settings)
-    description = _description(files.final_name(folder), written, settings)
+    description = _description(folder, written, settings)
     meta.write_yaml(folder / DATASET, description)
     index.save(included, prepare.dealt(sorted(included), settings))
     shares = _shares(folder, included)
@@ -82,12 +82,12 @@ def _described(
     return _facts(included, shares, settings)
 
 
-def _description(name: str, written: Written, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _description(folder: Path, written: Written, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a dataset's dataset.yaml."""
     fields = _fields(written, settings)
     fits = not written.larger or fields["context"] == WHOLE_TALK
     kind = settings["sample_type"] or (VQA if fits else CRUDE)
-    one = f"one picture, one question and one answer; {written.larger!r} of {name} has more"
+    one = f"one picture, one question and one answer; {written.larger!r} of {folder} has more"
     if kind == VQA and not fits:
         raise ConfigError(
             f"energon.sample_type VQASample holds {one}",
@@ -104,17 +104,16 @@ def _description(name: str, written: Written, settings: Mapping[str, Any]) -> di
 
 def _check_readable(folder: Path) -> None:
     """Read all by a field map of the user's; that of a layout reads what is written in it."""
-    name = files.final_name(folder)
     try:
         for part in PARTS:
             deque(read(folder, part), maxlen=0)
     except DataError as error:
-        raise _unreadable(name, str(error).replace(folder.name, name)) from error
+        raise _unreadable(folder, str(error)) from error
 
 
-def _unreadable(name: str, why: str) -> DataError:
+def _unreadable(folder: Path, why: str) -> DataError:
     return DataError(
-        f"energon cannot read {name} as described: {why}",
+        f"energon cannot read {folder} as described: {why}",
         hint="look at field_map and sample_type of the dataset's energon keys",
     )
 
@@ -169,7 +168,7 @@ def adopt(folder: Path, origin: Path, settings: Mapping[str, Any]) -> dict[str, 
     facts = prepared(folder, survey.counts, settings, description, _given(split, survey.counts, settings))
     rejected = to_json(survey.reasons)
     found = _with_rejects({**facts, "samples": facts["samples"] - sum(rejected.values())}, rejected)
-    ledger.balance(f"tars -> energon of {files.final_name(folder)}", survey.judged, outcomes(found))
+    ledger.balance(f"tars -> energon, {folder}", survey.judged, outcomes(found))
     return found
 
 
@@ -233,8 +232,7 @@ def prepared(
     _check_counts(folder, included)
     _shares(folder, included)
     if found["wrong"]:
-        name = files.final_name(folder)
-        raise _unreadable(name, found["wrong"].replace(folder.name, name))
+        raise _unreadable(folder, found["wrong"])
     return _facts(included, found["splits"], settings, dealt_out=split is None)
 
 
@@ -247,7 +245,7 @@ def _included(folder: Path, shards: Mapping[str, int], settings: Mapping[str, An
     included = {name: count for name, count in shards.items() if not _excluded(name, settings)}
     if not included:
         raise DataError(
-            f"{files.final_name(folder)} has no tar, or energon.exclude leaves all of them out",
+            f"{folder} has no tar, or energon.exclude leaves all of them out",
             hint="look at exclude of the dataset's energon keys",
         )
     return included
@@ -267,7 +265,7 @@ def _shares(folder: Path, included: Mapping[str, int]) -> dict[str, int]:
             f"{len(dealt['val'])} and test {len(dealt['test'])}",
             hint="whole shards are dealt out: lower samples_per_shard, or change split, in energon",
         )
-    meta.check_split(divided, included, f"the split of {files.final_name(folder)}")
+    meta.check_split(divided, included, f"the split of {folder}")
     return {part: sum(included[name] for name in names) for part, names in dealt.items()}
 
 
@@ -307,7 +305,7 @@ def _run(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     found = probe.run(folder, *chosen, *exclude)
     if "failed" in found:
         raise DataError(
-            f"energon could not prepare {files.final_name(folder)}: {found['failed']}",
+            f"energon could not prepare {folder}: {found['failed']}",
             hint="look at split, split_parts and exclude of the dataset's energon keys",
         )
     return found
@@ -430,7 +428,7 @@ class Survey:
             for _, record, error in self.found:
                 rejected.add(record, error.reason, str(error))
         hint = "mend the tars, or change field_map, sample_type or reject_limit of the dataset's energon keys"
-        rejected.check(self.judged, limit, str(files.final_name(folder)), hint)
+        rejected.check(self.judged, limit, str(folder), hint)
         names = [name for name, _, _ in self.found]
         odd = [name for name in names if set(name) & set("{}\\")]
         if odd:

@@ -128,7 +128,7 @@ def facts(folder: Path, names: list[str]) -> dict[str, Any]:
     found = [name for name in names if JSONL.fullmatch(Path(name).name)]
     if not found:
         raise DataError(
-            f"{files.final_name(folder)} holds no chat records, only {', '.join(names[:5])}",
+            f"{folder} holds no chat records, only {', '.join(names[:5])}",
             hint="`as_kind` says how the files are read: chat-jsonl, llava-json or tars",
         )
     return {"files": len(found), "other_files": len(names) - len(found)}

@@ -173,7 +173,7 @@ def supplied(source: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         DataError: always; it says what is wanted.
     """
     raise DataError(
-        f"the data of {files.final_name(folder)} must be supplied by you: {source['what']}",
+        f"the data of {folder} must be supplied by you: {source['what']}",
         hint="give the dataset another `source` in your config: a path to what you have",
     )
 

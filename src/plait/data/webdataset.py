@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from msgspec.structs import replace
 
-from plait import files
 from plait.config.paths import shard_name
 from plait.data import split
 from plait.data.chat import Message, Part, Picture, Sample, Text
@@ -128,7 +127,7 @@ def write(
     rejected.check(
         kept + rejected.count,
         settings["reject_limit"],
-        str(files.final_name(folder)),
+        str(folder),
         "mend the records, or change layout or reject_limit of the dataset's energon keys",
     )
     if not kept:
