@@ -14,6 +14,9 @@ import yaml
 from folders import tokenizer_folder
 from PIL import Image
 from talks import noise
+from tokens.tokenizer_folders import tekken
+
+from plait.tokens import encode
 
 SIZES = 1_000, 16_000
 PICTURES = 10
@@ -104,6 +107,32 @@ def test_memory_does_not_grow_with_the_records(tmp_path, monkeypatch):
     assert held[SIZES[1]] > MOST
     assert max(many.values()) < MOST, peaks
     assert all(many[stage] < few[stage] + GROWN for stage in few), peaks
+
+
+@pytest.mark.long
+def test_a_large_vocabulary_fits_though_both_libraries_read_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tekken(Path("tekken"))
+    config = {
+        "datasets": {"d": {"source": {"kind": "chat-jsonl", "path": "d.jsonl"}}},
+        "tokenizers": {"t": {"kind": "folder", "path": "tekken"}},
+        "formats": {"p": {"tokenizer": "t", "template": "pretrain"}},
+    }
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    newer = chr(int(encode.NEWER[""].split()[0], 16))
+    with Path("d.jsonl").open("w") as out:
+        for number in range(4000):
+            text = f"{number} noise " * 300 + newer * (number == 3000)
+            turns = [{"role": "assistant", "content": text}]
+            out.write(json.dumps({"id": f"s-{number}", "messages": turns}) + "\n")
+    tokenizer, chat = "data/tokenizers/t", "data/processed/d/shard_00000.jsonl.gz"
+    peak("tokenizer", tokenizer)
+    peak("raw", "data/raw/d")
+    peak("chat", "data/raw/d", chat)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as the workflow starts it
+
+    found = peak("index", tokenizer, chat, "data/megatron_format/p_d_pack4096/shard_00000")
+    assert found < MOST
 
 
 def talk(path, records):

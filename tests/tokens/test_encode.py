@@ -6,7 +6,6 @@ import shutil
 import sys
 from functools import cache
 from itertools import pairwise
-from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -207,6 +206,57 @@ def test_only_letters_that_a_pattern_names_are_read_by_the_slow_one(splitting, m
         assert read == newer
 
 
+def changed(folder, target, change):
+    """A tokenizer's folder whose tokenizer.json was changed."""
+    content = json.loads((folder / encode.FAST).read_text())
+    change(content)
+    target.mkdir()
+    (target / encode.FAST).write_text(json.dumps(content))
+    return target
+
+
+def merges_as_lines(content):
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+
+
+def a_gap(content):
+    content["added_tokens"][-1]["id"] += 5
+
+
+def truncated(content):
+    content["truncation"] = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+
+
+def other_keys(content):
+    content["model"] |= {"fuse_unk": False, "dropout": 0.25, "ignore_merges": True}
+
+
+def words(content):
+    content["model"] = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}
+
+
+def exact(content):
+    """Nothing is changed."""
+
+
+CHANGES = [exact, merges_as_lines, a_gap, truncated, other_keys, words]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ALL)
+def test_a_tokenizer_by_its_parts_is_the_one_that_tokenizers_reads_whole(folders, kind, change, tmp_path):
+    folder = changed(folders[kind], tmp_path / "t", change)
+
+    found = encode._loaded(folder)
+
+    expected = Tokenizer.from_file(str(folder / encode.FAST))
+    assert found.to_str() == expected.to_str()
+    texts = ["".join(MARKS), "a<s> b</s>[INST] 日本 <loc_1>\n", *NEAR]
+    if change is not other_keys:  # dropout is by chance
+        both = ([one.ids for one in tokenizer.encode_batch(texts)] for tokenizer in (found, expected))
+        assert next(both) == next(both)
+
+
 def described(tokenizer, folder):
     folder.mkdir()
     tokenizer.save(str(folder / encode.FAST))
@@ -332,13 +382,13 @@ def test_words_are_given_up_while_the_other_library_loads_its_vocabulary(both, m
     texts, there = ["so many words", "\u2581 which only one can place"], []
     expected = slow.whole([texts])[0]
 
-    def load(path, old=Tokenizer.from_file):
+    def load(path, old=encode._loaded):
         there.append("_encode" in vars(fast))
         return old(path)
 
     fast._slow.let_go()
     assert not fast._slow.is_loaded
-    monkeypatch.setattr(encode, "Tokenizer", SimpleNamespace(from_file=load))
+    monkeypatch.setattr(encode, "_loaded", load)
     assert [same(fast.whole([texts])[0], expected) for _ in range(3)] == [True] * 3
     assert there == [False]
     assert fast._slow.is_loaded
