@@ -38,29 +38,18 @@ from plait.cli.main import FEWEST, main
 gc.set_threshold(FEWEST)
 code = main(sys.argv[1:])
 most = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
-of_torch, clean = False, 0
-for line in open("/proc/self/smaps"):
-    name = line.split()[0]
-    if not name.endswith(":"):
-        of_torch = "/torch/lib/" in line
-    elif of_torch and name in ("Shared_Clean:", "Private_Clean:"):
-        clean += int(line.split()[1])
-print(int(most) - clean)
+print(int(most) * 1024)
 sys.exit(code)
 """
 
 
 def peak(*words):
-    """MB that a stage had at most, in a process of its own.
-
-    Pages of torch's libraries are not counted: they are those of the files, of which the system holds as many
-    as it has room for, 20 to 100 MB, and takes them back as it likes.
-    """
+    """MB that a stage had at most, in a process of its own: all that was resident, pages of files too."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK, *words, "--config", "config.yaml"],
         check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    return int(done.stdout.split()[-1]) / 1000
+    return int(done.stdout.split()[-1]) / 1e6
 
 
 def source(path, records):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pybase64
 
 from plait.data import jpeg
+from plait.data.resize import resize
 from plait.errors import RecordError
 
 if TYPE_CHECKING:
@@ -341,7 +342,7 @@ def resized(encoded: bytes, pictures: Mapping[str, Any]) -> bytes:
     pixels = _pixels(opened, scale)
     # the last pixels of a smaller one may stand beyond its edge; one that Pillow has decoded is no smaller
     extent = (width * scale / EIGHTHS, height * scale / EIGHTHS) if pixels.shape[1] < width else None
-    return _encode(_resize(pixels, size, KERNELS[rule], extent), opened)
+    return _encode(resize(pixels, size, KERNELS[rule], extent), opened)
 
 
 def _serves(full: tuple[int, int], scale: int, size: tuple[int, int]) -> bool:
@@ -352,30 +353,6 @@ def _serves(full: tuple[int, int], scale: int, size: tuple[int, int]) -> bool:
 
 KERNELS = {"patches": "bilinear", "longest_side": "bicubic"}
 """How pixels are weighed: for patches, as SOLO does."""
-
-
-def _resize(
-    pixels: "Pixels", size: tuple[int, int], kernel: str, extent: tuple[float, float] | None = None
-) -> "Pixels":
-    """Pixels of another width and height, each the weighed mean of those that it covers.
-
-    Args:
-        pixels: (Y, X, C).
-        size: width and height to come.
-        kernel: bilinear or bicubic.
-        extent: width and height of the picture in these pixels, where the last ones stand beyond its edge.
-    """
-    import torch
-
-    if size == (extent or pixels.shape[1::-1]):
-        return pixels
-    planes_1CYX = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    scales = (size[1] / extent[1], size[0] / extent[0]) if extent else (None, None)
-    # what torch.nn.functional.interpolate calls; that takes a size or scales, not both
-    resize = getattr(torch.ops.aten, f"_upsample_{kernel}2d_aa")
-    found_1CYX = resize(planes_1CYX, size[::-1], False, *scales)
-    found: Pixels = found_1CYX.permute(0, 2, 3, 1).contiguous()[0].numpy()
-    return found
 
 
 def _encode(pixels: "Pixels", source: Opened) -> bytes:
@@ -425,7 +402,7 @@ def patches(
     opened = Opened.of(encoded, jpeg.head(encoded))
     rows, columns = patch_grid(*opened.size, patch_size=patch_size, max_resolution=max_resolution)
     size = (columns * patch_size, rows * patch_size)
-    pixels_YXC = torch.from_numpy(_resize(_pixels(opened), size, KERNELS["patches"]))
+    pixels_YXC = torch.from_numpy(resize(_pixels(opened), size, KERNELS["patches"]))
     mean, std = (torch.tensor(one)[:, None, None] for one in (MEAN, STD))
     cut = pixels_YXC[:, :, :3].permute(2, 0, 1).contiguous().view(-1, rows, patch_size, columns, patch_size)
     values_NCYX = torch.empty((rows, columns, 3, patch_size, patch_size))
