@@ -19,8 +19,8 @@ LIST = ".json"
 """How the name of a file ends that is one value of JSON; with ``.gz`` and so on behind it has lines."""
 PAGE = 1 << 20
 """Bytes of a column that are read at a time."""
-ROWS = 64
-"""Rows of parquet that are in memory at a time: each may have pictures in it."""
+ROWS, BYTES = 16, 4 << 20
+"""Rows of parquet that are in memory at a time, and about how much of them: each may have pictures in it."""
 
 
 def is_list(path: Path | str) -> bool:
@@ -105,8 +105,10 @@ def _rows(path: Path, start: int, stop: int | None) -> Iterator[Mapping[str, Any
 
 
 def _group(path: Path, opened: Any, group: int) -> Iterator[Mapping[str, Any]]:
+    about = opened.metadata.row_group(group)
+    rows = max(min(ROWS, BYTES * about.num_rows // max(about.total_byte_size, 1)), 1)
     with _in_a_sentence(path):
-        for batch in opened.iter_batches(batch_size=ROWS, row_groups=[group], use_threads=False):
+        for batch in opened.iter_batches(batch_size=rows, row_groups=[group], use_threads=False):
             yield from batch.to_pylist()
 
 
