@@ -180,6 +180,38 @@ def test_packs_hold_every_document_once_with_its_own_pictures(tokenizers, tmp_pa
     assert shard.facts["tokens"] == sum(len(pack.text) for pack in shard)
 
 
+def test_windows_of_records_are_packed_as_if_each_were_a_shard(tokenizers, tmp_path, monkeypatch):
+    long = (turn("assistant", "word " * 100),)
+    unheard = (turn("user", "nobody answers"),)
+    talks = [*CAPTIONED * 3, unheard, long, *CAPTIONED * 2]
+
+    def packed(name, some):
+        source = chats(tmp_path / f"{name}.gz", *some)
+        form = {"template": "chatml", "reject_limit": 1.0, "overlong": "drop"}
+        return index(tmp_path / name, tokenizers["solo"], [source], limit=64, **form)
+
+    monkeypatch.setattr(build, "BATCH", 2)
+    monkeypatch.setattr(build, "WINDOW", 3)
+    whole = packed("whole", talks)
+    monkeypatch.undo()
+    parts = [packed(f"p{first}", talks[first : first + 6]) for first in range(0, len(talks), 6)]
+
+    assert len(parts) == 4
+    assert [pack.text.tolist() for pack in whole] == [pack.text.tolist() for one in parts for pack in one]
+    assert [pack.role.tolist() for pack in whole] == [pack.role.tolist() for one in parts for pack in one]
+    assert [pack.pictures for pack in whole] == [pack.pictures for one in parts for pack in one]
+    assert [*whole.rows()] == [row for one in parts for row in one.rows()]
+    lines = [origin.line for pack in range(len(whole)) for origin in Lineage(whole.folder)[pack]]
+    assert sorted(lines) == [n for n in range(1, len(talks) + 1) if n not in (13, 14)]
+    for key in ("packs", "tokens", "documents", "dropped", "dropped_tokens", "read", "loss_tokens", "images"):
+        assert whole.facts[key] == sum(one.facts[key] for one in parts), key
+    together = packed("together", talks)
+    same = ("documents", "lower_bound", "rejected", "dropped", "own_separators", "read")
+    assert {key: whole.facts[key] for key in same} == {key: together.facts[key] for key in same}
+    assert (whole.facts["dropped"], whole.facts["rejected"]) == (1, {"no_loss": 1})
+    assert whole.facts["fill"] == round(whole.facts["tokens"] / (64 * len(whole)), 6)
+
+
 def test_raw_patches_are_those_of_the_encoded_pictures(tokenizers, tmp_path):
     wordy = (turn("assistant", "only words"),)
     source = chats(tmp_path / "c.gz", CAPTIONED[0], wordy, CAPTIONED[1])

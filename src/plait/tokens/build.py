@@ -7,10 +7,12 @@ than a pack is split or dropped, and counted either way.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +30,18 @@ from plait.tokens.documents import Batch, Documents
 from plait.tokens.laid import Packs, PackWriter
 from plait.tokens.lineage import Origins
 from plait.tokens.made_by import made_by
-from plait.tokens.pack import Packing, Pieces, cut, pack
+from plait.tokens.pack import Packing, Pieces, cut, pack, summary
 from plait.tokens.render import Renderer
 from plait.tokens.roles import markup
 from plait.tokens.templates import Piece
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 BATCH, SIZE = 512, 1 << 22
 """Conversations tokenised at once, and their characters and bytes of pictures: little enough for memory."""
+WINDOW = 1024
+"""Batches that are packed jointly: more would not fill packs better, and memory holds where documents lie."""
 
 
 def build(
@@ -64,38 +69,40 @@ def build(
         DataError: an input is not what it should be, more records are rejected than the format's
             ``reject_limit`` allows, or no document is left to pack.
     """
-    renderer, records = Renderer(tokenizer, form), Records(chats, taken or {})
+    renderer, records, sums = Renderer(tokenizer, form), Records(chats, taken or {}), Sums(limit)
     dtype = indexed.text_dtype(renderer.facts["vocab_size"])
-    with Documents(dtype) as documents, Prints(folder) as prints:
-        origins = Origins()
-        rejected, without_loss = _collect(documents, origins, prints, renderer, records, folder / NAME, form)
-        renderer.let_go()  # packing needs the room
-        cuts = cut(documents.lengths, limit, form["overlong"])
-        begins = documents.tokens_at(cuts.document, cuts.start) == renderer.separator
-        packing = pack(cuts.lengths, limit, form["packing"], separators=~begins)
-        if not len(packing):
-            raise DataError(
-                f"no document is left to pack: {len(documents)} were read, {cuts.dropped} are too long, "
-                f"rejected are {rejected}, {records.others} are of the dataset's other part",
-                hint=split.EMPTY if records.others else "look at the ledgers of the chat shards",
-            )
-        totals = PackWriter(folder, renderer, form).write(Packs(documents, cuts, packing, renderer.separator))
-        origins.write(folder, cuts, packing)
-        facts = {
-            **_counts(totals, packing, cuts, documents.lengths),
-            "documents": len(documents) - cuts.dropped,
-            "without_loss": without_loss,
-            "own_separators": bool(begins[cuts.start == 0].all()),
-            "read": len(documents) + sum(rejected.values()),
-            "rejected": rejected,
-            "other_part": records.others,
-            "duplicates": records.duplicates,
-            **made_by(renderer.folder, form["template"], renderer.vocabulary),
-            **{key: renderer.facts[key] for key in ("vocab_size", "bos_id", "eos_id", "vision")},
-            **{key: form[key] for key in ("patch_size", "max_resolution")},
-        }
+    with (
+        Prints(folder) as prints,
+        Origins(folder) as origins,
+        PackWriter(folder, renderer, form, dtype) as writer,
+        (folder / NAME).open("wb") as out,
+    ):
+        rejected = Rejects(out)
+        pieces = _pieces(renderer, records, rejected)
+        for window in _windows(batches(pieces, _size, most=BATCH, largest=SIZE)):
+            with Documents(dtype) as documents:
+                without_loss = _collect(documents, origins, prints, renderer, window, rejected, form)
+                renderer.let_go()  # packing needs the room
+                cuts = cut(documents.lengths, limit, form["overlong"])
+                begins = documents.tokens_at(cuts.document, cuts.start) == renderer.separator
+                packing = pack(cuts.lengths, limit, form["packing"], separators=~begins)
+                writer.write(Packs(documents, cuts, packing, renderer.separator))
+                origins.write(cuts, packing)
+                sums.add(documents.lengths, cuts, packing, begins)
+                sums.counts["without_loss"] += without_loss
+    _check(sums.counts, rejected, records, form["reject_limit"])
+    facts = {
+        **sums.facts(writer.totals),
+        "read": sums.counts["documents"] + rejected.count,
+        "rejected": to_json(rejected.reasons),
+        "other_part": records.others,
+        "duplicates": records.duplicates,
+        **made_by(renderer.folder, form["template"], renderer.vocabulary),
+        **{key: renderer.facts[key] for key in ("vocab_size", "bos_id", "eos_id", "vision")},
+        **{key: form[key] for key in ("patch_size", "max_resolution")},
+    }
     files.write_json(folder / "data_stats.json", facts)
-    _report(facts, packing)
+    _report(facts, sums)
     return facts
 
 
@@ -112,50 +119,68 @@ def outcomes(facts: Mapping[str, Any]) -> dict[str, int]:
 # Records to documents
 
 
+def _windows(found: Iterator[T]) -> Iterator[Iterator[T]]:
+    """Each WINDOW of what is found, to be read before the next."""
+    for first in found:
+        yield chain([first], islice(found, WINDOW - 1))
+
+
 def _collect(
     documents: Documents,
     origins: Origins,
     prints: Prints,
     renderer: Renderer,
-    records: "Records",
-    rejects: Path,
+    window: Iterable[Sequence[tuple["Read", list[Piece]]]],
+    rejected: Rejects,
     form: Mapping[str, Any],
-) -> tuple[dict[str, int], int]:
-    """Take in every record that teaches something; count the others by reason, and those without loss.
+) -> int:
+    """Take in every record that teaches something; reject the others, and count those without loss.
 
     Where the format's ``no_loss`` is ``count``, a document that no assistant speaks in is kept: a run may
     train what others say.
     """
     without_loss = 0
-    with rejects.open("wb") as out:
-        rejected = Rejects(out)
-        for batch in batches(_pieces(renderer, records, rejected), _size, most=BATCH, largest=SIZE):
-            found = renderer.documents([pieces for _, pieces in batch])
-            words = _words(found, renderer.vision)
-            taught = found.trained(renderer.vision)
-            kept = []
-            for number, (one, _) in enumerate(batch):
-                record = one.record
-                if not words[number]:
-                    rejected.add(record, "no_text", "no token of text is in it")
-                    continue
-                if not taught[number] and form["no_loss"] == "reject":
-                    rejected.add(record, "no_loss", "no token of it is an assistant's, so none is trained")
-                    continue
-                without_loss += not taught[number]
-                kept.append(number)
-                origins.append(record, one.sample.source)
-            documents.extend(found, kept)
-            taken = [batch[number][0] for number in kept]
-            samples = [(one.sample, one.name) for one in taken]
-            prints.extend(rows(samples, [one.row for one in taken]), [one.name for one in taken])
+    for batch in window:
+        found = renderer.documents([pieces for _, pieces in batch])
+        words = _words(found, renderer.vision)
+        taught = found.trained(renderer.vision)
+        kept = []
+        for number, (one, _) in enumerate(batch):
+            record = one.record
+            if not words[number]:
+                rejected.add(record, "no_text", "no token of text is in it")
+                continue
+            if not taught[number] and form["no_loss"] == "reject":
+                rejected.add(record, "no_loss", "no token of it is an assistant's, so none is trained")
+                continue
+            without_loss += not taught[number]
+            kept.append(number)
+            origins.append(record, one.sample.source)
+        documents.extend(found, kept)
+        taken = [batch[number][0] for number in kept]
+        samples = [(one.sample, one.name) for one in taken]
+        prints.extend(rows(samples, [one.row for one in taken]), [one.name for one in taken])
+    return without_loss
+
+
+def _check(counts: Mapping[str, int], rejected: Rejects, records: "Records", limit: float) -> None:
+    """Refuse a shard of which too much is rejected, or nothing is left.
+
+    Raises:
+        DataError: it is such a shard.
+    """
     rejected.check(
-        len(documents) + rejected.count,
-        form["reject_limit"],
+        counts["documents"] + rejected.count,
+        limit,
         ", ".join(map(str, records.chats)),
         "mend the source, name another template, or raise `reject_limit` of the format in config/",
     )
-    return to_json(rejected.reasons), without_loss
+    if not counts["packs"]:
+        raise DataError(
+            f"no document is left to pack: {counts['documents']} were read, {counts['dropped']} are too "
+            f"long, rejected are {to_json(rejected.reasons)}, {records.others} are of the dataset's other part",
+            hint=split.EMPTY if records.others else "look at the ledgers of the chat shards",
+        )
 
 
 def _words(found: Batch, vision: Mapping[str, int]) -> list[int]:
@@ -252,27 +277,71 @@ def _size(one: tuple[Read, list[Piece]]) -> int:
 # Figures
 
 
-def _counts(
-    totals: Mapping[str, int], packing: Packing, cuts: Pieces, lengths: NDArray[np.int32]
-) -> dict[str, Any]:
-    separators = packing.tokens - int(cuts.lengths.sum())
-    ledger.balance(
-        "documents -> packs, in tokens",
-        int(lengths.sum()) + separators,
-        {"packed": totals["tokens"], "too_long": cuts.dropped_tokens},
-    )
-    return {
-        **totals,
-        "limit": packing.limit,
-        "lower_bound": packing.lower_bound,
-        "fill": round(packing.fill, 6),
-        "split": cuts.split,
-        "dropped": cuts.dropped,
-        "dropped_tokens": cuts.dropped_tokens,
-    }
+@dataclass
+class Sums:
+    """What a shard has, counted one window of documents after another.
+
+    Attributes:
+        limit: tokens of a pack.
+        counts: of documents, of the pieces that they were cut into, and of packs.
+        room: of a pack, as :class:`plait.tokens.pack.Packing` has it.
+        own_separators: whether every document begins with a separator.
+    """
+
+    limit: int
+    counts: Counter[str] = field(default_factory=Counter)
+    room: int = 0
+    own_separators: bool = True
+
+    def add(
+        self, lengths: NDArray[np.int32], cuts: Pieces, packing: Packing, begins: NDArray[np.bool_]
+    ) -> None:
+        """Count a window.
+
+        Args:
+            lengths: tokens of its documents.
+            cuts: what they were cut into.
+            packing: how these are packed.
+            begins: which of them begin with a separator.
+        """
+        self.counts.update(
+            documents=len(lengths),
+            document_tokens=int(lengths.sum(dtype=np.int64)),
+            pieces=len(packing.order),
+            piece_tokens=int(cuts.lengths.sum(dtype=np.int64)),
+            cost=packing.cost,
+            packs=len(packing),
+            tokens=packing.tokens,
+            **{key: getattr(cuts, key) for key in CUTS},
+        )
+        self.room = max(self.room, packing.room)
+        self.own_separators &= bool(begins[cuts.start == 0].all())
+
+    def facts(self, totals: Mapping[str, int]) -> dict[str, Any]:
+        """The facts of the shard, with what its rows sum up to."""
+        found = self.counts
+        separators = found["tokens"] - found["piece_tokens"]
+        ledger.balance(
+            "documents -> packs, in tokens",
+            found["document_tokens"] + separators,
+            {"packed": totals["tokens"], "too_long": found["dropped_tokens"]},
+        )
+        return {
+            **totals,
+            "limit": self.limit,
+            "lower_bound": -(-found["cost"] // self.room),
+            "fill": round(found["tokens"] / (found["packs"] * self.limit), 6),
+            **{key: found[key] for key in CUTS},
+            "documents": found["documents"] - found["dropped"],
+            "without_loss": found["without_loss"],
+            "own_separators": self.own_separators,
+        }
 
 
-def _report(facts: Mapping[str, Any], packing: Packing) -> None:
+CUTS = ("split", "dropped", "dropped_tokens")
+
+
+def _report(facts: Mapping[str, Any], sums: Sums) -> None:
     log.info(
         "%d records: %d rejected, %d without a loss token, %d dropped as too long (%d tokens), %d split",
         facts["read"], sum(facts["rejected"].values()), facts["without_loss"],
@@ -283,4 +352,4 @@ def _report(facts: Mapping[str, Any], packing: Packing) -> None:
         100 * facts["fill"], facts["packs"] - facts["lower_bound"], facts["loss_tokens"],
         facts["images"], facts["image_tokens"],
     )  # fmt: skip
-    log.info("%s", packing.summary)
+    log.info("%s", summary(*(sums.counts[key] for key in ("pieces", "packs", "tokens"))))

@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from plait.data.images import patches
 from plait.progress import bar
@@ -113,39 +114,51 @@ class Packs:
 class PackWriter:
     """Writes packs to the files of an indexed shard."""
 
-    def __init__(self, folder: Path, renderer: Renderer, form: Mapping[str, Any]) -> None:
-        """Take what decides the files' types and content."""
-        self.folder = folder
+    def __init__(self, folder: Path, renderer: Renderer, form: Mapping[str, Any], dtype: DTypeLike) -> None:
+        """Start the files; ``dtype`` is that of a token."""
         self.renderer = renderer
         self.grid = {key: form[key] for key in ("patch_size", "max_resolution")}
         self.encoded = form["pictures"] == "encoded"
-
-    def write(self, packs: Packs) -> Mapping[str, int]:
-        """Write all packs and a row of counts for each; what these sum up to."""
         with ExitStack() as stack:
 
-            def opened(name: str, dtype: Any) -> indexed.IndexedWriter:
-                return stack.enter_context(indexed.IndexedWriter(self.folder / name, dtype))
+            def opened(name: str, dtype: DTypeLike) -> indexed.IndexedWriter:
+                return stack.enter_context(indexed.IndexedWriter(folder / name, dtype))
 
-            text, role = opened(indexed.TEXT, packs.documents.dtype), opened(indexed.ROLE, np.uint16)
+            self._text, self._role = opened(indexed.TEXT, dtype), opened(indexed.ROLE, np.uint16)
+            if renderer.vision:
+                self._indices = opened(indexed.INDICES, np.int32)
+                pictures = (indexed.IMAGE, np.uint8) if self.encoded else (indexed.PATCHES, np.uint16)
+                self._pictures = opened(*pictures)
+            self._rows = stack.enter_context(indexed.RowsWriter(folder))
+            self._files = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
+
+    @property
+    def totals(self) -> Mapping[str, int]:
+        """What the counts of the packs up to now sum up to."""
+        return self._rows.totals
+
+    def write(self, packs: Packs) -> None:
+        """Append packs, and a row of counts for each."""
+        for laid in packs:
+            images = [0] * len(laid.starts)
+            self._text.documents(laid.text, laid.sizes)
             if self.renderer.vision:
-                indices = opened(indexed.INDICES, np.int32)
-                name, dtype = (indexed.IMAGE, np.uint8) if self.encoded else (indexed.PATCHES, np.uint16)
-                pictures = opened(name, dtype)
-            rows = stack.enter_context(indexed.RowsWriter(self.folder))
-            for laid in packs:
-                images = [0] * len(laid.starts)
-                text.documents(laid.text, laid.sizes)
-                if self.renderer.vision:
-                    for number, found in enumerate(laid.pictures):
-                        pictures.document(*self._items(found))
-                        images[number] = len(found)
-                    indices.documents(laid.indices, laid.sizes)
-                role.documents(laid.role, laid.sizes)
-                patches = laid.counts(laid.role == IMAGE) if self.renderer.vision else images
-                learnt = laid.counts(trained(laid.text, laid.role, self.renderer.vision))
-                rows.packs(laid.sizes.tolist(), patches, images, learnt)
-        return rows.totals
+                for number, found in enumerate(laid.pictures):
+                    self._pictures.document(*self._items(found))
+                    images[number] = len(found)
+                self._indices.documents(laid.indices, laid.sizes)
+            self._role.documents(laid.role, laid.sizes)
+            patches = laid.counts(laid.role == IMAGE) if self.renderer.vision else images
+            learnt = laid.counts(trained(laid.text, laid.role, self.renderer.vision))
+            self._rows.packs(laid.sizes.tolist(), patches, images, learnt)
 
     def _items(self, pictures: list[Picture]) -> list[NDArray[Any] | bytes]:
         """Each picture's file, or the patches of all of them as the bits of halves."""

@@ -9,7 +9,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,14 +47,27 @@ class Origin:
 
 
 class Origins:
-    """The lines of documents, in the order in which they are taken in."""
+    """Takes in the lines of documents, in their order, and writes the lineage of a shard."""
 
-    def __init__(self) -> None:
-        """Start with none."""
+    def __init__(self, folder: Path) -> None:
+        """Start the files in the shard's folder."""
+        self.folder = folder
         self._chats: dict[str, int] = {}
         self._raws: dict[str, int] = {}
         self._files, self._lines = array("i"), array("q")
         self._known: dict[tuple[Path, str | None], tuple[int, int]] = {}
+        self._out = IndexedWriter(folder / LINEAGE, np.int64)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._out.__exit__(kind, error, trace)
+        if kind is None:
+            names = {"chats": [*self._chats], "raw": [*self._raws]}
+            files.write_json(self.folder / f"{LINEAGE}.json", names)
 
     def append(self, record: Record, source: Source | None) -> None:
         """Note the record of the next document."""
@@ -71,19 +85,18 @@ class Origins:
             return chat, UNKNOWN
         return chat, self._raws.setdefault(source.path(record.file), len(self._raws))
 
-    def write(self, folder: Path, cuts: Pieces, packing: Packing) -> None:
-        """Write the lineage of packed pieces of the documents into a shard's folder."""
+    def write(self, cuts: Pieces, packing: Packing) -> None:
+        """Write the lineage of packed pieces of the documents, and begin anew with others."""
         (chats, raws), (lines, raw_lines) = (
-            np.asarray(both).reshape(-1, 2).T for both in (self._files, self._lines)
+            np.array(both).reshape(-1, 2).T for both in (self._files, self._lines)
         )
-        with IndexedWriter(folder / LINEAGE, np.int64) as out:
-            for first in range(0, len(packing), AT_ONCE):
-                offsets = packing.offsets[first : first + AT_ONCE + 1]
-                pieces = packing.order[offsets[0] : offsets[-1]]
-                origins = (column[cuts.document[pieces]] for column in (chats, lines, raws, raw_lines))
-                rows = np.column_stack([*origins, cuts.start[pieces], cuts.end[pieces]])
-                out.documents(rows.ravel(), np.diff(offsets) * len(COLUMNS))
-        files.write_json(folder / f"{LINEAGE}.json", {"chats": [*self._chats], "raw": [*self._raws]})
+        for first in range(0, len(packing), AT_ONCE):
+            offsets = packing.offsets[first : first + AT_ONCE + 1]
+            pieces = packing.order[offsets[0] : offsets[-1]]
+            origins = (column[cuts.document[pieces]] for column in (chats, lines, raws, raw_lines))
+            rows = np.column_stack([*origins, cuts.start[pieces], cuts.end[pieces]])
+            self._out.documents(rows.ravel(), np.diff(offsets) * len(COLUMNS))
+        del self._files[:], self._lines[:]
 
 
 class Lineage:

@@ -125,10 +125,19 @@ class Packing:
         return int(self.sizes.sum())
 
     @property
+    def cost(self) -> int:
+        """Tokens of all documents, each with the separator that it may need."""
+        return int((self.lengths + self.separators).sum())
+
+    @property
+    def room(self) -> int:
+        """Tokens of a pack by that measure."""
+        return self.limit + int(self.separators.max(initial=0))
+
+    @property
     def lower_bound(self) -> int:
         """No packing of these documents has fewer packs."""
-        most = self.limit + int(self.separators.max(initial=0))
-        return -(-int((self.lengths + self.separators).sum()) // most)
+        return -(-self.cost // self.room)
 
     @property
     def fill(self) -> float:
@@ -137,8 +146,13 @@ class Packing:
 
     @property
     def summary(self) -> str:
-        """The line that SOLO and CodeAct end with."""
-        return f"Packed {len(self.order)} documents into {len(self)} documents ({self.tokens} tokens)"
+        """How many documents became how many."""
+        return summary(len(self.order), len(self), self.tokens)
+
+
+def summary(documents: int, packs: int, tokens: int) -> str:
+    """The line that SOLO and CodeAct end with."""
+    return f"Packed {documents} documents into {packs} documents ({tokens} tokens)"
 
 
 def pack(
