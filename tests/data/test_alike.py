@@ -130,6 +130,32 @@ def test_a_sample_is_similar_where_both_text_and_pictures_are():
     assert alike.later(halves(found, 1).similar(), 6).tolist() == [False, False, True, False, False, True]
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 100])
+def test_it_is_the_same_in_however_many_parts(at_once, monkeypatch):
+    draw = np.random.default_rng(at_once)
+    found = np.zeros(300, prints.ROW)
+    found["text"] = draw.integers(0, 200, 300)
+    found["pieces"] = draw.integers(0, 9, (20, 64))[draw.integers(0, 20, 300)]
+    changed = draw.random((300, 64)) < 0.1
+    found["pieces"][changed] = draw.integers(0, 9, int(changed.sum()))
+    found["picture"] = draw.integers(0, 500, (300, 4))
+    found["look"] = draw.integers(0, 1 << 63, 40, np.uint64)[draw.integers(0, 40, (300, 4))] ^ (
+        np.uint64(1) << draw.integers(0, 64, (300, 4), np.uint64)
+    )
+
+    def told():
+        several = halves(found, 120)
+        pairs = [(several.similar_texts, 2), (several.similar, 2)]
+        similar = [{*zip(*map(np.ndarray.tolist, p[:n]), strict=True)} for f, n in pairs for p in f()]
+        return set().union(*similar), alike.picture_repeats([found[:120], found[120:]])
+
+    whole = told()
+    monkeypatch.setattr(alike, "AT_ONCE", at_once)
+    assert told() == whole
+    assert len(whole[0]) > 100
+    assert min(whole[1]) > 100
+
+
 @pytest.mark.parametrize("held", [1, 2, 3])
 def test_what_was_seen_is_told_with_its_first_place(held, monkeypatch):
     monkeypatch.setattr(prints, "HELD", held)

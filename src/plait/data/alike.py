@@ -1,10 +1,12 @@
 """Which samples of several sets are equal or similar.
 
-Memory grows with their number by some ten bytes each: keys are looked at in as many passes as fit.
-Different pictures, of which similar ones are counted one by one, take 32 bytes each.
+Memory holds a part of their keys at a time, which are in temporary files, and of all samples what of each came
+before: some five bytes.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -16,8 +18,8 @@ from numpy.typing import NDArray
 from plait.data.prints import PICTURES, ROW, Printed
 from plait.data.said import PERMUTATIONS
 
-AT_ONCE = 1 << 22
-"""Keys of a pass."""
+AT_ONCE, PARTS = 1 << 18, 512
+"""Keys of a part, about, and parts at most: each is a file that is open."""
 STRETCH = 1 << 12
 """Samples that are read at once."""
 PAIRS = 1 << 14
@@ -34,6 +36,8 @@ BITS = 6
 """Bits of 64 in which similar pictures differ at most."""
 NEXT = 4
 """Neighbours, by their hashes, that a picture is compared with."""
+KEYED = np.dtype([("key", "<u8"), ("place", "<i8"), ("sketch", "<u8")])
+"""A key, whose it is, and what tells more of that."""
 Rows = NDArray[np.int64]
 U64 = np.uint64
 Wanted = Callable[[Rows, Rows], "NDArray[np.bool_] | bool"]
@@ -79,32 +83,42 @@ class Alike:
 
         Of a field of several numbers these are counted through, those of one sample after those of the other.
         """
-        for places, first in self._repeated(lambda one: one[field], prod(ROW[field].shape)):
+        width = prod(ROW[field].shape)
+
+        def keyed(start: int, some: NDArray[Any]) -> NDArray[Any]:
+            return _keyed(some[field].ravel(), start * width)
+
+        for part in self.parts(keyed, len(self) * width):
+            repeated, first = _repeated(part)
             later = np.flatnonzero(first != np.arange(len(first)))
-            yield places[first[later]], places[later]
+            yield repeated["place"][first[later]], repeated["place"][later]
 
-    def _repeated(self, key_of: Any, width: int = 1) -> Iterator[tuple[Rows, Rows]]:
-        """Places with keys that others have too and that are not 0, in the order of keys and places.
-
-        Beside them, which of those that are given with it is the first that has its key.
+    def parts(
+        self,
+        keyed: Callable[[int, NDArray[Any]], NDArray[Any]],
+        size: int,
+        part_of: Callable[[NDArray[Any], int], NDArray[Any]] = lambda keys, parts: keys % U64(parts),
+    ) -> Iterator[NDArray[Any]]:
+        """All keys, a part at a time, each in the order of places.
 
         Args:
-            key_of: gives the keys of samples.
-            width: keys of a sample.
+            keyed: gives the KEYED of samples, and of what number the first is.
+            size: how many there are in all, about.
+            part_of: says in which of so many parts keys are; equal ones are in one.
         """
-        passes = -(-max(len(self) * width, 1) // AT_ONCE)
-        for number in range(passes):
-            yield _several(*self._keyed(key_of, width, passes, number))
-
-    def _keyed(self, key_of: Any, width: int, passes: int, number: int) -> tuple[NDArray[Any], Rows]:
-        """The keys of a pass, and their places."""
-        keys, places = [np.zeros(0, U64)], [np.zeros(0, np.int64)]
-        for start, some in self.stretches():
-            found = np.asarray(key_of(some)).ravel()
-            own = np.flatnonzero((found != 0) & (found % U64(passes) == number))
-            keys.append(found[own])
-            places.append(own + start * width)
-        return np.concatenate(keys), np.concatenate(places)
+        parts = min(-(-max(size, 1) // AT_ONCE), PARTS)
+        with ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(parts)]
+            for start, some in self.stretches():
+                found = keyed(start, some)
+                which = part_of(found["key"], parts).astype(np.uint16)
+                found = found[np.argsort(which, kind="stable")]
+                ends = np.cumsum(np.bincount(which, minlength=parts))
+                for file, one in zip(files, np.split(found, ends[:-1]), strict=True):
+                    file.write(one.data)
+            for file in files:
+                file.seek(0)
+                yield np.fromfile(file, KEYED)
 
     # Similar ones
 
@@ -127,61 +141,90 @@ class Alike:
         width = PERMUTATIONS // BANDS
         for band in range(BANDS):
             place = slice(band * width, (band + 1) * width)
-            for rows, first in self._repeated(lambda one, place=place: _mixed(one, place)):
+
+            def keyed(start: int, some: NDArray[Any], place: slice = place) -> NDArray[Any]:
+                return _keyed(_mixed(some, place), start, _sketches(some))
+
+            for part in self.parts(keyed, len(self)):
+                repeated, first = _repeated(part)
                 later = np.flatnonzero(first != np.arange(len(first)))
                 for start in range(0, len(later), PAIRS):
                     some = later[start : start + PAIRS]
                     third = some[first[some] != some - 1]
                     one, other = np.concatenate([first[some], third - 1]), np.concatenate([some, third])
-                    yield self._checked(rows[one], rows[other], wanted)
+                    yield self._checked(repeated[one], repeated[other], wanted)
 
-    @cached_property
-    def _sketches(self) -> NDArray[Any]:
-        """A bit of each number of a text: similar ones differ in few."""
-        found = [np.packbits(some["pieces"] & 1 != 0, axis=1) for _, some in self.stretches()]
-        return np.concatenate([np.zeros((0, 8), np.uint8), *found]).view(U64).ravel()
-
-    def _checked(self, earlier: Rows, later: Rows, wanted: Wanted) -> tuple[Rows, Rows, NDArray[np.bool_]]:
-        near = np.bitwise_count(self._sketches[earlier] ^ self._sketches[later]) <= DIFFERENT
-        near &= wanted(earlier, later)
-        earlier, later = earlier[near], later[near]
+    def _checked(
+        self, one: NDArray[Any], other: NDArray[Any], wanted: Wanted
+    ) -> tuple[Rows, Rows, NDArray[np.bool_]]:
+        near = np.bitwise_count(one["sketch"] ^ other["sketch"]) <= DIFFERENT
+        near &= wanted(one["place"], other["place"])
+        earlier, later = one["place"][near], other["place"][near]
         numbers, at = np.unique(np.concatenate([earlier, later]), return_inverse=True)
-        told, (one, other) = self.take(numbers), at.reshape(2, -1)
-        same = (told["pieces"][one] == told["pieces"][other]).mean(axis=1) >= SIMILAR
-        bits = np.bitwise_count(told["look"][one] ^ told["look"][other])
-        alike = (told["count"][one] == told["count"][other]) & (bits <= BITS).all(axis=1)
+        told, (first, second) = self.take(numbers), at.reshape(2, -1)
+        same = (told["pieces"][first] == told["pieces"][second]).mean(axis=1) >= SIMILAR
+        bits = np.bitwise_count(told["look"][first] ^ told["look"][second])
+        alike = (told["count"][first] == told["count"][second]) & (bits <= BITS).all(axis=1)
         return earlier[same], later[same], alike[same]
 
 
 def picture_repeats(sets: Sequence[Printed | NDArray[Any]]) -> tuple[int, int]:
     """How many pictures are there before, byte for byte, and how many more look like another."""
-    several, looks = Alike(sets), [np.zeros(0, U64)]
-    again = later(several.equal("picture"), len(several) * PICTURES)
-    for start, rows in several.stretches():
-        before = again[start * PICTURES : (start + len(rows)) * PICTURES].reshape(-1, PICTURES)
-        looks.append(rows["look"][(rows["picture"] != 0) & ~before])
-    different = np.concatenate(looks)
-    alike = np.zeros(len(different), bool)
+    several = Alike(sets)
+    size = len(several) * PICTURES
+    again, alike = later(several.equal("picture"), size), np.zeros(size, bool)
     for turn in range(0, 64, 16):
-        turned = (different << U64(turn)) | (different >> U64((64 - turn) % 64)) if turn else different
-        order = np.argsort(turned, kind="stable")
-        for start in range(0, len(order), STRETCH):
-            some = order[start : start + STRETCH + NEXT]
-            for step in range(1, NEXT + 1):
-                one, other = some[:-step], some[step:]
-                near = (np.bitwise_count(different[one] ^ different[other]) <= BITS) & (different[one] != 0)
-                alike[np.maximum(one, other)[near]] = True
-    return int(again.sum()), int(alike.sum())
+
+        def keyed(start: int, some: NDArray[Any], turn: int = turn) -> NDArray[Any]:
+            first = start * PICTURES
+            own = (some["picture"].ravel() != 0) & ~again[first : first + len(some) * PICTURES]
+            looks = np.where(own, some["look"].ravel(), U64(0))
+            turned = (looks << U64(turn)) | (looks >> U64(64 - turn)) if turn else looks
+            return _keyed(turned, first, looks)
+
+        before = np.zeros(0, KEYED)
+        for part in several.parts(keyed, size, _part_in_order):
+            ordered = np.concatenate([before, part[np.argsort(part["key"], kind="stable")]])
+            for start in range(0, len(ordered), STRETCH):
+                some = ordered[start : start + STRETCH + NEXT]
+                for step in range(1, NEXT + 1):
+                    one, other = some[:-step], some[step:]
+                    near = np.bitwise_count(one["sketch"] ^ other["sketch"]) <= BITS
+                    alike[np.maximum(one["place"], other["place"])[near]] = True
+            before = ordered[-NEXT:]
+    return int(np.count_nonzero(again)), int(np.count_nonzero(alike))
 
 
-def _several(keys: NDArray[Any], places: Rows) -> tuple[Rows, Rows]:
-    """The places of keys that come several times, in the order of both, and for each the first of its key."""
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
+def _keyed(keys: NDArray[Any], start: int, sketches: NDArray[Any] | int = 0) -> NDArray[Any]:
+    """Keys of places from ``start`` on as KEYED, without those that are 0."""
+    found = np.empty(len(keys), KEYED)
+    found["key"], found["sketch"] = keys, sketches
+    found["place"] = np.arange(start, start + len(keys))
+    there: NDArray[Any] = found[keys != 0]
+    return there
+
+
+def _part_in_order(keys: NDArray[Any], parts: int) -> NDArray[Any]:
+    """In which part a key is, where none in a part is greater than one in the next."""
+    return ((keys >> U64(32)) * U64(parts)) >> U64(32)
+
+
+def _sketches(some: NDArray[Any]) -> NDArray[Any]:
+    """A bit of each number of texts: similar ones differ in few."""
+    return np.packbits(some["pieces"] & 1 != 0, axis=1).view(U64).ravel()
+
+
+def _repeated(part: NDArray[Any]) -> tuple[NDArray[Any], Rows]:
+    """Those of KEYED whose key others have too, in the order of keys and places.
+
+    Beside them, which of those that are given with it is the first that has its key.
+    """
+    order = np.argsort(part["key"], kind="stable")
+    keys = part["key"][order]
     again = np.concatenate([[False], keys[1:] == keys[:-1], [False]])
     several = np.flatnonzero(again[1:] | again[:-1])
     starts = np.where(again[several], 0, np.arange(len(several)))
-    return places[order[several]], np.asarray(np.maximum.accumulate(starts))
+    return part[order[several]], np.asarray(np.maximum.accumulate(starts))
 
 
 def _mixed(one: NDArray[Any], place: slice) -> NDArray[Any]:

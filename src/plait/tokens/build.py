@@ -177,8 +177,10 @@ def _check(counts: Mapping[str, int], rejected: Rejects, records: "Records", lim
     )
     if not counts["packs"]:
         raise DataError(
-            f"no document is left to pack: {counts['documents']} were read, {counts['dropped']} are too "
-            f"long, rejected are {to_json(rejected.reasons)}, {records.others} are of the dataset's other part",
+            f"no document is left to pack: {counts['documents']} were read, "
+            f"{counts['dropped']} are too long, "
+            f"rejected are {to_json(rejected.reasons)}, "
+            f"{records.others} are of the dataset's other part",
             hint=split.EMPTY if records.others else "look at the ledgers of the chat shards",
         )
 
