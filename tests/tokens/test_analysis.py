@@ -17,6 +17,7 @@ from plait.errors import DataError
 from plait.tokens import analysis
 from plait.tokens.indexed import ROLE, IndexedWriter, PackedShard
 from plait.tokens.roles import PACK_SEP, USER
+from plait.tokens.tally import Tally
 
 NATURAL = {"format": "f", "pack": 64, "datasets": ["emoji", "talk"], "weights": {}}
 SHARDS = [
@@ -160,7 +161,7 @@ def test_document_lengths_are_read_from_roles(tmp_path_factory, packs):
 
 
 def test_the_figures_of_one_value_are_finite():
-    assert analysis.statistics(np.array([3]))["std"] == 0
+    assert analysis.statistics(Tally.of(np.array([3])))["std"] == 0
 
 
 def test_prefixes_are_folders_of_indexed_shards(made):

@@ -203,7 +203,7 @@ def test_only_letters_that_a_pattern_names_are_read_by_the_slow_one(splitting, m
     for kind, newer in {"tekken": [*NEWEST, *NO_CASE], "deepseek": [*NEWEST, *SYMBOLS]}.items():
         read.clear()
         splitting[kind][0].apart([*old, *SOME])
-        assert read == newer
+        assert [text for text in read if text] == newer  # an empty one comes where its vocabulary is loaded
 
 
 def changed(folder, target, change):

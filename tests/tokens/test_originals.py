@@ -94,7 +94,7 @@ def test_four_files_of_solo_become_packs_that_are_adopted(place, code):
         {"n_tokens": 3, "n_image_tokens": 0, "n_images": 0, "n_loss_tokens": 2},
     ]
     counted = analysis.measure(TARGET)
-    assert counted.measures["document_tokens"].tolist() == [7, 2, 3]
+    assert counted.measures["document_tokens"].values.tolist() == [2, 3, 7]
     assert counted.counts == {"packs": 2, "documents": 3}
 
 

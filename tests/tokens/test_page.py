@@ -29,6 +29,7 @@ from plait.data.chat import Message, Picture, Sample, Text
 from plait.tokens import analysis, charts, page, shown
 from plait.tokens.indexed import PackedShard
 from plait.tokens.roles import ASSISTANT, PACK_SEP
+from plait.tokens.tally import Tally
 
 SCRIPT = "<script>document.title = 'mine'</script>"
 HOSTILE = f"</div>{SCRIPT}<img src=x onerror=\"fetch('//evil')\">&lt; \u202eback\x00\x1b[0m"
@@ -446,12 +447,13 @@ def test_texts_of_tokens_are_the_whole_text(root, text):
 
 
 def test_a_long_tail_is_drawn_on_logarithms():
-    values = np.array([5] * 50 + [8] * 40 + [4000])
+    values = Tally.counted({5: 50, 8: 40, 4000: 1})
     found = analysis.histogram(values)
     assert sum(found["counts"]) == 91
     assert "(logarithmic)" in charts.bars("tokens", **found, class_="c0")
     assert "(logarithmic)" in charts.curves("tokens", {"a": analysis.quantiles(values)}, {"a": "c0"})
-    assert "(logarithmic)" not in charts.bars("tokens", **analysis.histogram(values[:90]), class_="c0")
+    short = Tally.counted({5: 50, 8: 40})
+    assert "(logarithmic)" not in charts.bars("tokens", **analysis.histogram(short), class_="c0")
 
 
 def test_a_long_document_is_cut_and_says_so():

@@ -1,7 +1,7 @@
 """Which samples of several sets are equal or similar.
 
-Memory holds a part of their keys at a time, which are in temporary files, and of all samples what of each came
-before: some five bytes.
+Memory holds a part of their keys at a time, of parts that are temporary files, and five bytes of each sample:
+whether it was there before.
 """
 
 import tempfile

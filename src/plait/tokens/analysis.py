@@ -17,6 +17,7 @@ from plait.tokens import indexed, mixture, solver
 from plait.tokens.indexed import ROLE, TEXT, IndexedReader
 from plait.tokens.lineage import Lineage
 from plait.tokens.roles import PACK_SEP
+from plait.tokens.tally import Tally
 
 if TYPE_CHECKING:
     from plait.tokens.page import Look
@@ -64,7 +65,7 @@ class Counted:
     """One indexed shard, or one energon dataset, measured."""
 
     source: layout.Indexed | layout.Energon
-    measures: Mapping[str, Counts]
+    measures: Mapping[str, Tally]
     counts: Mapping[str, int]
     """How many packs and documents (one that was split is one); or samples, rejected ones beside them,
     clipped ones, and ones of which no trained token is left."""
@@ -131,7 +132,8 @@ def measure(shard: layout.Indexed) -> Counted:
     starts, ends = document_bounds(folder, own_separators=facts["own_separators"])
     found["document_tokens"] = (ends - starts).astype(np.int32)
     counts = {"packs": counted["packs"], "documents": facts["documents"]}
-    return Counted(shard, found, counts, facts["fill"], shard.seq)
+    measures = {key: Tally.of(numbers) for key, numbers in found.items()}
+    return Counted(shard, measures, counts, facts["fill"], shard.seq)
 
 
 def _check_rows(folder: Path, facts: Mapping[str, Any], columns: Mapping[str, Counts]) -> dict[str, int]:
@@ -210,9 +212,8 @@ def weigh(
 
 
 def _shard(one: Counted) -> mixture.Shard:
-    sizes = one.measures["n_tokens"]
-    pictures = int(one.measures["n_image_tokens"].sum())
-    return mixture.Shard(str(one.source), one.source.dataset, len(sizes), int(sizes.sum()), pictures)
+    sizes, pictures = (one.measures[key] for key in ("n_tokens", "n_image_tokens"))
+    return mixture.Shard(str(one.source), one.source.dataset, len(sizes), sizes.total, pictures.total)
 
 
 def binding_of(solved: Mapping[str, Any]) -> list[str]:
@@ -228,9 +229,9 @@ def by_dataset(counted: Sequence[Counted]) -> dict[str, list[Counted]]:
     return found
 
 
-def together(shards: Sequence[Counted], key: str) -> Counts:
+def together(shards: Sequence[Counted], key: str) -> Tally:
     """A measure of several shards as one."""
-    return np.concatenate([shard.measures[key] for shard in shards])
+    return Tally.together(shard.measures[key] for shard in shards)
 
 
 # Figures
@@ -240,50 +241,52 @@ def totals(shards: Sequence[Counted]) -> dict[str, int]:
     """Packs and documents, or samples; tokens and pictures in all."""
     return {
         **{name: sum(shard.counts[name] for shard in shards) for name in shards[0].counts},
-        **{name: sum(int(shard.measures[key].sum()) for shard in shards) for name, key in TOTALS.items()},
+        **{name: sum(shard.measures[key].total for shard in shards) for name, key in TOTALS.items()},
     }
 
 
-def statistics(values: Counts) -> dict[str, float]:
+def statistics(tally: Tally) -> dict[str, float]:
     """What pandas' describe gives: standard deviation of a sample, quartiles by interpolation."""
-    low, quarter, half, three, high = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
-    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+    low, quarter, half, three, high = tally.quantile([0, 0.25, 0.5, 0.75, 1])
     figures = {
-        "count": len(values), "mean": values.mean(), "std": deviation,
+        "count": len(tally), "mean": tally.mean, "std": tally.deviation,
         "min": low, "25%": quarter, "50%": half, "75%": three, "max": high,
     }  # fmt: skip
     return {name: round(float(figure), 6) for name, figure in figures.items()}
 
 
-def quantiles(values: Counts) -> list[int]:
+def quantiles(tally: Tally) -> list[int]:
     """The least, and the values that 1/200, 2/200, ... all of them do not exceed."""
-    places = -(-np.arange(QUANTILES + 1) * len(values) // QUANTILES) - 1
-    return [int(value) for value in np.sort(values)[np.maximum(places, 0)]]
+    places = -(-np.arange(QUANTILES + 1) * len(tally) // QUANTILES) - 1
+    found: list[int] = tally.at(np.maximum(places, 0)).tolist()
+    return found
 
 
-def histogram(values: Counts) -> dict[str, list[int]]:
+def histogram(tally: Tally) -> dict[str, list[int]]:
     """How many values fall between bounds: an upper bound belongs to the next bin.
 
     Args:
-        values: from 1 on.
+        tally: of values from 1 on.
     """
-    high, median = int(values.max()), float(np.median(values))
-    if high > TAIL * median:
-        edges = np.unique(np.rint(np.geomspace(values.min(), high + 1, BINS + 1)).astype(np.int64))
+    low, high = int(tally.values[0]), int(tally.values[-1])
+    if high > TAIL * tally.quantile([0.5])[0]:
+        edges = np.unique(np.rint(np.geomspace(low, high + 1, BINS + 1)).astype(np.int64))
     else:
         width = -(-(high + 1) // BINS)
         edges = np.arange(0, high + width + 1, width)
-    return {"edges": edges.tolist(), "counts": np.histogram(values, edges)[0].tolist()}
+    counts, _ = np.histogram(tally.values, edges, weights=tally.counts)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def filled(sizes: Counts, limit: int) -> dict[str, Any]:
+def filled(sizes: Tally, limit: int) -> dict[str, Any]:
     """How full sequences are: the mean, and how many are 0 to 5 %, 5 to 10 %, ... full."""
-    bins = np.minimum(sizes * FILLS // limit, FILLS - 1)
+    counts = np.zeros(FILLS, np.int64)
+    np.add.at(counts, np.minimum(sizes.values * FILLS // limit, FILLS - 1), sizes.counts)
     return {
         "limit": limit,
-        "mean": round(float(sizes.sum() / (len(sizes) * limit)), 6),
+        "mean": round(sizes.mean / limit, 6),
         "edges": [number / FILLS for number in range(FILLS + 1)],
-        "counts": np.bincount(bins, minlength=FILLS).tolist(),
+        "counts": counts.tolist(),
     }
 
 

@@ -1,9 +1,8 @@
 """Counting the tokens of energon datasets: every training sample, as training will see it."""
 
-from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -25,6 +24,7 @@ from plait.tokens import analysis, rejected, repeats, shown
 from plait.tokens.llava import Encoded, LlavaRenderer
 from plait.tokens.made_by import made_by
 from plait.tokens.page import Look
+from plait.tokens.tally import Tally
 
 BLEND = "metadataset.yaml"
 
@@ -215,26 +215,26 @@ def measure(
     Raises:
         DataError: it is not whole, or the template cannot write more of its samples than may be rejected.
     """
-    folder, length = Path(str(dataset)), looker.length
-    expected = _expected(dataset)
-    kept = array("i")
+    folder, expected = Path(str(dataset)), _expected(dataset)
+    found = Found(looker.length)
     beside.mkdir(parents=True)
     with prints.Prints(beside) as out:
         for (source, places), looked in looking.in_order(_batches(folder, "train")):
-            ids = []
+            ids: list[str] = []
+            taken: list[Counts] = []
             for place, id_, one in zip(places, looked.ids, looked.found, strict=True):
                 if isinstance(one, RecordError):
                     rejects.add(Record(folder / place.tar, None, id_), one.reason, str(one))
                     continue
-                draw.offer(len(kept) // len(one), partial(looker.shown, source, place))
-                kept.extend(one)
+                draw.offer(found.samples + len(taken), partial(looker.shown, source, place))
+                taken.append(one)
                 ids.append(id_)
+            found.add(taken)
             out.extend(looked.rows, ids)
-    whole = np.asarray(kept, np.int32).reshape(-1, len(Counts._fields))
     ledger.balance(
         f"energon -> mixture, training samples of {folder}",
         expected,
-        {"counted": len(whole), "rejected": rejects.count},
+        {"counted": found.samples, "rejected": rejects.count},
     )
     rejects.check(
         expected,
@@ -243,33 +243,62 @@ def measure(
         "mend the records, or name another template or instruction, or raise reject_limit of the format in "
         "config/",
     )
-    if not len(whole):
+    if not found.samples:
         raise DataError(
             f"no sample of {folder} is left to train on", hint="a lower reject_limit of the format says why"
         )
-    return _of_dataset(dataset, whole, rejects.count, length)
+    return found.counted(dataset, rejects.count)
 
 
-def _of_dataset(
-    dataset: layout.Energon, whole: NDArray[np.int32], refused: int, length: int
-) -> analysis.Counted:
-    """A dataset by the Counts (n, 5) of its samples."""
-    tokens, pictures, trained, images, original = whole.T
-    found = {
-        "document_tokens": original,
-        "n_tokens": tokens,
-        "n_image_tokens": pictures,
-        "n_text_tokens": tokens - pictures,
-        "n_loss_tokens": trained,
-        "n_images": images,
-    }
-    counts = {
-        "samples": len(whole),
-        "rejected": refused,
-        "clipped": int((original > tokens).sum()),
-        "unanswered": int((trained == 0).sum()),
-    }
-    return analysis.Counted(dataset, found, counts, float(tokens.mean() / length), length)
+@dataclass
+class Found:
+    """The counts of a dataset's samples, some at a time.
+
+    Attributes:
+        length: tokens that a sequence has room for.
+        measures: how often each number comes, by measure.
+        samples: how many there are.
+        clipped: how many have more tokens than ``length``.
+        unanswered: of how many no trained token is left.
+    """
+
+    length: int
+    measures: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    samples: int = 0
+    clipped: int = 0
+    unanswered: int = 0
+
+    def add(self, some: Sequence[Counts]) -> None:
+        """Take in samples."""
+        tokens, pictures, trained, images, original = (
+            np.array(some, np.int64).reshape(-1, len(Counts._fields)).T
+        )
+        found = {
+            "document_tokens": original,
+            "n_tokens": tokens,
+            "n_image_tokens": pictures,
+            "n_text_tokens": tokens - pictures,
+            "n_loss_tokens": trained,
+            "n_images": images,
+        }
+        for key, numbers in found.items():
+            self.measures[key].update(numbers.tolist())
+        self.samples += len(some)
+        self.clipped += int((original > tokens).sum())
+        self.unanswered += int((trained == 0).sum())
+
+    def counted(self, dataset: layout.Energon, refused: int) -> analysis.Counted:
+        """The dataset, measured; beside what was taken in, so many were rejected."""
+        counts = {
+            "samples": self.samples,
+            "rejected": refused,
+            "clipped": self.clipped,
+            "unanswered": self.unanswered,
+        }
+        measures = {key: Tally.counted(one) for key, one in self.measures.items()}
+        return analysis.Counted(
+            dataset, measures, counts, measures["n_tokens"].mean / self.length, self.length
+        )
 
 
 def _validating(
