@@ -50,7 +50,7 @@ VERSIONS = {
     "lock": 1,
     "fetch": 1,
     "tokenizer": 3,
-    "index": 6,
+    "index": 7,
     "energon": 9,
     "analyse": 11,
     "build": 4,
