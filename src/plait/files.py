@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -330,6 +331,16 @@ def _told_by(target: Path, part: Path) -> Iterator[None]:
         named = (part.name, target.name)
         error.args = tuple(str(told).replace(*named) for told in error.args)
         error.hint = error.hint.replace(*named)
+        raise
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[None]:
+    """Where a temporary file cannot be written, the folder of such is named: they have no names."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or tempfile.gettempdir()
         raise
 
 

@@ -2,7 +2,10 @@
 
 import io
 import itertools
+import tempfile
 import unicodedata
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +157,13 @@ def test_it_is_the_same_in_however_many_parts(at_once, monkeypatch):
     assert told() == whole
     assert len(whole[0]) > 100
     assert min(whole[1]) > 100
+
+
+def test_a_full_disk_of_temporary_files_is_named_where_keys_are_kept(monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(Path("/dev/full").open, "wb"))
+    with pytest.raises(OSError, match="No space left") as caught:
+        alike.picture_repeats([rows([said("a", drawing(1))])])
+    assert caught.value.filename == tempfile.gettempdir()
 
 
 @pytest.mark.parametrize("held", [1, 2, 3])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plait import files
 from plait.data.prints import PICTURES, ROW, Printed
 from plait.data.said import PERMUTATIONS
 
@@ -105,20 +106,23 @@ class Alike:
             keyed: gives the KEYED of samples, and of what number the first is.
             size: how many there are in all, about.
             part_of: says in which of so many parts keys are; equal ones are in one.
+
+        Raises:
+            OSError: the disk of temporary files is full; its folder is named.
         """
         parts = min(-(-max(size, 1) // AT_ONCE), PARTS)
-        with ExitStack() as stack:
-            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(parts)]
+        with files.temporary(), ExitStack() as stack:
+            spools = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(parts)]
             for start, some in self.stretches():
                 found = keyed(start, some)
                 which = part_of(found["key"], parts).astype(np.uint16)
                 found = found[np.argsort(which, kind="stable")]
                 ends = np.cumsum(np.bincount(which, minlength=parts))
-                for file, one in zip(files, np.split(found, ends[:-1]), strict=True):
-                    file.write(one.data)
-            for file in files:
-                file.seek(0)
-                yield np.fromfile(file, KEYED)
+                for spool, one in zip(spools, np.split(found, ends[:-1]), strict=True):
+                    spool.write(one.data)
+            for spool in spools:
+                spool.seek(0)
+                yield np.fromfile(spool, KEYED)
 
     # Similar ones
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from plait import files
 from plait.tokens.roles import ASSISTANT, IMAGE, trained
 
 
@@ -254,11 +255,8 @@ class Documents:
         Raises:
             OSError: the disk of temporary files is full; its folder is named.
         """
-        try:
+        with files.temporary():
             self._extend(batch, numbers)
-        except OSError as error:
-            error.filename = tempfile.gettempdir()  # the file has no name
-            raise
 
     def _extend(self, batch: Batch, numbers: Sequence[int]) -> None:
         before, bounds, kept = len(self), np.array(batch.starts, np.int64), np.array(numbers, np.int64)
