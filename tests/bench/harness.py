@@ -110,10 +110,14 @@ class Own:
     memory: float = 0
 
 
+KB = 1024 / 1e6
+"""MB of what Linux counts memory in."""
+
+
 def peak() -> float:
     """MB of memory that this process had at most; getrusage would count its parent's too."""
     status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
+    return int(status.partition("VmHWM:")[2].split()[0]) * KB
 
 
 def peak_of_children() -> float:
@@ -121,7 +125,7 @@ def peak_of_children() -> float:
 
     What this one had when it started them counts too: it is to be smaller than they are.
     """
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * KB
 
 
 # In a child

@@ -172,16 +172,27 @@ def unchanged(source, ours, peer):
 
 def loaded():
     """Modules that both sides import when they begin."""
-    from PIL import Image
-
     from plait.data import chat, images
+
+    images.resized(small(), {**KEPT, "rule": "longest_side", "max_side": 336})
+    images.resized(small(), KEPT)
+    chat.Picture(b"\xff\xd8").to_json()
+
+
+def loaded_to_cut():
+    """What patches are cut with."""
+    from plait.data import images
+
+    images.patches(small())
+
+
+def small():
+    """A picture to begin with."""
+    from PIL import Image
 
     file = io.BytesIO()
     Image.fromarray(recut(700, 500, np.random.default_rng(0))).save(file, "JPEG")
-    images.resized(file.getvalue(), {**KEPT, "rule": "longest_side", "max_side": 336})
-    images.resized(file.getvalue(), KEPT)
-    images.patches(file.getvalue())
-    chat.Picture(b"\xff\xd8").to_json()
+    return file.getvalue()
 
 
 def shrinking(name, *, side, to, count, target, least=None, about=ABOUT):
@@ -272,7 +283,7 @@ def near(source, ours, peer, *, halves):
 def patching(name, *, halves, peer=listed, target=40):
     """A row of patches."""
     ours, check = partial(patched, halves=halves), partial(near, halves=halves)
-    return Row(name, target, partial(jpegs, side=640, count=20), ours, peer, check, loaded)
+    return Row(name, target, partial(jpegs, side=640, count=20), ours, peer, check, loaded_to_cut)
 
 
 ROWS = [

@@ -13,7 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.bench.harness import Figure, Told
+from tests.bench.harness import KB, Figure, Told
 from tests.bench.rows.training import inside, make, trains
 
 EVERY, ITERATIONS = 2, 12
@@ -74,7 +74,7 @@ def of_process(pid):
     """MB that a process had at most, without what it shares with its rank."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if "kB" in line}
-    return (int(found["RssAnon"]) + int(found["RssFile"])) / 1e3
+    return (int(found["RssAnon"]) + int(found["RssFile"])) * KB
 
 
 def blocked(seed):
