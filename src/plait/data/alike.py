@@ -28,7 +28,7 @@ PAIRS = 1 << 14
 MIX = np.uint64(0x9E3779B97F4A7C15)
 """``SPREAD`` of :mod:`plait.data.said`, of 64 bits."""
 BANDS, BESIDE = 16, 4
-"""Texts that agree in all numbers of one band are compared: nearly all that are as similar as SIMILAR. So many
+"""Texts that agree in all numbers of a band are compared: nearly all that are as similar as SIMILAR. So many
 bands are looked at in one reading."""
 SIMILAR = 0.8
 """Share of their pieces that similar texts have in common."""
